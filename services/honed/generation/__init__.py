@@ -1,0 +1,1 @@
+"""Sampling from the live policy and swapping its weights while it serves."""

@@ -1,0 +1,1 @@
+"""Learning from scored rollouts, and the training jobs that come before."""

@@ -1,0 +1,1 @@
+"""What a policy version is: its name, its manifest, its store."""

@@ -1,0 +1,1 @@
+"""The record of what people said: judgements, their import, export and snapshots."""

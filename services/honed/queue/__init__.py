@@ -1,0 +1,1 @@
+"""Redis Streams between the stages: one atomic hop, leases, dead letters, admission."""

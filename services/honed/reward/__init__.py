@@ -1,0 +1,1 @@
+"""What a response is worth: scorers, their weighted sum, and the scoring worker."""
