@@ -1,8 +1,8 @@
 """Builds everything that comes from protos/: the Python stubs, and the descriptor image that buf lints and compares.
 
-    scripts/protos.py generate     write services/honed/v1
-    scripts/protos.py check        lint, compare with the released contract, prove that the stubs are fresh
-    scripts/protos.py release      make today's contract the one that later changes must not break
+scripts/protos.py generate     write services/honed/v1
+scripts/protos.py check        lint, compare with the released contract, prove that the stubs are fresh
+scripts/protos.py release      make today's contract the one that later changes must not break
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ def protoc(*arguments: str) -> None:
     """Runs the pinned protoc over every contract file."""
     with tempfile.TemporaryDirectory() as scratch:
         schema = validation_schema(Path(scratch))
-        command = [sys.executable, "-m", "grpc_tools.protoc", f"--descriptor_set_in={schema}", f"-I{PROTOS}", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "grpc_tools.protoc",
+            f"--descriptor_set_in={schema}",
+            f"-I{PROTOS}",
+            *arguments,
+        ]
         subprocess.run([*command, *sorted(str(p) for p in (PROTOS / "honed/v1").glob("*.proto"))], check=True)
 
 
@@ -52,7 +59,9 @@ def generate(into: Path) -> None:
     )  # fmt: skip
     for path in sorted((into / "honed/v1").glob("*_pb2.py")):
         # A client has only protobuf: the rules' schema comes through a module of ours that does without protovalidate.
-        path.write_text(path.read_text().replace(RULES_IMPORT, "from honed import _rules as buf_dot_validate_dot_validate__pb2\n"))
+        path.write_text(
+            path.read_text().replace(RULES_IMPORT, "from honed import _rules as buf_dot_validate_dot_validate__pb2\n")
+        )
     for path in sorted((into / "honed/v1").glob("*_pb2*.pyi")):
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(line for line in lines if "buf.validate" not in line))
@@ -71,11 +80,20 @@ def check() -> int:
         current = Path(scratch) / "image.binpb"
         image(current)
         failures += subprocess.run([buf, "lint", str(current), "--path", "honed"], cwd=PROTOS).returncode != 0
-        failures += subprocess.run([buf, "breaking", str(current), "--against", str(RELEASED), "--path", "honed"], cwd=PROTOS).returncode != 0
+        failures += (
+            subprocess.run(
+                [buf, "breaking", str(current), "--against", str(RELEASED), "--path", "honed"], cwd=PROTOS
+            ).returncode
+            != 0
+        )
         generate(Path(scratch))
         fresh = Path(scratch) / "honed/v1"
         names = sorted({p.name for p in fresh.iterdir()} | {p.name for p in STUBS.glob("*_pb2*")})
-        stale = [n for n in names if not (fresh / n).exists() or not (STUBS / n).exists() or not filecmp.cmp(fresh / n, STUBS / n, shallow=False)]
+        stale = [
+            n
+            for n in names
+            if not (fresh / n).exists() or not (STUBS / n).exists() or not filecmp.cmp(fresh / n, STUBS / n, shallow=False)
+        ]
     if stale:
         print(f"stale stubs: {', '.join(stale)}; run scripts/protos.py generate", file=sys.stderr)
     return int(failures > 0 or bool(stale))

@@ -1,0 +1,42 @@
+"""Prometheus metrics that every service has: calls by method and code, their latency, and how many are in flight."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+CALLS = Counter("honed_grpc_calls_total", "Calls served, by method and status code.", ["method", "code"])
+LATENCY = Histogram(
+    "honed_grpc_call_seconds",
+    "Time from the arrival of a call to its end.",
+    ["method"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+IN_FLIGHT = Gauge("honed_grpc_calls_in_flight", "Calls being served.", ["method"])
+
+
+class Outcome:
+    """The status code that a call will be counted under."""
+
+    code = "OK"
+
+
+@contextmanager
+def observe(method: str) -> Iterator[Outcome]:
+    """Counts and times one call; set `code` on what it yields when the call fails."""
+    outcome = Outcome()
+    started = time.monotonic()
+    with IN_FLIGHT.labels(method).track_inprogress():
+        try:
+            yield outcome
+        finally:
+            CALLS.labels(method, outcome.code).inc()
+            LATENCY.labels(method).observe(time.monotonic() - started)
+
+
+def expose(host: str, port: int) -> None:
+    """Serves `/metrics` by HTTP in a background thread."""
+    start_http_server(port, addr=host)

@@ -1,0 +1,150 @@
+"""Reads the run file and the environment into `RunSettings`, and can say where each value came from."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from honed.config import RunSettings
+
+Source = Literal["default", "file", "environment"]
+PREFIX = "HONED_"
+_NOT_SETTINGS = frozenset({"HONED_TOKEN", "HONED_ADDRESS", "HONED_RUN_FILE"})
+
+
+class SettingsError(ValueError):
+    """The run file or the environment is wrong; the message names the key and what to do."""
+
+
+class _Environment(RunSettings, BaseSettings):
+    """The same tree, read from the environment."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+
+
+def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> RunSettings:
+    """Reads the settings: defaults, then the run file, then the environment.
+
+    Raises:
+        SettingsError: the file cannot be read, a key is unknown (names the nearest), or a value is wrong.
+    """
+    return _load(path, environment)[0]
+
+
+def explain_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Iterator[tuple[str, Any, Source]]:
+    """Yields (dotted key, value, source) for each leaf of the effective tree, in the order of the tree."""
+    settings, file_tree, environment_tree = _load(path, environment)
+    for key, value in _leaves(settings):
+        source: Source = "default"
+        if _reaches(environment_tree, key):
+            source = "environment"
+        elif _reaches(file_tree, key):
+            source = "file"
+        yield key, value, source
+
+
+def write_settings(settings: RunSettings, path: Path) -> None:
+    """Writes a run file with every value; secrets stay out of it."""
+    tree = settings.model_dump(mode="json", exclude={"queue": {"password"}, "preference": {"database_url"}})
+    partial = path.with_suffix(".partial")
+    partial.write_text(yaml.safe_dump(tree, sort_keys=False))
+    partial.rename(path)
+
+
+def _load(path: Path | None, environment: Mapping[str, str]) -> tuple[RunSettings, dict[str, Any], dict[str, Any]]:
+    file_tree = _read_file(path) if path is not None else {}
+    environment_tree = _read_environment(environment)
+    try:
+        return RunSettings.model_validate(_merged(file_tree, environment_tree)), file_tree, environment_tree
+    except ValidationError as error:
+        raise SettingsError(_explained(error, path)) from error
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"run file {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"run file {path} is not YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise SettingsError(f"run file {path} must hold sections and keys, not a {type(tree).__name__}")
+    return tree
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    known = {PREFIX + key.upper().replace(".", "__") for key in _known_keys(RunSettings)}
+    given = {k: v for k, v in environment.items() if k.startswith(PREFIX) and k not in _NOT_SETTINGS}
+    for name in given:
+        if name not in known:
+            raise SettingsError(f"environment variable {name} names no setting{_nearest(name, known)}")
+    source = EnvSettingsSource(_Environment)
+    source.env_vars = {k.lower(): v for k, v in given.items()}
+    return source()
+
+
+def _explained(error: ValidationError, path: Path | None) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key{_nearest(key, set(_known_keys(RunSettings)))}")
+        else:
+            lines.append(f"{key or 'settings'}: {problem['msg']} (got {problem['input']!r})" if key else problem["msg"])
+    return f"{path or 'settings'}: " + "; ".join(lines)
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else "; `honed config show` lists the known ones"
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for part in _models_in(field.annotation):
+            yield from _known_keys(part, f"{prefix}{name}.")
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        for part in typing.get_args(annotation):
+            yield from _models_in(part)
+
+
+def _leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _reaches(tree: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True

@@ -1,0 +1,61 @@
+"""The run file: what it accepts, how it refuses, and where each value came from."""
+
+from pathlib import Path
+
+import pytest
+
+from honed.settings_file import SettingsError, explain_settings, load_settings, write_settings
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"learner\.bacth: unknown key; did you mean learner\.batch\?"):
+        load_settings(written(tmp_path, "learner: {bacth: 3}"), {})
+
+
+def test_an_unknown_environment_variable_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="HONED_LEARNER__BACH names no setting; did you mean HONED_LEARNER__BATCH"):
+        load_settings(None, {"HONED_LEARNER__BACH": "3"})
+
+
+def test_a_wrong_value_names_its_key_and_itself(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"learner\.batch: Input should be greater than 0 \(got -4\)"):
+        load_settings(written(tmp_path, "learner: {batch: -4}"), {})
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "learner: [", "just words"])
+def test_a_file_that_is_no_tree_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError, match=r"run\.yaml"):
+        load_settings(written(tmp_path, text), {})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml cannot be read"):
+        load_settings(tmp_path / "nowhere.yaml", {})
+
+
+def test_environment_wins_over_file_and_file_over_default(tmp_path: Path) -> None:
+    path = written(tmp_path, "learner: {batch: 64, epochs: 2}")
+    environment = {"HONED_LEARNER__BATCH": "128", "HONED_TOKEN": "ignored"}
+    rows = {key: (value, source) for key, value, source in explain_settings(path, environment)}
+    assert rows["learner.batch"] == (128, "environment")
+    assert rows["learner.epochs"] == (2, "file")
+    assert rows["learner.minibatches"] == (1, "default")
+
+
+def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="multiple of conductor.samples_per_prompt"):
+        load_settings(written(tmp_path, "learner: {batch: 10}\nconductor: {samples_per_prompt: 4}"), {})
+
+
+def test_a_written_run_file_reads_back_equal_and_holds_no_secret(tmp_path: Path) -> None:
+    settings = load_settings(None, {"HONED_QUEUE__PASSWORD": "hush", "HONED_SEED": "7"})
+    write_settings(settings, tmp_path / "effective.yaml")
+    assert "hush" not in (tmp_path / "effective.yaml").read_text()
+    again = load_settings(tmp_path / "effective.yaml", {"HONED_QUEUE__PASSWORD": "hush"})
+    assert again == settings
