@@ -1,0 +1,267 @@
+"""The port of a generation engine: sampling from the live policy, and the transactional change of its weights.
+
+What each implementation keeps:
+
+* Every token carries the version that sampled it, and its log-probability is that version's own, given the whole prefix.
+* No token that leaves the engine was sampled by weights whose canary check had not passed.
+* A change of weights fails no request: those in flight go on afterwards, those that arrive meanwhile wait.
+* Cancelling `complete` or closing `generate` frees the engine of the request.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from honed.kit.errors import InvalidArgument
+from honed.policy.version import VersionId
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn; the fields of honed.v1.SamplingParams with their defaults applied.
+
+    Attributes:
+        max_tokens: The most tokens to sample; at least 1.
+        temperature: Divides the logits; 0 is greedy.
+        top_p: Keeps the smallest set of tokens whose probability reaches this; 1 keeps all.
+        top_k: Keeps the k most likely tokens; 0 keeps all.
+        seed: Makes the sampling repeatable.
+        stop: Texts that end the response; not part of the text.
+        stop_token_ids: Tokens that end the response; the token itself is part of the token ids, not of the text.
+        fixed_length: Sample exactly `max_tokens`, past any end-of-sequence token.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    fixed_length: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InvalidArgument for a value that no engine can honour."""
+        if self.max_tokens < 1:
+            raise InvalidArgument("sampling.max_tokens", f"must be at least 1, got {self.max_tokens}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InvalidArgument("sampling.temperature", f"must be finite and at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise InvalidArgument("sampling.top_p", f"must be in (0, 1], got {self.top_p}")
+        if self.top_k < 0:
+            raise InvalidArgument("sampling.top_k", f"must be at least 0, got {self.top_k}")
+        if self.seed is not None and not 0 <= self.seed < 1 << 63:
+            raise InvalidArgument("sampling.seed", f"must be in [0, 2^63), got {self.seed}")
+        if self.fixed_length and (self.stop or self.stop_token_ids):
+            raise InvalidArgument("sampling.fixed_length", "a response of fixed length has no stops; leave one of the two out")
+        if not all(self.stop):
+            raise InvalidArgument("sampling.stop", "an empty text would stop every response")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One response to sample.
+
+    Attributes:
+        request_id: Unique among the requests in flight; appears in logs.
+        prompt_token_ids: The prompt; at least one token.
+        sampling: How to sample.
+        want_text: Decode the response. Rollouts leave it off: decoding costs time on the path of every token.
+        want_logprobs: Record the log-probability of each sampled token.
+    """
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    sampling: Sampling
+    want_text: bool = True
+    want_logprobs: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`version` sampled the tokens `start` (inclusive) to `end` (exclusive) of the response."""
+
+    version: VersionId
+    start: int
+    end: int
+
+
+class FinishReason(enum.Enum):
+    """Why a response ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A response, or the part of it since the last chunk.
+
+    Attributes:
+        token_ids: Sampled tokens.
+        logprobs: One value a token (nats, float32 precision), of the distribution that was sampled from: after temperature,
+            top-p and top-k; at temperature 0 of the model's own. Empty unless asked for.
+        spans: Who sampled them. Ordered, without gaps, covering exactly the chunk's tokens; they count from the start of the
+            response.
+        text: The decoded text; empty unless asked for.
+        finish_reason: None while the response goes on.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    spans: tuple[Span, ...]
+    text: str
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class CommitReport:
+    """What a committed push was like.
+
+    Attributes:
+        version: The version that serves now.
+        pause_s: Seconds from the pause to the moment that sampled tokens may leave the engine again.
+        canary_max_error: The largest difference of a canary's log-probability from the manifest's, nats.
+        requests_carried: Requests that were in flight at the pause and went on after it.
+    """
+
+    version: VersionId
+    pause_s: float
+    canary_max_error: float
+    requests_carried: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What the engine can take. `max_model_len` counts prompt and response tokens together."""
+
+    max_model_len: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSettings:
+    """Bounds of a change of weights.
+
+    Attributes:
+        canary_tolerance: The largest difference of a canary's log-probability that passes, nats. float32 engines agree to about
+            1e-5; bfloat16 needs about 0.1.
+        call_timeout_s: Deadline of each single call into the engine.
+        timeout_s: Deadline from the pause to the verified weights; a roll-back has as long again.
+    """
+
+    canary_tolerance: float = 1e-3
+    call_timeout_s: float = 30.0
+    timeout_s: float = 60.0
+
+
+class GenerationEngine(Protocol):
+    """One model being sampled from. All methods belong to the event loop that called `start`."""
+
+    @property
+    def version(self) -> VersionId:
+        """The committed version."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests accepted and not ended, those that wait for a commit included."""
+
+    @property
+    def limits(self) -> EngineLimits:
+        """What fits. Known after `start`."""
+
+    @property
+    def description(self) -> str:
+        """Name and version of the engine, for example `vllm 0.32.0`."""
+
+    async def start(self) -> None:
+        """Loads the first version and checks its canaries.
+
+        Raises:
+            Unavailable: If the engine cannot be started; the message says what is missing.
+            Aborted: If the canaries do not agree with the loaded weights.
+        """
+
+    async def complete(self, request: EngineRequest) -> Chunk:
+        """Samples a response and returns it whole: the cheap path.
+
+        Raises:
+            InvalidArgument: If the request does not fit the limits.
+            Overloaded: If the queue is full.
+            Unavailable: If the engine died or is closed.
+        """
+
+    def generate(self, request: EngineRequest) -> AsyncGenerator[Chunk, None]:
+        """Samples a response chunk by chunk; the last one has a finish reason. Raises like `complete`."""
+
+    async def prepare(self, version: VersionId, directory: Path) -> None:
+        """Checks that the verified version at `directory` can replace the serving one. The old version goes on serving.
+
+        The directory must stay until another version has been committed after it: a roll-back reads it again.
+
+        Raises:
+            FailedPrecondition: If its architecture or tokenizer differs from what is loaded, or it has no canaries.
+            DataLoss: If files are missing or damaged.
+        """
+
+    async def commit(self, version: VersionId) -> CommitReport:
+        """Swaps in the prepared version and checks its canaries before anything that it samples leaves the engine.
+
+        Raises:
+            FailedPrecondition: If the version was not prepared.
+            Aborted: If it did not take; the last good version serves again, and no request failed.
+            Unavailable: If the last good version could not be restored either. The engine is dead then.
+        """
+
+    async def abort_version(self, version: VersionId) -> None:
+        """Forgets a prepared version; nothing happens if it was not prepared."""
+
+    async def pause(self) -> None:
+        """Freezes what is in flight. New requests wait. A commit is possible and leaves the engine paused."""
+
+    async def resume(self) -> None:
+        """Lets everything go on."""
+
+    async def wait_dead(self) -> str:
+        """Returns the reason when the engine can no longer serve. The process should exit then, to be restarted."""
+
+    async def close(self) -> None:
+        """Ends what is in flight with `Unavailable` and frees everything. Idempotent."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` by the policy's tokenizer, with its special tokens."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids`, without special tokens."""
+
+
+def check_request(request: EngineRequest, limits: EngineLimits) -> None:
+    """Raises InvalidArgument, naming the field, if `request` does not fit `limits`."""
+    prompt = request.prompt_token_ids
+    if not prompt:
+        raise InvalidArgument("prompt", "empty; give at least one token")
+    total = len(prompt) + request.sampling.max_tokens
+    if total > limits.max_model_len:
+        raise InvalidArgument(
+            "prompt",
+            f"{len(prompt)} prompt tokens and max_tokens {request.sampling.max_tokens} make {total}, more than the model's "
+            f"{limits.max_model_len}; shorten one of them",
+        )
+    if max(prompt) >= limits.vocab_size or min(prompt) < 0:
+        raise InvalidArgument("prompt.token_ids", f"an id is outside the vocabulary of {limits.vocab_size}")
+    if any(not 0 <= token < limits.vocab_size for token in request.sampling.stop_token_ids):
+        raise InvalidArgument("sampling.stop_token_ids", f"an id is outside the vocabulary of {limits.vocab_size}")
+
+
+@dataclass(frozen=True, slots=True)
+class InitialVersion:
+    """What an engine serves first: a version's verified directory."""
+
+    version: VersionId
+    directory: Path
