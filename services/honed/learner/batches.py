@@ -1,0 +1,141 @@
+"""Episodes as tensors: micro-batches by token budget for the model, padded rows for the arithmetic on rewards.
+
+Two layouts meet here. The model reads *micro-batches*: sequences of similar length, padded on the right, with the flat
+positions of the action tokens beside them. Rewards and advantages live in *rows*, `[B, T]`, T the longest response.
+`MicroBatch.slots` leads from one to the other. Masks and positions come from lengths, never from token ids: a token that equals the padding id is
+an action like any other.
+
+With pads on the right only, causal attention needs no mask, and the position of each token in its row equals the exclusive
+cumulative sum of the attention mask, which lm-human-preferences uses for its pads on the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from honed.kit.errors import InvalidArgument
+from honed.learner.episodes import Episode
+
+# Any valid id does: no mask is made from it, and no action token attends to it.
+_FILLER = 0
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What the model reads at once: b sequences of at most L tokens, N action tokens among them.
+
+    The last response token is left out of `tokens`: it is predicted, and predicts nothing.
+    """
+
+    tokens: Tensor
+    """Prompt and response without its last token, `[b, L]`, padded on the right."""
+    states: Tensor
+    """Where in the flattened `tokens` the state stands that predicts each action token, `[N]`."""
+    targets: Tensor
+    """The action tokens, `[N]`, row by row."""
+    temperatures: Tensor
+    """The temperature that each action token was sampled at, `[N]`, float32."""
+    slots: Tensor
+    """Where each action token stands in flattened rows `[B, T]`, `[N]`."""
+    real_tokens: int
+    """Tokens of `tokens` that are not padding."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Copies to a device."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of B episodes before the model has read them, responses padded on the right to T."""
+
+    mask: Tensor
+    """True on action tokens, `[B, T]`."""
+    behaviour: Tensor
+    """The sampler's log-probabilities, `[B, T]`, zero on pads, nats."""
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode]) -> Rows:
+        """Lays out the episodes in their order."""
+        width = max(len(e.response) for e in episodes)
+        lengths = torch.tensor([len(e.response) for e in episodes])
+        mask = torch.arange(width).unsqueeze(0) < lengths.unsqueeze(1)
+        behaviour = torch.zeros(mask.shape)
+        behaviour[mask] = torch.tensor([p for e in episodes for p in e.logprobs])
+        return cls(mask=mask, behaviour=behaviour)
+
+    @property
+    def empty_share(self) -> float:
+        """Share of the B x T action positions that no token fills: near 1 when responses collapse to nothing."""
+        return 1.0 - self.mask.sum().item() / self.mask.numel()
+
+
+def micro_batches(episodes: Sequence[Episode], chosen: Sequence[int], *, max_tokens: int, width: int) -> list[MicroBatch]:
+    """Packs the chosen episodes into as few micro-batches as the budget and their order allow.
+
+    Episodes are sorted by length, ties by their index, and cut wherever one more would make rows times longest row exceed the
+    budget. The same input gives the same micro-batches. An episode longer than the budget gets a micro-batch of its own.
+
+    Args:
+        episodes: the batch.
+        chosen: indices into it.
+        max_tokens: most tokens, padding included, of one micro-batch.
+        width: T of the batch's rows.
+
+    Raises:
+        InvalidArgument: when the budget is not positive.
+    """
+    if max_tokens < 1:
+        raise InvalidArgument("max_tokens", f"must be at least 1, got {max_tokens}")
+    packed: list[MicroBatch] = []
+    group: list[int] = []
+    for index in sorted(chosen, key=lambda i: (_length(episodes[i]), i)):
+        if group and (len(group) + 1) * _length(episodes[index]) > max_tokens:
+            packed.append(_pack(episodes, group, width))
+            group = []
+        group.append(index)
+    if group:
+        packed.append(_pack(episodes, group, width))
+    return packed
+
+
+def padding_share(batches: Sequence[MicroBatch]) -> float:
+    """Share of the tokens that the model reads which are padding."""
+    total = sum(b.tokens.numel() for b in batches)
+    return 1.0 - sum(b.real_tokens for b in batches) / total if total else 0.0
+
+
+def _length(episode: Episode) -> int:
+    return len(episode.prompt) + len(episode.response) - 1
+
+
+def _pack(episodes: Sequence[Episode], group: Sequence[int], width: int) -> MicroBatch:
+    longest = _length(episodes[group[-1]])
+    tokens: list[list[int]] = []
+    states: list[int] = []
+    slots: list[int] = []
+    targets: list[int] = []
+    temperatures: list[float] = []
+    for row, index in enumerate(group):
+        episode = episodes[index]
+        read = [*episode.prompt, *episode.response[:-1]]
+        tokens.append(read + [_FILLER] * (longest - len(read)))
+        first = row * longest + len(episode.prompt) - 1
+        count = len(episode.response)
+        states.extend(range(first, first + count))
+        slots.extend(range(index * width, index * width + count))
+        targets.extend(episode.response)
+        temperatures.extend([episode.temperature] * count)
+    return MicroBatch(
+        tokens=torch.tensor(tokens),
+        states=torch.tensor(states),
+        targets=torch.tensor(targets),
+        temperatures=torch.tensor(temperatures, dtype=torch.float32),
+        slots=torch.tensor(slots),
+        real_tokens=sum(_length(episodes[i]) for i in group),
+    )

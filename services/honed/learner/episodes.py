@@ -1,0 +1,148 @@
+"""One training sample: a scored rollout, checked once at the door.
+
+An `Episode` that exists is sound: lengths agree, every token has one version, log-probabilities are finite, ids are in the
+vocabulary, the padding token was not sampled, there is at least one action token, and sampling had full support.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from honed.kit.errors import InvalidArgument
+from honed.v1 import common_pb2
+
+
+@dataclass(frozen=True)
+class TokenSpan:
+    """Response tokens `start` to `end` (exclusive), all sampled by policy version `fence.step`."""
+
+    fence: int
+    step: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What ids a response may hold."""
+
+    size: int
+    """Ids run from 0 to `size` - 1."""
+    pad_token_id: int | None = None
+    """The id that sampling must never produce; None when the tokenizer's padding token is also a real one."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A prompt, its sampled response, and what the response was worth."""
+
+    rollout_id: str
+    entry_id: str
+    """Id of the entry in the stream `scored`, to acknowledge it by."""
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """The sampler's log-probability of each response token at `temperature`, nats."""
+    spans: tuple[TokenSpan, ...]
+    reward: float
+    temperature: float = 1.0
+
+    @property
+    def oldest(self) -> tuple[int, int]:
+        """(fence, step) of the oldest version that sampled any of its tokens: what staleness is counted from."""
+        return min((span.fence, span.step) for span in self.spans)
+
+    @classmethod
+    def from_scored(
+        cls, entry_id: str, scored: common_pb2.ScoredRollout, vocabulary: Vocabulary, *, max_tokens: int | None = None
+    ) -> Episode:
+        """Converts an entry of the stream `scored`.
+
+        Args:
+            entry_id: the entry's id in the stream.
+            scored: the message.
+            vocabulary: of the policy.
+            max_tokens: the most tokens, prompt and response together; None for no limit.
+
+        Raises:
+            InvalidArgument: naming the field that is wrong. Such an entry can never train and belongs with the dead letters.
+        """
+        rollout = scored.rollout
+        temperature = rollout.sampling.temperature if rollout.sampling.HasField("temperature") else 1.0
+        episode = cls(
+            rollout_id=rollout.rollout_id,
+            entry_id=entry_id,
+            prompt=tuple(rollout.prompt_token_ids),
+            response=tuple(rollout.response_token_ids),
+            logprobs=tuple(rollout.logprobs),
+            spans=tuple(TokenSpan(s.version.fence, s.version.step, s.start, s.end) for s in rollout.version_spans),
+            reward=scored.reward,
+            temperature=temperature,
+        )
+        _check_sampling(rollout.sampling)
+        _check(episode, vocabulary, max_tokens)
+        return episode
+
+
+def _check_sampling(sampling: common_pb2.SamplingParams) -> None:
+    if sampling.HasField("top_p") and sampling.top_p < 1.0:
+        raise InvalidArgument(
+            "rollout.sampling.top_p", f"{sampling.top_p:g} cuts the support and biases the ratios; sample training data with 1"
+        )
+    if sampling.top_k:
+        raise InvalidArgument(
+            "rollout.sampling.top_k", f"{sampling.top_k} cuts the support and biases the ratios; sample training data with 0"
+        )
+
+
+def _check(episode: Episode, vocabulary: Vocabulary, max_tokens: int | None) -> None:
+    if not episode.rollout_id:
+        raise InvalidArgument("rollout.rollout_id", "is empty; without it nothing proves that the rollout trains once")
+    if not (math.isfinite(episode.temperature) and episode.temperature > 0):
+        raise InvalidArgument(
+            "rollout.sampling.temperature", f"must be positive to train on, got {episode.temperature:g} (0 is greedy)"
+        )
+    if not math.isfinite(episode.reward):
+        raise InvalidArgument("reward", f"must be finite, got {episode.reward}")
+    _check_ids("rollout.prompt_token_ids", episode.prompt, vocabulary.size)
+    _check_ids("rollout.response_token_ids", episode.response, vocabulary.size)
+    if vocabulary.pad_token_id is not None and vocabulary.pad_token_id in episode.response:
+        at = episode.response.index(vocabulary.pad_token_id)
+        raise InvalidArgument(
+            f"rollout.response_token_ids[{at}]",
+            f"is the padding token {vocabulary.pad_token_id}; forbid it when sampling",
+        )
+    length = len(episode.response)
+    if max_tokens is not None and len(episode.prompt) + length > max_tokens:
+        raise InvalidArgument(
+            "rollout.response_token_ids", f"prompt and response have {len(episode.prompt) + length} tokens, over {max_tokens}"
+        )
+    if len(episode.logprobs) != length:
+        raise InvalidArgument("rollout.logprobs", f"has {len(episode.logprobs)} entries for {length} response tokens")
+    for at, logprob in enumerate(episode.logprobs):
+        # A little above zero is rounding in the sampler, not an error.
+        if not (math.isfinite(logprob) and logprob <= 1e-3):
+            raise InvalidArgument(f"rollout.logprobs[{at}]", f"{logprob} is not the logarithm of a probability")
+    _check_spans(episode.spans, length)
+
+
+def _check_ids(field: str, ids: tuple[int, ...], size: int) -> None:
+    if not ids:
+        raise InvalidArgument(field, "is empty; at least one token is needed")
+    if max(ids) >= size or min(ids) < 0:
+        at = next(i for i, token in enumerate(ids) if not 0 <= token < size)
+        raise InvalidArgument(f"{field}[{at}]", f"{ids[at]} is not in the vocabulary of {size}; is it another tokenizer's?")
+
+
+def _check_spans(spans: tuple[TokenSpan, ...], length: int) -> None:
+    covered = 0
+    for at, span in enumerate(spans):
+        if span.start != covered or span.end <= span.start:
+            raise InvalidArgument(
+                f"rollout.version_spans[{at}]",
+                f"covers {span.start} to {span.end}, must start at {covered} and hold at least one token",
+            )
+        covered = span.end
+    if covered != length:
+        raise InvalidArgument("rollout.version_spans", f"cover {covered} of {length} response tokens")

@@ -1,0 +1,192 @@
+"""The policy with its value head, and the frozen reference, as the learner reads them: action tokens in, numbers out.
+
+Any causal language model of transformers serves. The transformer reads whole sequences; logits and values are made at the
+states that predict an action token and nowhere else. Dropout is off: the models stay in evaluation mode while they train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument
+from honed.learner.batches import MicroBatch
+from honed.learner.token_head import chosen_logprobs, chosen_logprobs_and_entropy
+
+Precision = Literal["float32", "bfloat16"]
+"""What the transformer computes in. Weights, logits and log-probabilities are float32 either way."""
+
+
+@dataclass(frozen=True)
+class TokenEvaluation:
+    """What the policy says of a micro-batch's action tokens, each `[N]`, float32."""
+
+    logprobs: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class TokenMeasurement:
+    """As `TokenEvaluation`, without gradient, and with the entropy of each distribution in nats."""
+
+    logprobs: Tensor
+    values: Tensor
+    entropies: Tensor
+
+
+def load_language_model(directory: Path, *, device: torch.device) -> Any:
+    """Loads a causal language model in float32 from a Hugging Face directory: safetensors only, no remote code, no network.
+
+    Raises:
+        InvalidArgument: when the directory holds no such model.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, trust_remote_code=False, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise InvalidArgument("directory", f"{directory} holds no causal language model in safetensors: {error}") from error
+    return model.to(device)
+
+
+class TokenModel(nn.Module):
+    """A causal language model that gives log-probabilities of action tokens."""
+
+    def __init__(self, language_model: Any, *, precision: Precision = "float32") -> None:
+        """Takes the model over; it is set to evaluation mode and stays on its device.
+
+        Raises:
+            FailedPrecondition: when the model does more to its logits than one linear layer, such as soft-capping.
+        """
+        super().__init__()
+        self.language_model = language_model.eval()
+        self._precision = precision
+        self._check_head()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many token ids the model knows."""
+        return int(self._head.weight.shape[0])
+
+    def hidden_states(self, tokens: Tensor, states: Tensor) -> Tensor:
+        """Last hidden states at flat positions of `tokens` `[b, L]`, as `[N, d]` float32."""
+        # Pads are on the right, so causal attention alone keeps them out; see batches.
+        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+        with self._autocast():
+            hidden = self.language_model.base_model(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
+        chosen: Tensor = hidden.flatten(0, 1).index_select(0, states).float()
+        return chosen
+
+    def logprobs(self, batch: MicroBatch) -> Tensor:
+        """Log-probability of each action token at its temperature, `[N]`, nats."""
+        return self._logprobs(self.hidden_states(batch.tokens, batch.states), batch)
+
+    def _logprobs(self, hidden: Tensor, batch: MicroBatch) -> Tensor:
+        low = torch.bfloat16 if self._precision == "bfloat16" else torch.float32
+        head = self._head
+        return chosen_logprobs(hidden, head.weight, head.bias, batch.targets, batch.temperatures, backward_dtype=low)
+
+    @property
+    def _head(self) -> Any:
+        return self.language_model.get_output_embeddings()
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+            yield
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Compares our way to the logits with the model's own on two tokens."""
+        tokens = torch.tensor([[0, min(1, self.vocabulary_size - 1)]], device=self.device)
+        theirs = self.language_model(input_ids=tokens, use_cache=False).logits
+        ours = self._head(self.language_model.base_model(input_ids=tokens, use_cache=False).last_hidden_state)
+        if not torch.allclose(theirs.float(), ours.float(), rtol=1e-4, atol=1e-4):
+            raise FailedPrecondition(
+                f"{type(self.language_model).__name__} does more to its logits than one linear layer, such as scaling or "
+                "soft-capping; the learner does not support that: choose a model without it"
+            )
+
+
+class ReferenceModel(TokenModel):
+    """The frozen policy that the KL penalty is measured against."""
+
+    def __init__(self, language_model: Any, *, precision: Precision = "float32") -> None:
+        """Freezes the model; see `TokenModel`."""
+        super().__init__(language_model, precision=precision)
+        self.requires_grad_(False)
+
+
+class PolicyModel(TokenModel):
+    """The policy and its value head on one transformer, as in lm-human-preferences."""
+
+    def __init__(self, language_model: Any, *, precision: Precision = "float32", shared_trunk: bool = True) -> None:
+        """Adds a value head that is exactly zero.
+
+        Args:
+            language_model: a causal language model of transformers.
+            precision: see `Precision`.
+            shared_trunk: whether the value loss also trains the transformer. False keeps its gradient in the head.
+        """
+        super().__init__(language_model, precision=precision)
+        head: nn.Linear = nn.Linear(int(self._head.weight.shape[1]), 1)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.value_head = head.to(self.device)
+        self._shared_trunk = shared_trunk
+
+    def evaluate(self, batch: MicroBatch) -> TokenEvaluation:
+        """Log-probabilities and values of the action tokens, with gradient."""
+        hidden = self.hidden_states(batch.tokens, batch.states)
+        return TokenEvaluation(logprobs=self._logprobs(hidden, batch), values=self._values(hidden))
+
+    @torch.no_grad()
+    def measure(self, batch: MicroBatch) -> TokenMeasurement:
+        """Log-probabilities, values and entropies of the action tokens, without gradient."""
+        hidden = self.hidden_states(batch.tokens, batch.states)
+        logprobs, entropies = chosen_logprobs_and_entropy(
+            hidden, self._head.weight, self._head.bias, batch.targets, batch.temperatures
+        )
+        return TokenMeasurement(logprobs=logprobs, values=self._values(hidden), entropies=entropies)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Every parameter that trains, by name; tied weights once."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters by name, tied weights once, sharing memory with the model: what a checkpoint holds."""
+        return {name: p.detach() for name, p in self.named_parameters()}
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Copies what `tensors` gave into the parameters.
+
+        Raises:
+            DataLoss: when names or shapes are not this model's; no parameter is changed then.
+        """
+        own = dict(self.named_parameters())
+        if own.keys() != tensors.keys():
+            odd = sorted(own.keys() ^ tensors.keys())
+            raise DataLoss(f"stored weights are another model's: {len(odd)} names differ, the first is {odd[0]!r}")
+        for name, parameter in own.items():
+            if parameter.shape != tensors[name].shape:
+                raise DataLoss(f"stored weight {name!r} has shape {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}")
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+    def _values(self, hidden: Tensor) -> Tensor:
+        read = hidden if self._shared_trunk else hidden.detach()
+        values: Tensor = self.value_head(read)
+        return values.squeeze(-1)

@@ -1,0 +1,121 @@
+"""Normalisation of scores, so that the KL coefficient keeps its meaning whatever the scorer's scale.
+
+A normaliser is fitted, or takes note of a batch, before it is applied to that batch. Scores are float64 numbers on the host:
+there is one a response.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from honed.kit.errors import InvalidArgument
+
+
+class RewardNormaliser(Protocol):
+    """Turns a batch of scores into rewards; its state travels with the checkpoint."""
+
+    def __call__(self, scores: Sequence[float]) -> list[float]:
+        """Takes note of the batch, if it learns from batches, and returns the rewards in the same order."""
+
+    def state(self) -> dict[str, float]:
+        """What `load_state` needs, as JSON numbers."""
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Goes on from `state`."""
+
+
+class GainBias:
+    """`gain * score + bias`, fixed, and set so that the reference policy's scores have mean 0 and deviation 1.
+
+    lm-human-preferences sets both on 256 samples of the reference policy (`fit`). As constructed it changes nothing.
+    """
+
+    def __init__(self, gain: float = 1.0, bias: float = 0.0, *, clip: float | None = None) -> None:
+        """`clip` bounds the absolute reward; None leaves it unbounded."""
+        self._gain, self._bias, self._clip = gain, bias, _checked(clip)
+
+    def fit(self, scores: Sequence[float], *, mean: float = 0.0, std: float = 1.0) -> None:
+        """Sets gain and bias so that `scores` would come out with this mean and population deviation.
+
+        Raises:
+            InvalidArgument: with fewer than two scores, or scores that are all the same.
+        """
+        count = len(scores)
+        if count < 2:
+            raise InvalidArgument("scores", f"needs at least 2 scores to normalise by, got {count}")
+        centre = math.fsum(scores) / count
+        spread = math.sqrt(math.fsum((s - centre) ** 2 for s in scores) / count)
+        if not (math.isfinite(spread) and spread > 1e-8):
+            raise InvalidArgument("scores", f"deviation is {spread}; a scorer that says the same of everything cannot train")
+        self._gain = std / spread
+        self._bias = mean - self._gain * centre
+
+    def __call__(self, scores: Sequence[float]) -> list[float]:
+        """Applies gain, bias and the clip."""
+        return _clipped([self._gain * s + self._bias for s in scores], self._clip)
+
+    def state(self) -> dict[str, float]:
+        """Gain and bias."""
+        return {"gain": self._gain, "bias": self._bias}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Sets gain and bias."""
+        self._gain, self._bias = float(state["gain"]), float(state["bias"])
+
+
+class Running:
+    """Divides by the running deviation of all scores so far, trlx's `scale_reward: running`.
+
+    Mean and variance are merged batch by batch (Chan et al. 1979); the deviation is the unbiased one, as trlx's. The mean is
+    kept unless `shift_mean`, as trlx does.
+    """
+
+    def __init__(self, *, shift_mean: bool = False, clip: float | None = None) -> None:
+        """`clip` bounds the absolute reward after the division; trlx uses 10."""
+        self._shift_mean, self._clip = shift_mean, _checked(clip)
+        self._count, self._mean, self._squares = 0.0, 0.0, 0.0
+
+    @property
+    def std(self) -> float:
+        """Unbiased deviation of all scores seen, at least 1e-8; 1 before there are two scores."""
+        if self._count < 2:
+            return 1.0
+        return max(math.sqrt(self._squares / (self._count - 1)), 1e-8)
+
+    def __call__(self, scores: Sequence[float]) -> list[float]:
+        """Merges the batch into the running moments, then scales it by them."""
+        self._merge(scores)
+        shift = self._mean if self._shift_mean else 0.0
+        return _clipped([(s - shift) / self.std for s in scores], self._clip)
+
+    def state(self) -> dict[str, float]:
+        """Count, mean and sum of squared deviations."""
+        return {"count": self._count, "mean": self._mean, "squares": self._squares}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Sets the moments."""
+        self._count, self._mean, self._squares = (float(state[k]) for k in ("count", "mean", "squares"))
+
+    def _merge(self, scores: Sequence[float]) -> None:
+        if not scores:
+            return
+        count = len(scores)
+        mean = math.fsum(scores) / count
+        squares = math.fsum((s - mean) ** 2 for s in scores)
+        total = self._count + count
+        delta = mean - self._mean
+        self._squares += squares + delta * delta * self._count * count / total
+        self._mean += delta * count / total
+        self._count = total
+
+
+def _clipped(rewards: list[float], clip: float | None) -> list[float]:
+    return rewards if clip is None else [max(-clip, min(clip, r)) for r in rewards]
+
+
+def _checked(clip: float | None) -> float | None:
+    if clip is not None and not clip > 0:
+        raise InvalidArgument("reward.clip", f"must be positive, got {clip}")
+    return clip

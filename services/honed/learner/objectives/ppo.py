@@ -1,0 +1,97 @@
+"""The terms of PPO: clipped policy loss, decoupled for stale data, clipped value loss, and what is reported of them.
+
+Every function takes tensors that hold action tokens only, flat and without padding, in any one order, and returns a term for
+each token. The aggregate is the caller's and is the same for all of them: the mean over all action tokens of the minibatch, as
+in lm-human-preferences (Ziegler et al. 2019), not a mean over responses of means over tokens. Micro-batches sum their terms and
+divide by the token count of the whole minibatch, so their losses and gradients add up to that mean however it was split.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def behaviour_weights(proximal: Tensor, behaviour: Tensor, cap: float) -> Tensor:
+    """Truncated importance weights of the sampler's tokens under the proximal policy.
+
+    `min(exp(proximal - behaviour), cap)`, each token on its own, without gradient (Espeholt et al. 2018; decoupled PPO,
+    Hilton et al. 2022). Exactly 1 where both agree.
+
+    Args:
+        proximal: log-probabilities under the learner before the update, `[N]`, nats.
+        behaviour: log-probabilities that the sampler recorded, `[N]`, nats.
+        cap: the largest weight, at least 1.
+
+    Returns:
+        Weights, `[N]`.
+    """
+    # Clamped before the exponential: a token that the sampler found all but impossible must not become inf.
+    return (proximal - behaviour).detach().clamp(max=_log(cap, proximal)).exp().clamp(max=cap)
+
+
+def policy_loss_terms(
+    logprobs: Tensor, proximal: Tensor, advantages: Tensor, *, clip: float, weights: Tensor | None = None
+) -> Tensor:
+    """Clipped surrogate of each token, to be minimised.
+
+    `max(-A r, -A clip(r, 1 - clip, 1 + clip))` with `r = exp(logp - proximal)` (Schulman et al. 2017), times the behaviour
+    weight when one is given. With weights of 1 this is plain PPO.
+
+    Args:
+        logprobs: log-probabilities under the policy being trained, `[N]`, with gradient.
+        proximal: log-probabilities that the ratio is clipped against, `[N]`.
+        advantages: `[N]`.
+        clip: half-width of the ratio's clip range.
+        weights: behaviour weights, `[N]`; None stands for ones.
+
+    Returns:
+        Loss of each token, `[N]`.
+    """
+    ratio = (logprobs - proximal).exp()
+    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip))
+    return loss if weights is None else loss * weights
+
+
+def value_loss_terms(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> Tensor:
+    """Clipped squared error of each token's value.
+
+    `0.5 max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2)`, as lm-human-preferences.
+
+    Args:
+        values: predictions of the model being trained, `[N]`, with gradient.
+        old_values: predictions before the update, `[N]`.
+        returns: unwhitened advantages plus `old_values`, `[N]`.
+        clip: how far a prediction may move from the old one and still lower the loss.
+
+    Returns:
+        Loss of each token, `[N]`.
+    """
+    clipped = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
+    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
+
+
+def approximate_kl_terms(logprobs: Tensor, proximal: Tensor) -> Tensor:
+    """`0.5 (logp - old)^2` of each token, `[N]`; its mean is the `approxkl` of lm-human-preferences."""
+    return 0.5 * (logprobs - proximal).square()
+
+
+def clipped_terms(logprobs: Tensor, proximal: Tensor, advantages: Tensor, *, clip: float) -> Tensor:
+    """1 where the clipped branch of the policy loss is strictly the larger, else 0, `[N]`; its mean is the clip fraction."""
+    ratio = (logprobs - proximal).exp()
+    return (-advantages * ratio.clamp(1.0 - clip, 1.0 + clip) > -advantages * ratio).to(logprobs.dtype)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of each categorical distribution, `[..., V]` to `[...]`.
+
+    Args:
+        logits: already divided by the temperature; minus infinity marks an impossible token.
+    """
+    log_p = logits.log_softmax(-1)
+    # 0 log 0 is 0: a masked token adds nothing.
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+
+
+def _log(cap: float, like: Tensor) -> float:
+    return float(torch.tensor(cap, dtype=like.dtype).log())

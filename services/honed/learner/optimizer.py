@@ -1,0 +1,163 @@
+"""Adam as TensorFlow computes it, AdamW as PyTorch does, one linear schedule, and their state as flat tensors.
+
+Where epsilon stands decides how bold the first steps are. PyTorch adds it to the bias-corrected root, TensorFlow to the raw
+one: while the second moment is young, TensorFlow's steps are smaller by far for parameters with small gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from honed.kit.errors import DataLoss, InvalidArgument
+
+OptimizerKind = Literal["adam_tf", "adamw"]
+
+
+class TensorFlowAdam(torch.optim.Optimizer):
+    """Adam with epsilon in TensorFlow's place.
+
+    `lr_t = lr sqrt(1 - b2^t) / (1 - b1^t)`, `p <- p - lr_t m / (sqrt(v) + eps)` (Kingma & Ba 2015, the form at the end of
+    section 2; tf.train.AdamOptimizer). All parameters move in fused multi-tensor operations.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-5
+    ) -> None:
+        """`eps` is added to the uncorrected root of the second moment; 1e-5 in lm-human-preferences."""
+        if not lr >= 0:
+            raise InvalidArgument("lr", f"must not be negative, got {lr}")
+        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
+            raise InvalidArgument("betas", f"must lie in [0, 1), got {betas}")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Moves every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            moved = {p: p.grad for p in group["params"] if p.grad is not None}
+            if moved:
+                self._move(moved, lr=group["lr"], betas=group["betas"], eps=group["eps"])
+        return loss
+
+    def _move(self, gradient_of: dict[Tensor, Tensor], *, lr: float, betas: tuple[float, float], eps: float) -> None:
+        params = list(gradient_of)
+        states = [self._state_of(p) for p in params]
+        for state in states:
+            state["step"] += 1
+        steps = {float(state["step"]) for state in states}
+        for count in steps:  # one count unless a parameter had no gradient at some step
+            chosen = [i for i, state in enumerate(states) if float(state["step"]) == count]
+            gradients = [gradient_of[params[i]] for i in chosen]
+            means = [states[i]["exp_avg"] for i in chosen]
+            squares = [states[i]["exp_avg_sq"] for i in chosen]
+            torch._foreach_lerp_(means, gradients, 1.0 - betas[0])
+            torch._foreach_mul_(squares, betas[1])
+            torch._foreach_addcmul_(squares, gradients, gradients, 1.0 - betas[1])
+            rate = lr * math.sqrt(1.0 - betas[1] ** count) / (1.0 - betas[0] ** count)
+            roots = torch._foreach_sqrt(squares)
+            torch._foreach_add_(roots, eps)
+            torch._foreach_addcdiv_([params[i] for i in chosen], means, roots, -rate)
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            # Same names as torch's own Adam, so that one pair of functions stores either.
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+
+def build_optimizer(
+    kind: OptimizerKind,
+    params: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-5,
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:
+    """Makes the optimizer that `kind` names.
+
+    Args:
+        kind: `adam_tf`, or torch's `adamw`.
+        params: trainable parameters.
+        lr: learning rate before the schedule.
+        betas: decay of the first and second moment.
+        eps: see the class.
+        weight_decay: decoupled decay; `adamw` only.
+    """
+    if kind == "adamw":
+        return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True)
+    if weight_decay:
+        raise InvalidArgument("optimizer.weight_decay", "the recipe's adam_tf has none; choose adamw or leave it 0")
+    return TensorFlowAdam(params, lr=lr, betas=betas, eps=eps)
+
+
+def linear_rate(base: float, *, step: int, total: int) -> float:
+    """Learning rate of update `step` (from 0) of `total`, falling linearly from `base`; 0 from `total` on.
+
+    Raises:
+        InvalidArgument: when `total` is not positive.
+    """
+    if total <= 0:
+        raise InvalidArgument("total", f"must be positive, got {total}")
+    return base * max(0.0, 1.0 - step / total)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's state as flat names: `<parameter>/<slot>`; shares memory with the optimizer.
+
+    Args:
+        optimizer: one of `build_optimizer`.
+        named: the parameters that it trains, by name.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in named.items():
+        state: dict[str, Any] = optimizer.state.get(parameter, {})
+        tensors.update({f"{name}/{slot}": value for slot, value in state.items() if isinstance(value, Tensor)})
+    return tensors
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Puts back what `optimizer_tensors` took; parameters without an entry start afresh.
+
+    Raises:
+        DataLoss: when an entry belongs to no parameter, or has another shape.
+    """
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, slot = key.rpartition("/")
+        parameter = named.get(name)
+        if parameter is None:
+            raise DataLoss(f"optimizer state {key!r} belongs to no parameter of this model; was the model changed?")
+        if value.dim() and value.shape != parameter.shape:
+            raise DataLoss(f"optimizer state {key!r} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
+        # A scalar is a step count, which torch keeps on the host.
+        device = parameter.device if value.dim() else torch.device("cpu")
+        states.setdefault(name, {})[slot] = value.detach().to(device, copy=True)
+    for name, parameter in named.items():
+        optimizer.state[parameter] = states.get(name, {})
