@@ -2,8 +2,8 @@
 
 Two layouts meet here. The model reads *micro-batches*: sequences of similar length, padded on the right, with the flat
 positions of the action tokens beside them. Rewards and advantages live in *rows*, `[B, T]`, T the longest response.
-`MicroBatch.slots` leads from one to the other. Masks and positions come from lengths, never from token ids: a token that equals the padding id is
-an action like any other.
+`MicroBatch.slots` leads from one to the other. Masks and positions come from lengths, never from token ids: a token that
+equals the padding id is an action like any other.
 
 With pads on the right only, causal attention needs no mask, and the position of each token in its row equals the exclusive
 cumulative sum of the attention mask, which lm-human-preferences uses for its pads on the left.
@@ -12,7 +12,7 @@ cumulative sum of the attention mask, which lm-human-preferences uses for its pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -46,8 +46,14 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """Copies to a device."""
-        held = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)})
+        return MicroBatch(
+            tokens=self.tokens.to(device),
+            states=self.states.to(device),
+            targets=self.targets.to(device),
+            temperatures=self.temperatures.to(device),
+            slots=self.slots.to(device),
+            real_tokens=self.real_tokens,
+        )
 
 
 @dataclass(frozen=True)

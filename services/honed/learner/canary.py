@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from honed.kit.errors import InvalidArgument
 from honed.learner.model import TokenModel
-
-
-@dataclass(frozen=True)
-class CanaryRecord:
-    """A text and the log-probabilities of its tail at temperature 1, computed in float32."""
-
-    token_ids: tuple[int, ...]
-    start: int
-    """Index of the first token that has a log-probability, at least 1."""
-    logprobs: tuple[float, ...]
-    """Of `token_ids[start:]`, each given all tokens before it, nats."""
+from honed.policy import Canary
 
 
 @torch.no_grad()
-def canary_logprobs(model: TokenModel, texts: Sequence[Sequence[int]], *, start: int = 1) -> list[CanaryRecord]:
+def canary_logprobs(model: TokenModel, texts: Sequence[Sequence[int]], *, start: int = 1) -> list[Canary]:
     """Reads each text with the model in full precision, whatever the model trains in.
 
     Args:
         model: the policy.
         texts: token ids, each longer than `start`.
-        start: see `CanaryRecord`.
+        start: see `Canary`.
 
     Raises:
         InvalidArgument: when a text is too short or `start` is 0.
     """
     if start < 1:
         raise InvalidArgument("start", "must be at least 1: the first token has nothing to be predicted from")
-    records: list[CanaryRecord] = []
+    records: list[Canary] = []
     head = model.language_model.get_output_embeddings()
     for at, text in enumerate(texts):
         if len(text) <= start:
@@ -45,5 +34,5 @@ def canary_logprobs(model: TokenModel, texts: Sequence[Sequence[int]], *, start:
         hidden = model.language_model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state[0]
         log_probs = head(hidden[start - 1 :]).float().log_softmax(-1)
         chosen = log_probs.gather(1, tokens[0, start:].unsqueeze(1)).squeeze(1)
-        records.append(CanaryRecord(token_ids=tuple(text), start=start, logprobs=tuple(chosen.tolist())))
+        records.append(Canary(token_ids=tuple(text), start=start, logprobs=tuple(chosen.tolist())))
     return records

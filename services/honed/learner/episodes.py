@@ -10,15 +10,15 @@ import math
 from dataclasses import dataclass
 
 from honed.kit.errors import InvalidArgument
+from honed.policy import VersionId
 from honed.v1 import common_pb2
 
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """Response tokens `start` to `end` (exclusive), all sampled by policy version `fence.step`."""
+    """Response tokens `start` to `end` (exclusive), all sampled by one policy version."""
 
-    fence: int
-    step: int
+    version: VersionId
     start: int
     end: int
 
@@ -49,9 +49,9 @@ class Episode:
     temperature: float = 1.0
 
     @property
-    def oldest(self) -> tuple[int, int]:
-        """(fence, step) of the oldest version that sampled any of its tokens: what staleness is counted from."""
-        return min((span.fence, span.step) for span in self.spans)
+    def oldest(self) -> VersionId:
+        """The oldest version that sampled any of its tokens: what staleness is counted from."""
+        return min((span.version for span in self.spans), key=lambda version: version.step)
 
     @classmethod
     def from_scored(
@@ -76,7 +76,7 @@ class Episode:
             prompt=tuple(rollout.prompt_token_ids),
             response=tuple(rollout.response_token_ids),
             logprobs=tuple(rollout.logprobs),
-            spans=tuple(TokenSpan(s.version.fence, s.version.step, s.start, s.end) for s in rollout.version_spans),
+            spans=tuple(TokenSpan(VersionId(s.version.fence, s.version.step), s.start, s.end) for s in rollout.version_spans),
             reward=scored.reward,
             temperature=temperature,
         )

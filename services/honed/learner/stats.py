@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from honed.learner.episodes import Episode
+from honed.policy import VersionId
 
 SAMPLER_GAP_ALARM = 1.05
 """Mean exp|difference| between sampler and learner on the same weights above which one of the two computes something else."""
@@ -93,11 +94,11 @@ class MeanOverTokens:
         return float(self._sums[name]) / self._tokens
 
 
-def same_weights_mask(episodes: Sequence[Episode], version: tuple[int, int], mask: Tensor) -> Tensor:
-    """Which tokens of the rows `[B, T]` were sampled by `version` (fence, step)."""
+def same_weights_mask(episodes: Sequence[Episode], version: VersionId, mask: Tensor) -> Tensor:
+    """Which tokens of the rows `[B, T]` were sampled by `version`."""
     same = torch.zeros_like(mask)
     for row, episode in enumerate(episodes):
         for span in episode.spans:
-            if (span.fence, span.step) == version:
+            if span.version == version:
                 same[row, span.start : span.end] = True
     return same & mask

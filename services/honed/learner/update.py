@@ -30,6 +30,7 @@ from honed.learner.objectives import ppo
 from honed.learner.optimizer import linear_rate, load_optimizer_tensors, optimizer_tensors, set_rate
 from honed.learner.stats import MeanOverTokens, UpdateStats, same_weights_mask
 from honed.learner.trainer_state import TrainerState
+from honed.policy import VersionId
 
 
 @dataclass(frozen=True)
@@ -41,27 +42,27 @@ class PPOSettings:
     """The rate falls linearly to 0 over so many updates; None keeps it constant."""
     epochs: int = 4
     minibatches: int = 1
-    clip: float = 0.2
-    value_clip: float = 0.2
+    clip_ratio: float = 0.2
+    clip_value: float = 0.2
     value_coefficient: float = 0.1
     gamma: float = 1.0
     lam: float = 0.95
     whiten_rewards: bool = True
-    behaviour_cap: float = 2.0
+    importance_cap: float = 2.0
     """Cap of a stale token's importance weight."""
     max_grad_norm: float | None = None
     """None clips no gradient, as the recipe."""
-    micro_batch_tokens: int = 2048
+    microbatch_tokens: int = 2048
     """Most tokens, padding included, that the model reads at once. Bounds memory; does not change the result."""
 
     def __post_init__(self) -> None:
         """Refuses numbers that cannot work."""
-        for name in ("epochs", "minibatches", "micro_batch_tokens"):
+        for name in ("epochs", "minibatches", "microbatch_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidArgument(name, f"must be at least 1, got {getattr(self, name)}")
-        if self.behaviour_cap < 1.0:
-            raise InvalidArgument("behaviour_cap", f"must be at least 1, got {self.behaviour_cap}")
-        for name in ("clip", "value_clip"):
+        if self.importance_cap < 1.0:
+            raise InvalidArgument("importance_cap", f"must be at least 1, got {self.importance_cap}")
+        for name in ("clip_ratio", "clip_value"):
             if not getattr(self, name) > 0:
                 raise InvalidArgument(name, f"must be positive, got {getattr(self, name)}")
 
@@ -101,12 +102,12 @@ class PPOTrainer:
         self.step = 0
         """Updates made: the version of the weights."""
 
-    def update(self, episodes: Sequence[Episode], *, version: tuple[int, int] | None = None) -> UpdateStats:
+    def update(self, episodes: Sequence[Episode], *, version: VersionId | None = None) -> UpdateStats:
         """Trains on the episodes once and returns what happened.
 
         Args:
             episodes: the batch; at least as many as there are minibatches.
-            version: (fence, step) of the weights before this update, to tell numerical difference from staleness.
+            version: of the weights before this update, to tell numerical difference from staleness.
 
         Raises:
             InvalidArgument: when there are too few episodes.
@@ -153,7 +154,7 @@ class PPOTrainer:
             value_loss=means["value_loss"],
             ratio_max=ratio_max,
             behaviour_weight=float(measured.weights[mask].mean()),
-            behaviour_truncated=float((measured.weights[mask] >= settings.behaviour_cap).float().mean()),
+            behaviour_truncated=float((measured.weights[mask] >= settings.importance_cap).float().mean()),
             sampler_gap=float(gap[mask].mean()),
             sampler_gap_same_weights=float(gap[same].mean()) if bool(same.any()) else None,
             beta=beta,
@@ -191,7 +192,7 @@ class PPOTrainer:
         self.step = state.step
 
     def _pack(self, episodes: Sequence[Episode], chosen: Sequence[int], width: int) -> list[MicroBatch]:
-        packed = micro_batches(episodes, chosen, max_tokens=self.settings.micro_batch_tokens, width=width)
+        packed = micro_batches(episodes, chosen, max_tokens=self.settings.microbatch_tokens, width=width)
         return [batch.to(self.policy.device) for batch in packed]
 
     def _minibatches(self, count: int) -> Iterator[list[int]]:
@@ -220,7 +221,7 @@ class PPOTrainer:
             reference=reference,
             values=values,
             rewards=advantage.token_rewards(proximal, reference, scores, rows.mask, beta=beta),
-            weights=ppo.behaviour_weights(proximal, rows.behaviour, self.settings.behaviour_cap),
+            weights=ppo.behaviour_weights(proximal, rows.behaviour, self.settings.importance_cap),
             entropy=means["entropy"],
         )
 
@@ -253,9 +254,9 @@ class PPOTrainer:
             proximal, chosen_advantages = pick(measured.proximal), pick(advantages)
             now = self.policy.evaluate(batch)
             policy_loss = ppo.policy_loss_terms(
-                now.logprobs, proximal, chosen_advantages, clip=settings.clip, weights=pick(measured.weights)
+                now.logprobs, proximal, chosen_advantages, clip=settings.clip_ratio, weights=pick(measured.weights)
             )
-            value_loss = ppo.value_loss_terms(now.values, pick(measured.values), pick(returns), clip=settings.value_clip)
+            value_loss = ppo.value_loss_terms(now.values, pick(measured.values), pick(returns), clip=settings.clip_value)
             # Divided by the minibatch's tokens, so that gradients of micro-batches add up to that of the mean.
             loss = (policy_loss + settings.value_coefficient * value_loss).sum() / tokens
             torch.autograd.backward(loss)
@@ -265,7 +266,7 @@ class PPOTrainer:
                 policy_loss=policy_loss,
                 value_loss=value_loss,
                 approxkl=ppo.approximate_kl_terms(detached, proximal),
-                clipped=ppo.clipped_terms(detached, proximal, chosen_advantages, clip=settings.clip),
+                clipped=ppo.clipped_terms(detached, proximal, chosen_advantages, clip=settings.clip_ratio),
             )
         norm = self._gradient_norm()
         self.optimizer.step()
