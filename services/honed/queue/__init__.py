@@ -1,1 +1,19 @@
-"""Redis Streams between the stages: one atomic hop, leases, dead letters, admission."""
+"""Redis Streams between the stages: one atomic hop, leases, dead letters, admission.
+
+| module | what it holds |
+|---|---|
+| `keys` | the names of a run's keys, all with one hash tag |
+| `connection` | the link to Redis: rides out an outage, up to a deadline |
+| `messages` | what travels (`Message`) and what a consumer holds (`Delivery`) |
+| `stream` | `WorkQueue`: take, hand on, acknowledge, drop, fail, renew |
+| `stats` | a stage's books, which add up at any instant |
+| `scripts` | runs the Lua files `hop.lua`, `dead.lua`, `run.lua` |
+| `holding` | renews the leases of long work in the background |
+| `dead` | list, show and replay dead letters |
+| `lease` | the fenced lease of a learner or a conductor |
+| `admission` | how many prompts may start, and the atomic step that starts them |
+| `embedded` | a redis-server of our own, for one machine |
+
+Redis is transport, not the record: with `appendfsync everysec` a power cut may lose the last second or two, so the
+learner's checkpoint, not Redis, says which rollouts have had their effect.
+"""

@@ -1,0 +1,173 @@
+"""The link to Redis: it rides out an outage with capped, jittered backoff, and gives up at a deadline with a clear error.
+
+Every operation that goes through `Link.call` may run twice: a connection can die after Redis did the work and before the
+reply arrived. So each one must be safe to repeat; `hop.lua` says how the scripts manage that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+from urllib.parse import urlsplit
+
+import redis.exceptions as rex
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from honed.kit.errors import FailedPrecondition, InvalidArgument, Unauthenticated, Unavailable
+
+T = TypeVar("T")
+
+# A server that answers so is alive but cannot serve yet: loading its AOF, failing over, or out of disk or memory.
+_PASSING: Final = ("LOADING", "READONLY", "MISCONF", "OOM ", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")
+_REPLY_MARGIN_S: Final = 5.0  # how much longer than BLOCK a reply may take before the socket counts as dead
+
+
+@dataclass(frozen=True)
+class Outage:
+    """How long, and how eagerly, to wait for a Redis that is gone.
+
+    Attributes:
+        deadline_s: Seconds from the first failure to giving up.
+        first_s: The first pause's upper end; it doubles with each failure.
+        cap_s: The longest pause's upper end.
+    """
+
+    deadline_s: float = 120.0
+    first_s: float = 0.05
+    cap_s: float = 2.0
+
+
+def without_password(url: str) -> str:
+    """The URL as it may stand in an error or a log: user, host, port and path, no password and no query."""
+    parts = urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]
+    user = parts.username
+    return f"{parts.scheme}://{f'{user}@' if user else ''}{place}{parts.path}"
+
+
+def _is_passing(error: Exception) -> bool:
+    if isinstance(error, (rex.AuthenticationError, rex.AuthorizationError)):
+        return False
+    if isinstance(error, (rex.ConnectionError, rex.TimeoutError, OSError)):
+        return True
+    return isinstance(error, rex.ResponseError) and any(word in str(error)[:400] for word in _PASSING)
+
+
+class Link:
+    """A pool of connections to one Redis, shared by everything in a process that speaks to it.
+
+    Attributes:
+        redis: The client. Use it inside `call`, never bare, unless an outage may surface.
+        longest_block_s: The longest BLOCK that a caller may ask for; the socket's timeout is longer.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        outage: Outage | None = None,
+        longest_block_s: float = 5.0,
+        max_connections: int = 32,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Opens nothing yet: the first call connects.
+
+        Args:
+            url: `redis://`, `rediss://` or `unix://`, with the password if there is one.
+            outage: How long to wait for a Redis that is gone.
+            longest_block_s: Upper bound for BLOCK, seconds.
+            max_connections: Further calls wait for a connection. Each blocked take holds one.
+            rng: Draws the jitter.
+            clock: Seconds, monotonic.
+            sleep: How to pause between tries.
+
+        Raises:
+            InvalidArgument: the URL cannot be read.
+        """
+        self.longest_block_s = longest_block_s
+        self._name = without_password(url)
+        self._outage = outage or Outage()
+        self._rng = rng or random.Random()
+        self._clock = clock
+        self._sleep = sleep
+        timeout = longest_block_s + _REPLY_MARGIN_S
+        try:
+            pool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=max_connections,
+                timeout=timeout,
+                socket_timeout=timeout,
+                socket_connect_timeout=_REPLY_MARGIN_S,
+                protocol=2,  # one reply shape from Redis 6.2 to Valkey
+                retry=Retry(NoBackoff(), 0),  # retries are counted in one place: `call`
+            )
+        except ValueError as error:
+            raise InvalidArgument("queue.url", f"{self._name} is no Redis URL ({error})") from error
+        self.redis: Redis = Redis.from_pool(pool)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self.redis.aclose()
+
+    async def call(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Runs a repeatable operation until Redis answers.
+
+        Raises:
+            Unavailable: Redis did not answer within the outage deadline.
+            Unauthenticated: Redis refused the password.
+            FailedPrecondition: Redis refused the operation, for example a key of another type or a user without the right.
+        """
+        gone_since: float | None = None
+        pause_s = self._outage.first_s
+        while True:
+            try:
+                return await operation()
+            except (rex.RedisError, OSError) as error:
+                if isinstance(error, rex.ResponseError) and needs_group(error):
+                    raise
+                self._refuse_if_final(error)
+                now = self._clock()
+                gone_since = now if gone_since is None else gone_since
+                left_s = gone_since + self._outage.deadline_s - now
+                if left_s <= 0:
+                    raise Unavailable(
+                        f"Redis at {self._name} has not served for {self._outage.deadline_s:g} s ({error}): "
+                        "check that it runs, has disk and memory to write, and that queue.url is right; a retry is safe"
+                    ) from error
+            await self._sleep(min(left_s, self._rng.uniform(0, pause_s)))
+            pause_s = min(self._outage.cap_s, pause_s * 2)
+
+    async def command(self, *parts: str | bytes | int) -> Any:
+        """Runs one plain command that is safe to repeat; raises as `call` does."""
+
+        async def execute() -> Any:
+            return await self.redis.execute_command(*parts)  # type: ignore[no-untyped-call]
+
+        return await self.call(execute)
+
+    def _refuse_if_final(self, error: Exception) -> None:
+        if _is_passing(error):
+            return
+        if isinstance(error, rex.AuthenticationError):
+            raise Unauthenticated(f"Redis at {self._name} refused the credentials ({error}): correct queue.url") from error
+        raise FailedPrecondition(f"Redis at {self._name} refused the operation: {error}") from error
+
+
+def needs_group(error: rex.ResponseError) -> bool:
+    """Whether the consumer group is missing, or its stream went away under a blocked read."""
+    return "NOGROUP" in str(error) or "UNBLOCKED" in str(error)

@@ -1,0 +1,89 @@
+"""How the link treats errors, with a clock and a sleep of the test's own."""
+
+import random
+
+import pytest
+import redis.exceptions as rex
+
+from honed.kit.errors import FailedPrecondition, Unauthenticated, Unavailable
+from honed.queue.connection import Link, Outage
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.pauses: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+def make(time: Time, **outage: float) -> Link:
+    return Link("redis://:secret@nowhere:6379/0", outage=Outage(**outage), rng=random.Random(1), clock=time, sleep=time.sleep)
+
+
+def failing(time: Time, error: Exception, until: float):
+    async def operation() -> str:
+        if time.now < until:
+            raise error
+        return "answer"
+
+    return operation
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        rex.ConnectionError("refused"),
+        rex.TimeoutError("slow"),
+        ConnectionResetError("reset"),
+        rex.BusyLoadingError("Redis is loading the dataset in memory"),
+        rex.ReadOnlyError("READONLY You can't write against a read only replica."),
+        rex.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+    ],
+)
+async def test_an_outage_of_twenty_seconds_is_ridden_out(error):
+    time = Time()
+    assert await make(time).call(failing(time, error, until=20)) == "answer"
+    assert time.now >= 20
+
+
+async def test_pauses_grow_to_the_cap_and_carry_jitter():
+    time = Time()
+    await make(time, first_s=0.1, cap_s=2).call(failing(time, rex.ConnectionError(), until=60))
+    assert all(0 <= p <= 2 for p in time.pauses)
+    assert time.pauses[0] <= 0.1
+    assert len({round(p, 6) for p in time.pauses}) == len(time.pauses)
+
+
+async def test_beyond_the_deadline_the_error_names_the_url_without_the_password_and_what_to_do():
+    time = Time()
+    with pytest.raises(Unavailable, match=r"redis://nowhere:6379/0 has not served for 30 s .*check") as caught:
+        await make(time, deadline_s=30).call(failing(time, rex.ConnectionError("refused"), until=1e9))
+    assert "secret" not in str(caught.value)
+    assert time.now == pytest.approx(30)
+
+
+async def test_each_outage_has_its_own_deadline():
+    time = Time()
+    link = make(time, deadline_s=30)
+    for _ in range(3):
+        await link.call(failing(time, rex.ConnectionError(), until=time.now + 20))
+
+
+async def test_a_wrong_password_is_not_retried():
+    time = Time()
+    with pytest.raises(Unauthenticated, match="credentials"):
+        await make(time).call(failing(time, rex.AuthenticationError("WRONGPASS"), until=1e9))
+    assert time.pauses == []
+
+
+async def test_a_refused_operation_is_not_retried():
+    time = Time()
+    with pytest.raises(FailedPrecondition, match="WRONGTYPE"):
+        await make(time).call(failing(time, rex.ResponseError("WRONGTYPE Operation against a key"), until=1e9))
+    assert time.pauses == []
