@@ -1,0 +1,84 @@
+"""Random episodes and a tiny policy for tests of the learner."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from honed.learner import rng
+from honed.learner.episodes import Episode, TokenSpan
+from honed.learner.kl import AdaptiveKL, KLController
+from honed.learner.model import PolicyModel, ReferenceModel
+from honed.learner.normalise import GainBias, RewardNormaliser
+from honed.learner.optimizer import OptimizerKind, build_optimizer
+from honed.learner.update import PPOSettings, PPOTrainer
+from honed.policy import VersionId
+
+VOCABULARY = 48
+
+
+def tiny_llama(seed: int = 0, *, tied: bool = True, spread: float = 0.2) -> LlamaForCausalLM:
+    """Two layers, width 32, float32."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=spread,
+        tie_word_embeddings=tied,
+        attention_dropout=0.5,  # must have no effect: the learner runs without dropout
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def random_episodes(count: int, seed: int = 0, *, longest: int = 9, temperature: float = 1.0) -> list[Episode]:
+    """Ragged prompts and responses with plausible log-probabilities."""
+    source = random.Random(seed)
+    episodes = []
+    for index in range(count):
+        length = source.randint(1, longest)
+        episodes.append(
+            Episode(
+                rollout_id=f"g{index}/0",
+                entry_id=f"{index}-0",
+                prompt=tuple(source.randrange(VOCABULARY) for _ in range(source.randint(1, 6))),
+                response=tuple(source.randrange(VOCABULARY) for _ in range(length)),
+                logprobs=tuple(source.uniform(-6.0, -2.0) for _ in range(length)),
+                spans=(TokenSpan(VersionId(1, 0), 0, length),),
+                reward=source.gauss(0.5, 2.0),
+                temperature=temperature,
+            )
+        )
+    return episodes
+
+
+def make_trainer(
+    settings: PPOSettings | None = None,
+    *,
+    seed: int = 0,
+    kl: KLController | None = None,
+    normaliser: RewardNormaliser | None = None,
+    optimizer: OptimizerKind = "adam_tf",
+) -> PPOTrainer:
+    """A trainer on a tiny model whose reference differs from the policy, so that the KL is not zero."""
+    policy = PolicyModel(tiny_llama(seed))
+    reference = ReferenceModel(copy.deepcopy(tiny_llama(seed + 1)))
+    settings = settings or PPOSettings(learning_rate=1e-3)
+    return PPOTrainer(
+        policy,
+        reference,
+        build_optimizer(optimizer, policy.trainable().values(), lr=settings.learning_rate),
+        kl=kl or AdaptiveKL(0.15, target=6.0, horizon=10_000),
+        normaliser=normaliser or GainBias(),
+        settings=settings,
+        generator=rng.generator(seed),
+        clock=lambda: 0.0,
+    )

@@ -1,0 +1,78 @@
+"""Claims about packing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from tests.unit.learner.samples import random_episodes
+
+from honed.kit.errors import InvalidArgument
+from honed.learner.batches import Rows, micro_batches, padding_share
+
+EPISODES = random_episodes(40, seed=3)
+WIDTH = Rows.of(EPISODES).mask.shape[1]
+
+
+@pytest.mark.parametrize("budget", [1, 13, 60, 10_000])
+def test_every_action_token_is_packed_once_with_its_own_target(budget: int) -> None:
+    packed = micro_batches(EPISODES, range(40), max_tokens=budget, width=WIDTH)
+    seen = torch.cat([b.slots for b in packed])
+    assert len(seen) == len(set(seen.tolist())) == sum(len(e.response) for e in EPISODES)
+    targets = torch.full((40 * WIDTH,), -1)
+    targets[seen] = torch.cat([b.targets for b in packed])
+    for row, episode in enumerate(EPISODES):
+        assert tuple(targets[row * WIDTH :][: len(episode.response)].tolist()) == episode.response
+
+
+@pytest.mark.parametrize("budget", [1, 13, 60, 10_000])
+def test_a_micro_batch_stays_in_its_budget_unless_one_episode_alone_exceeds_it(budget: int) -> None:
+    for batch in micro_batches(EPISODES, range(40), max_tokens=budget, width=WIDTH):
+        assert batch.tokens.numel() <= budget or batch.tokens.shape[0] == 1
+
+
+def test_each_state_is_the_token_before_its_target() -> None:
+    for batch in micro_batches(EPISODES, range(40), max_tokens=60, width=WIDTH):
+        flat = batch.tokens.flatten()
+        length = batch.tokens.shape[1]
+        inside = (batch.states + 1) % length != 0  # the last column's successor was left out of the input
+        following = flat[(batch.states + 1).clamp(max=flat.numel() - 1)]
+        response_goes_on = inside & torch.cat([batch.slots.diff() == 1, torch.tensor([False])])
+        assert torch.equal(following[response_goes_on], batch.targets[response_goes_on])
+
+
+def test_packing_is_deterministic_and_does_not_depend_on_the_order_of_the_choice() -> None:
+    one = micro_batches(EPISODES, [5, 1, 9, 30], max_tokens=20, width=WIDTH)
+    two = micro_batches(EPISODES, [30, 9, 5, 1], max_tokens=20, width=WIDTH)
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a.tokens, b.tokens)
+        assert torch.equal(a.slots, b.slots)
+
+
+def test_sorting_by_length_keeps_padding_small_and_the_share_is_reported() -> None:
+    together = micro_batches(EPISODES, range(40), max_tokens=10_000, width=WIDTH)
+    split = micro_batches(EPISODES, range(40), max_tokens=60, width=WIDTH)
+    real = sum(len(e.prompt) + len(e.response) - 1 for e in EPISODES)
+    assert padding_share(together) == pytest.approx(1 - real / together[0].tokens.numel())
+    assert padding_share(split) < 0.1 < padding_share(together)
+
+
+def test_detail_3_masks_come_from_lengths_so_a_token_that_equals_the_filler_is_an_action() -> None:
+    zeros = [dataclasses.replace(e, response=(0,) * len(e.response)) for e in EPISODES]
+    packed = micro_batches(zeros, range(40), max_tokens=60, width=WIDTH)
+    assert sum(len(b.targets) for b in packed) == sum(len(e.response) for e in EPISODES)
+    assert torch.equal(Rows.of(zeros).mask, Rows.of(EPISODES).mask)
+    assert bool(Rows.of(zeros).mask[:, 0].all())  # at least one action position a response, whatever was sampled
+
+
+def test_the_masked_share_shows_responses_that_collapse() -> None:
+    full = dataclasses.replace(EPISODES[0], response=(1,) * 10, logprobs=(-1.0,) * 10)
+    short = dataclasses.replace(EPISODES[0], response=(1,), logprobs=(-1.0,))
+    assert Rows.of([full, full]).empty_share == 0.0
+    assert Rows.of([full, short]).empty_share == pytest.approx(0.45)
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="max_tokens"):
+        micro_batches(EPISODES, [0], max_tokens=0, width=WIDTH)

@@ -1,0 +1,90 @@
+"""Claims about what may become a training sample."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from honed.kit.errors import InvalidArgument
+from honed.learner.episodes import Episode, TokenSpan, Vocabulary
+from honed.policy import VersionId
+from honed.v1 import common_pb2
+
+VOCABULARY = Vocabulary(size=50, pad_token_id=49)
+
+
+def scored() -> common_pb2.ScoredRollout:
+    def span(step: int, start: int, end: int) -> common_pb2.VersionSpan:
+        return common_pb2.VersionSpan(version=common_pb2.PolicyVersion(run="r", fence=2, step=step), start=start, end=end)
+
+    rollout = common_pb2.Rollout(
+        rollout_id="g7/0",
+        group_id="g7",
+        run="r",
+        prompt_token_ids=[1, 2, 3],
+        response_token_ids=[4, 5, 6],
+        logprobs=[-1.0, -2.0, -0.5],
+        version_spans=[span(8, 0, 2), span(9, 2, 3)],
+        sampling=common_pb2.SamplingParams(temperature=0.5, max_tokens=3),
+    )
+    return common_pb2.ScoredRollout(rollout=rollout, reward=1.25)
+
+
+def test_a_scored_rollout_becomes_an_episode_with_nothing_lost() -> None:
+    episode = Episode.from_scored("17-0", scored(), VOCABULARY)
+    assert episode == Episode(
+        rollout_id="g7/0",
+        entry_id="17-0",
+        prompt=(1, 2, 3),
+        response=(4, 5, 6),
+        logprobs=(-1.0, -2.0, -0.5),
+        spans=(TokenSpan(VersionId(2, 8), 0, 2), TokenSpan(VersionId(2, 9), 2, 3)),
+        reward=1.25,
+        temperature=0.5,
+    )
+    assert episode.oldest == VersionId(2, 8)
+
+
+def test_an_unset_temperature_is_1() -> None:
+    message = scored()
+    message.rollout.sampling.ClearField("temperature")
+    assert Episode.from_scored("1-0", message, VOCABULARY).temperature == 1.0
+
+
+def cleared(field: str) -> Callable[[common_pb2.ScoredRollout], None]:
+    return lambda m: m.rollout.ClearField(field)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "spoil"),
+    [
+        ("rollout.rollout_id", cleared("rollout_id")),
+        ("rollout.prompt_token_ids", cleared("prompt_token_ids")),
+        ("rollout.response_token_ids", cleared("response_token_ids")),
+        ("rollout.response_token_ids[2]", lambda m: m.rollout.response_token_ids.__setitem__(2, 50)),
+        ("rollout.prompt_token_ids[0]", lambda m: m.rollout.prompt_token_ids.__setitem__(0, 4_000_000_000)),
+        ("rollout.response_token_ids[1]", lambda m: m.rollout.response_token_ids.__setitem__(1, 49)),
+        ("rollout.response_token_ids", lambda m: m.rollout.prompt_token_ids.extend([1] * 10)),
+        ("rollout.logprobs", lambda m: m.rollout.logprobs.pop()),
+        ("rollout.logprobs[1]", lambda m: m.rollout.logprobs.__setitem__(1, float("nan"))),
+        ("rollout.logprobs[0]", lambda m: m.rollout.logprobs.__setitem__(0, float("-inf"))),
+        ("rollout.logprobs[0]", lambda m: m.rollout.logprobs.__setitem__(0, 0.5)),
+        ("rollout.version_spans", lambda m: m.rollout.version_spans.pop()),
+        ("rollout.version_spans[1]", lambda m: setattr(m.rollout.version_spans[1], "start", 1)),
+        ("rollout.version_spans[0]", lambda m: setattr(m.rollout.version_spans[0], "end", 0)),
+        ("rollout.sampling.temperature", lambda m: setattr(m.rollout.sampling, "temperature", 0.0)),
+        ("rollout.sampling.top_p", lambda m: setattr(m.rollout.sampling, "top_p", 0.8)),
+        ("rollout.sampling.top_k", lambda m: setattr(m.rollout.sampling, "top_k", 5)),
+        ("reward", lambda m: setattr(m, "reward", float("inf"))),
+    ],
+)
+def test_a_bad_rollout_is_refused_and_the_field_is_named(
+    field: str, spoil: Callable[[common_pb2.ScoredRollout], object]
+) -> None:
+    message = scored()
+    spoil(message)
+    with pytest.raises(InvalidArgument, match=f"^{re.escape(field)}: ") as caught:
+        Episode.from_scored("1-0", message, VOCABULARY, max_tokens=10)
+    assert caught.value.field == field

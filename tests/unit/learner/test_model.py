@@ -1,0 +1,176 @@
+"""Claims about the policy with its value head, against the language model's own forward pass."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tests.unit.learner.samples import VOCABULARY, random_episodes, tiny_llama
+from torch import Tensor
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument
+from honed.learner.batches import Rows, micro_batches
+from honed.learner.canary import canary_logprobs
+from honed.learner.episodes import Episode
+from honed.learner.model import PolicyModel, ReferenceModel
+from honed.learner.objectives import ppo
+from honed.learner.token_head import chosen_logprobs, chosen_logprobs_and_entropy
+
+
+def gpt2() -> GPT2LMHeadModel:
+    """Learned positions and dropout of 0.1, so that wrong positions or training mode would show."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)
+    )
+
+
+def alone(model: torch.nn.Module, episode: Episode) -> Tensor:
+    """Logits of each response token, one unpadded sequence at a time, temperature applied."""
+    tokens = torch.tensor([[*episode.prompt, *episode.response]])
+    logits: Tensor = model(input_ids=tokens).logits[0]
+    return logits[len(episode.prompt) - 1 : -1] / episode.temperature
+
+
+@pytest.mark.parametrize("make", [tiny_llama, lambda: tiny_llama(tied=False), gpt2])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@torch.no_grad()
+def test_detail_1_and_3_packed_logprobs_equal_each_sequence_alone_with_its_temperature(
+    make: object, temperature: float
+) -> None:
+    assert callable(make)
+    language_model = make().eval()
+    episodes = random_episodes(12, temperature=temperature)
+    rows = Rows.of(episodes)
+    policy = PolicyModel(language_model)
+    got, entropies = torch.zeros(rows.mask.shape), torch.zeros(rows.mask.shape)
+    for batch in micro_batches(episodes, range(12), max_tokens=50, width=rows.mask.shape[1]):
+        measured = policy.measure(batch)
+        got.view(-1)[batch.slots], entropies.view(-1)[batch.slots] = measured.logprobs, measured.entropies
+        torch.testing.assert_close(policy.evaluate(batch).logprobs, measured.logprobs)
+        torch.testing.assert_close(ReferenceModel(language_model).logprobs(batch), measured.logprobs)
+    for row, episode in enumerate(episodes):
+        logits = alone(language_model, episode)
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(episode.response).unsqueeze(1)).squeeze(1)
+        torch.testing.assert_close(got[row][: len(expected)], expected, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(entropies[row][: len(expected)], ppo.entropy(logits), atol=2e-5, rtol=1e-5)
+
+
+def test_detail_3_position_in_the_row_is_the_exclusive_cumulative_sum_of_the_mask() -> None:
+    episodes = random_episodes(12)
+    for batch in micro_batches(episodes, range(12), max_tokens=50, width=9):
+        lengths = [len(e.prompt) + len(e.response) - 1 for e in episodes]
+        rows = [int(slot) // 9 for slot in batch.slots]
+        order = list(dict.fromkeys(rows))
+        mask = torch.tensor([[t < lengths[i] for t in range(batch.tokens.shape[1])] for i in order]).long()
+        exclusive = mask.cumsum(1) - mask
+        positions = torch.arange(batch.tokens.shape[1]).expand_as(mask)
+        assert torch.equal(exclusive[mask.bool()], positions[mask.bool()])
+
+
+def test_detail_6_the_value_head_starts_at_exactly_zero_and_still_learns() -> None:
+    policy = PolicyModel(tiny_llama())
+    batch = micro_batches(random_episodes(4), range(4), max_tokens=1000, width=9)[0]
+    values = policy.evaluate(batch).values
+    assert bool((values == 0).all())
+    (values - 1.0).square().sum().backward()
+    gradient = policy.value_head.weight.grad
+    assert gradient is not None
+    assert bool(gradient.abs().sum() > 0)
+
+
+def test_the_value_loss_reaches_the_transformer_only_through_a_shared_trunk() -> None:
+    batch = micro_batches(random_episodes(4), range(4), max_tokens=1000, width=9)[0]
+    for shared in (True, False):
+        policy = PolicyModel(tiny_llama(), shared_trunk=shared)
+        torch.nn.init.ones_(policy.value_head.weight)
+        policy.evaluate(batch).values.sum().backward()
+        reached = [p.grad for name, p in policy.trainable().items() if not name.startswith("value_head") and p.grad is not None]
+        assert bool(reached) is shared
+
+
+def test_there_is_no_dropout_in_training() -> None:
+    policy = PolicyModel(gpt2())
+    batch = micro_batches(random_episodes(4), range(4), max_tokens=1000, width=9)[0]
+    assert torch.equal(policy.evaluate(batch).logprobs, policy.evaluate(batch).logprobs)
+    assert not policy.language_model.training
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_closed_form_gradient_equals_autograd(biased: bool) -> None:
+    source = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, 6, generator=source, requires_grad=True)
+    weight = torch.randn(20, 6, generator=source, requires_grad=True)
+    bias = torch.randn(20, generator=source, requires_grad=True) if biased else None
+    targets = torch.randint(20, (9,), generator=source)
+    temperatures = torch.rand(9, generator=source) + 0.5
+    upstream = torch.randn(9, generator=source)
+    inputs = [hidden, weight, *([bias] if bias is not None else [])]
+
+    logits = torch.nn.functional.linear(hidden, weight, bias) / temperatures.unsqueeze(1)
+    plain = logits.log_softmax(-1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    ours = chosen_logprobs(hidden, weight, bias, targets, temperatures)
+    torch.testing.assert_close(ours, plain)
+    expected = torch.autograd.grad(plain, inputs, upstream)
+    for got, want in zip(torch.autograd.grad(ours, inputs, upstream), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    chosen, entropies = chosen_logprobs_and_entropy(hidden, weight, bias, targets, temperatures)
+    torch.testing.assert_close(chosen, plain)
+    torch.testing.assert_close(entropies, ppo.entropy(logits))
+
+
+def test_bfloat16_keeps_weights_and_logprobs_in_float32_and_stays_near() -> None:
+    exact, fast = PolicyModel(tiny_llama()), PolicyModel(tiny_llama(), precision="bfloat16")
+    batch = micro_batches(random_episodes(8), range(8), max_tokens=1000, width=9)[0]
+    a, b = exact.evaluate(batch), fast.evaluate(batch)
+    assert b.logprobs.dtype == b.values.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in fast.parameters())
+    torch.testing.assert_close(a.logprobs, b.logprobs, atol=0.1, rtol=0)
+    b.logprobs.sum().backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in fast.parameters())
+
+
+def test_a_model_that_caps_its_logits_is_refused() -> None:
+    config = Gemma2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        final_logit_softcapping=0.1,
+        initializer_range=0.5,
+    )
+    with pytest.raises(FailedPrecondition, match="soft-capping"):
+        PolicyModel(Gemma2ForCausalLM(config))
+
+
+def test_tied_weights_are_stored_once_and_weights_of_another_model_are_refused() -> None:
+    policy = PolicyModel(tiny_llama())
+    stored = policy.tensors()
+    assert not any("lm_head" in name for name in stored)
+    other = copy.deepcopy(policy)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_tensors({name: value.clone() for name, value in stored.items()})
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), other.parameters(), strict=True))
+    with pytest.raises(DataLoss, match="names differ"):
+        other.load_tensors({"x": torch.zeros(1)})
+    with pytest.raises(DataLoss, match="has shape"):
+        other.load_tensors(stored | {"value_head.bias": torch.zeros(2)})
+
+
+@torch.no_grad()
+def test_canaries_are_the_models_own_float32_logprobs_at_temperature_1() -> None:
+    policy = PolicyModel(tiny_llama(), precision="bfloat16")
+    (record,) = canary_logprobs(policy, [[1, 2, 3, 4, 5]], start=2)
+    logits = policy.language_model(input_ids=torch.tensor([[1, 2, 3, 4, 5]])).logits[0]
+    expected = logits[1:4].log_softmax(-1).gather(1, torch.tensor([[3], [4], [5]])).squeeze(1)
+    torch.testing.assert_close(torch.tensor(record.logprobs), expected, atol=1e-5, rtol=0)
+    assert (record.token_ids, record.start) == ((1, 2, 3, 4, 5), 2)
+    with pytest.raises(InvalidArgument, match=r"texts\[0\]"):
+        canary_logprobs(policy, [[1, 2]], start=2)
