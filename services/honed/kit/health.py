@@ -39,7 +39,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped l
         for service in [name for name in self._status if name]:
             await self.set(service, False)
 
-    async def Check(  # noqa: N802  # gRPC's name
+    async def Check(
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> health_pb2.HealthCheckResponse:
         """Answers with the status now."""
@@ -48,7 +48,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped l
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
         return _Status(status=status)
 
-    async def Watch(  # noqa: N802  # gRPC's name
+    async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """Sends the status now and at each change."""

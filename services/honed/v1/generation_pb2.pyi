@@ -281,12 +281,27 @@ class GetPolicyResponse(_message.Message):
     MAX_MODEL_TOKENS_FIELD_NUMBER: _builtins.int
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    SAMPLES_FINISHED_FIELD_NUMBER: _builtins.int
+    SAMPLES_FAILED_FIELD_NUMBER: _builtins.int
+    TOKENS_SAMPLED_FIELD_NUMBER: _builtins.int
+    BUSY_SECONDS_FIELD_NUMBER: _builtins.int
     max_model_tokens: _builtins.int
     """The most tokens of prompt and response together."""
     vocab_size: _builtins.int
     """Size of the vocabulary."""
     engine: _builtins.str
     """Name and version of the engine, for example `vllm 0.32.0`."""
+    in_flight: _builtins.int
+    """Samples being drawn or waiting, for applications and for training."""
+    samples_finished: _builtins.int
+    """Samples that ended well since the process started."""
+    samples_failed: _builtins.int
+    """Samples that failed for another reason than a bad request, a cancellation or overload, since the process started."""
+    tokens_sampled: _builtins.int
+    """Tokens sampled since the process started."""
+    busy_seconds: _builtins.float
+    """Seconds since the process started in which at least one sample was being drawn."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The committed version."""
@@ -298,10 +313,15 @@ class GetPolicyResponse(_message.Message):
         max_model_tokens: _builtins.int = ...,
         vocab_size: _builtins.int = ...,
         engine: _builtins.str = ...,
+        in_flight: _builtins.int = ...,
+        samples_finished: _builtins.int = ...,
+        samples_failed: _builtins.int = ...,
+        tokens_sampled: _builtins.int = ...,
+        busy_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "max_model_tokens", b"max_model_tokens", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "engine", b"engine", "in_flight", b"in_flight", "max_model_tokens", b"max_model_tokens", "samples_failed", b"samples_failed", "samples_finished", b"samples_finished", "tokens_sampled", b"tokens_sampled", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

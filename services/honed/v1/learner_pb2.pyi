@@ -108,7 +108,7 @@ class GetStatusResponse(_message.Message):
     ROLLOUTS_DROPPED_FIELD_NUMBER: _builtins.int
     VERSIONS_PUSHED_FIELD_NUMBER: _builtins.int
     PUSHES_FAILED_FIELD_NUMBER: _builtins.int
-    BUSY_SHARE_FIELD_NUMBER: _builtins.int
+    BUSY_SECONDS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
     state: Global___LearnerState.ValueType
     """What it does now."""
@@ -120,8 +120,8 @@ class GetStatusResponse(_message.Message):
     """Versions committed by every generator, over the whole run."""
     pushes_failed: _builtins.int
     """Pushes that a generator rolled back or did not answer, over the whole run."""
-    busy_share: _builtins.float
-    """Share of the time since the start of the loop that updates took, from 0 to 1."""
+    busy_seconds: _builtins.float
+    """Seconds that updates took since the process started."""
     checkpoint_step: _builtins.int
     """The step of the last durable checkpoint."""
     @_builtins.property
@@ -147,12 +147,12 @@ class GetStatusResponse(_message.Message):
         rollouts_dropped: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         versions_pushed: _builtins.int = ...,
         pushes_failed: _builtins.int = ...,
-        busy_share: _builtins.float = ...,
+        busy_seconds: _builtins.float = ...,
         checkpoint_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["served_version", b"served_version", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_share", b"busy_share", "checkpoint_step", b"checkpoint_step", "pushes_failed", b"pushes_failed", "rollouts_dropped", b"rollouts_dropped", "rollouts_trained", b"rollouts_trained", "served_version", b"served_version", "state", b"state", "target_steps", b"target_steps", "version", b"version", "versions_pushed", b"versions_pushed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "checkpoint_step", b"checkpoint_step", "pushes_failed", b"pushes_failed", "rollouts_dropped", b"rollouts_dropped", "rollouts_trained", b"rollouts_trained", "served_version", b"served_version", "state", b"state", "target_steps", b"target_steps", "version", b"version", "versions_pushed", b"versions_pushed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

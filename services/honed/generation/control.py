@@ -1,0 +1,149 @@
+"""GenerationControlService: the transactional change of weights, and the brakes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from honed.generation.engine import CommitReport
+from honed.generation.sampler import Sampler
+from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.kit.idempotency import Once
+from honed.policy.store import PolicyStore
+from honed.policy.version import VersionId
+from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+
+class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServicer):
+    """Fetches versions into a local directory while the old one serves, and swaps them in.
+
+    One change at a time. The directories of the serving version and the one before stay, for a roll-back; older ones go.
+    """
+
+    def __init__(self, sampler: Sampler, store: PolicyStore, directory: Path) -> None:
+        """Keeps fetched versions under `directory`."""
+        self._sampler = sampler
+        self._engine = sampler.engine
+        self._store = store
+        self._directory = directory
+        self._changing = asyncio.Lock()
+        self._kept: list[Path] = []
+        self._prepare: Once[generation_pb2.PrepareVersionResponse] = Once()
+        self._commit: Once[CommitReport] = Once()
+
+    async def PrepareVersion(
+        self, request: generation_pb2.PrepareVersionRequest, context: Any
+    ) -> generation_pb2.PrepareVersionResponse:
+        """Fetches and verifies a version."""
+        version = self._version(request.version)
+        return await self._prepare(request.idempotency_key, lambda: self._do_prepare(version, request.manifest_sha256))
+
+    async def CommitVersion(
+        self, request: generation_pb2.CommitVersionRequest, context: Any
+    ) -> generation_pb2.CommitVersionResponse:
+        """Serves a prepared version."""
+        version = self._version(request.version)
+        report = await self._commit(request.idempotency_key, lambda: self._do_commit(version))
+        return generation_pb2.CommitVersionResponse(
+            version=request.version,
+            pause=_duration(report.pause_s),
+            canary_max_error=report.canary_max_error,
+            requests_carried=report.requests_carried,
+        )
+
+    async def AbortVersion(
+        self, request: generation_pb2.AbortVersionRequest, context: Any
+    ) -> generation_pb2.AbortVersionResponse:
+        """Forgets a prepared version."""
+        version = self._version(request.version)
+        async with self._changing:
+            await self._engine.abort_version(version)
+            target = self._target(version)
+            if version != self._engine.version and target not in self._kept:
+                await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
+        return generation_pb2.AbortVersionResponse()
+
+    async def Pause(self, request: generation_pb2.PauseRequest, context: Any) -> generation_pb2.PauseResponse:
+        """Freezes what is in flight."""
+        await self._engine.pause()
+        return generation_pb2.PauseResponse()
+
+    async def Resume(self, request: generation_pb2.ResumeRequest, context: Any) -> generation_pb2.ResumeResponse:
+        """Lets it go on, and ends a drain."""
+        self._sampler.draining = False
+        await self._engine.resume()
+        return generation_pb2.ResumeResponse()
+
+    async def Drain(self, request: generation_pb2.DrainRequest, context: Any) -> generation_pb2.DrainResponse:
+        """Takes no new calls, and waits until nothing is in flight or the time is up."""
+        self._sampler.draining = True
+        end = time.monotonic() + (request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else 30.0)
+        while self._engine.in_flight and time.monotonic() < end:  # noqa: ASYNC110  # the engine has no event for it
+            await asyncio.sleep(0.02)
+        return generation_pb2.DrainResponse(remaining=self._engine.in_flight)
+
+    async def change(self, version: VersionId, manifest_sha256: str) -> CommitReport:
+        """Prepares and commits a version, as the two calls do.
+
+        Raises:
+            DataLoss: the version is damaged.
+            Aborted: it did not take, and the old version serves.
+        """
+        await self._do_prepare(version, manifest_sha256)
+        return await self._do_commit(version)
+
+    async def _do_prepare(self, version: VersionId, manifest_sha256: str) -> generation_pb2.PrepareVersionResponse:
+        started = time.monotonic()
+        target = self._target(version)
+        async with self._changing:
+            here = target.exists()
+            await asyncio.to_thread(self._store.fetch, version, self._directory, manifest_sha256 or None)
+            await self._engine.prepare(version, target)
+        fetched = 0 if here else sum(path.stat().st_size for path in target.iterdir())
+        return generation_pb2.PrepareVersionResponse(bytes_fetched=fetched, elapsed=_duration(time.monotonic() - started))
+
+    async def _do_commit(self, version: VersionId) -> CommitReport:
+        async with self._changing:
+            if version < self._engine.version:
+                raise FailedPrecondition(
+                    f"version {version} is older than {self._engine.version}, which serves: a newer learner has taken over"
+                )
+            report = await self._engine.commit(version)
+            await self._keep(self._target(version))
+        logger.info(
+            "version committed",
+            extra={
+                "version": version.label,
+                "pause_ms": round(report.pause_s * 1e3, 1),
+                "carried": report.requests_carried,
+                "canary_max_error": report.canary_max_error,
+            },
+        )
+        return report
+
+    async def _keep(self, directory: Path) -> None:
+        self._kept.append(directory)
+        while len(self._kept) > 2:
+            await asyncio.to_thread(shutil.rmtree, self._kept.pop(0), ignore_errors=True)
+
+    def _target(self, version: VersionId) -> Path:
+        return self._directory / version.label
+
+    def _version(self, version: common_pb2.PolicyVersion) -> VersionId:
+        if version.run != self._sampler.run:
+            raise InvalidArgument("version.run", f"this generator serves run {self._sampler.run!r}, not {version.run!r}")
+        return VersionId(version.fence, version.step)
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration

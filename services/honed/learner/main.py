@@ -1,0 +1,168 @@
+"""The learner process: takes the lease, resumes, trains, and answers LearnerService."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from honed.config import RunSettings
+from honed.kit.errors import FailedPrecondition
+from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
+from honed.kit.wiring import consumer_name, internal_channel, redis_url, server_options
+from honed.learner.build import build_trainer, config_hash
+from honed.learner.checkpoint import CheckpointStore
+from honed.learner.episodes import Vocabulary
+from honed.learner.exporter import Exporter
+from honed.learner.intake import Intake
+from honed.learner.ledger import Ledger
+from honed.learner.loop import LoopSettings, Status, TrainingLoop
+from honed.learner.publisher import Publisher
+from honed.learner.service import LearnerService
+from honed.policy.store import PolicyStore
+from honed.policy.version import VersionId
+from honed.queue.connection import Link, Outage
+from honed.queue.holding import holding
+from honed.queue.keys import SCORED, RunKeys
+from honed.queue.lease import Claim, Leases
+from honed.queue.stream import QueueSettings, WorkQueue
+from honed.v1 import generation_pb2_grpc, learner_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "honed.v1.LearnerService"
+LEASE_MS = 6_000
+PREDECESSORS = 64
+
+
+async def run(settings: RunSettings) -> None:
+    """Serves until SIGTERM.
+
+    Raises:
+        FailedPrecondition: there is no base version, or another learner holds the run.
+        LeaseLost: another learner took over.
+    """
+    mine = settings.learner
+    link = Link(redis_url(settings), outage=Outage(settings.queue.outage_s))
+    keys = RunKeys(settings.run)
+    ledger = Ledger(settings.directory / "learner")
+    status = Status()
+    counting = WorkQueue(link, keys, SCORED, consumer_name("learner-status"))
+
+    async def dropped() -> Mapping[str, int]:
+        stats = await counting.stats()
+        return {**stats.dropped, **({"dead_letter": stats.dead} if stats.dead else {})}
+
+    service = LearnerService(settings.run, mine.steps, status, ledger, dropped)
+    servicer = Servicer(SERVICE, learner_pb2_grpc.add_LearnerServiceServicer_to_server, service)
+    server = Server([Listener(mine.host, mine.port, [servicer])], server_options(settings, mine, [f"/{SERVICE}/WatchMetrics"]))
+
+    async def work(stopping: asyncio.Event) -> None:
+        store = PolicyStore(settings.policy_url, settings.run)
+        leases = Leases(link, keys)
+        try:
+            newest = await asyncio.to_thread(store.latest)
+            claim = await _take_lease(leases, consumer_name("learner"), above=newest.fence if newest else 0)
+            async with asyncio.TaskGroup() as group:
+                keeping = group.create_task(leases.keep(claim, LEASE_MS))
+                await _train(settings, link, keys, leases, claim, store, service, server, stopping)
+                keeping.cancel()
+            await leases.release(claim)
+        finally:
+            await link.close()
+
+    await serve_until_signalled(server, work)
+
+
+async def _train(
+    settings: RunSettings,
+    link: Link,
+    keys: RunKeys,
+    leases: Leases,
+    claim: Claim,
+    store: PolicyStore,
+    service: LearnerService,
+    server: Server,
+    stopping: asyncio.Event,
+) -> None:
+    mine, home = settings.learner, settings.directory / "learner"
+    status, ledger = service.status, service.ledger
+    status.fence = claim.fence
+    newest = await asyncio.to_thread(store.latest)
+    base = await _base(store, home / "base")
+    trainer = await asyncio.to_thread(build_trainer, settings, base)
+    queue = WorkQueue(
+        link,
+        keys,
+        SCORED,
+        f"learner-{claim.fence}",
+        QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries),
+    )
+    channels = [internal_channel(settings, target) for target in _generators(settings)]
+    try:
+        async with holding(queue) as held:
+            intake = Intake(
+                queue,
+                held,
+                Vocabulary(trainer.policy.vocabulary_size),
+                max_staleness=mine.max_staleness,
+                max_tokens=settings.generation.max_model_tokens,
+            )
+            publisher = Publisher(
+                store,
+                [generation_pb2_grpc.GenerationControlServiceStub(channel) for channel in channels],
+                keep=settings.policy.keep,
+                timeout_s=mine.push_timeout_s,
+                check_lease=lambda: leases.check(claim),
+            )
+            loop = TrainingLoop(
+                trainer,
+                intake,
+                CheckpointStore(home / "checkpoints", keep=mine.keep_checkpoints),
+                ledger,
+                Exporter(trainer.policy, base, home / "export"),
+                publisher,
+                LoopSettings(mine.batch, mine.steps, mine.checkpoint_every, config_hash(settings), _snapshot(settings)),
+                status,
+                check_lease=lambda: leases.check(claim),
+            )
+            progress = await asyncio.to_thread(loop.resume)
+            predecessors = [f"learner-{fence}" for fence in range(max(1, claim.fence - PREDECESSORS), claim.fence)]
+            await intake.take_over(predecessors, frozenset(progress.consumed))
+            service.loop = loop
+            await server.ready()
+            await loop.run(stopping, newest)
+    finally:
+        for channel in channels:
+            await channel.close()
+
+
+async def _take_lease(leases: Leases, owner: str, above: int) -> Claim:
+    """Waits for a predecessor's lease to run out, if it died without a word."""
+    end = asyncio.get_running_loop().time() + 3 * LEASE_MS / 1000
+    while True:
+        try:
+            return await leases.acquire("learner", owner, LEASE_MS, above)
+        except FailedPrecondition as error:
+            if asyncio.get_running_loop().time() > end:
+                raise
+            logger.info("waiting for the lease", extra={"reason": str(error)})
+            await asyncio.sleep(0.5)
+
+
+async def _base(store: PolicyStore, directory: Path) -> Path:
+    """The run's base version 0.0: where training starts, and the reference of the KL penalty."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return await asyncio.to_thread(store.fetch, VersionId(0, 0), directory)
+
+
+def _generators(settings: RunSettings) -> tuple[str, ...]:
+    mine = settings.generation
+    return mine.control_addresses or (f"{mine.host}:{mine.control_port}",)
+
+
+def _snapshot(settings: RunSettings) -> str:
+    """The judgements behind the reward model, as its training wrote them down."""
+    path = settings.directory / "reward" / "snapshot.sha256"
+    return path.read_text().strip() if path.exists() else ""
