@@ -1,0 +1,214 @@
+"""One database behind one small object: transactions with deadlines, durable commits, errors that say what to do.
+
+SQLite: write-ahead log; synchronous=FULL, so that a commit is on the disk before it is acknowledged; a write transaction begins
+IMMEDIATE, so that it never has to upgrade a read lock, which would fail at once instead of waiting. Erased text is overwritten.
+PostgreSQL: READ COMMITTED and synchronous_commit=on, whatever the server's defaults.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from honed.kit.errors import FailedPrecondition, Unavailable
+
+_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+
+
+@dataclass(frozen=True)
+class DatabaseOptions:
+    """How long things may take and how much may be open.
+
+    Attributes:
+        deadline_s: the longest that one transaction may take.
+        lock_wait_s: the longest wait for another process's lock; below `deadline_s`, so that the database says what it
+            waited for.
+        connections: open connections at most.
+    """
+
+    deadline_s: float = 30.0
+    lock_wait_s: float = 10.0
+    connections: int = 5
+
+
+class Database:
+    """A pool of connections to the one database of a service."""
+
+    def __init__(self, url: str, options: DatabaseOptions | None = None) -> None:
+        """Prepares the pool; connects to nothing yet.
+
+        Args:
+            url: `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user:password@host/name`.
+            options: limits.
+
+        Raises:
+            FailedPrecondition: the URL is none of these.
+        """
+        self.options = options or DatabaseOptions()
+        self.url = _with_driver(url)
+        self.name = self.url.render_as_string(hide_password=True)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = _sqlite(self.url, self.options) if self.is_sqlite else _postgresql(self.url, self.options)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that only reads.
+
+        Raises:
+            Unavailable: the database is locked, full, gone or too slow.
+        """
+        async with self.guarded(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that is durable when the block has ended without an error.
+
+        Raises:
+            Unavailable: the database is locked, full, gone or too slow. Whether the commit happened may be unknown then: a
+                repetition under the same idempotency key is safe.
+        """
+        async with self.guarded(), self.engine.connect() as connection:
+            await connection.execution_options(honed_writes=True)
+            async with connection.begin():
+                yield connection
+
+    async def empty_log(self) -> bool:
+        """Empties SQLite's write-ahead log, which keeps pages as they were before; true when nothing of it is left.
+
+        Raises:
+            Unavailable: the database is not there.
+        """
+        if not self.is_sqlite:
+            return True
+        async with self.guarded(), self.engine.connect() as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            ((busy, _, _),) = await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+            return not busy
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def guarded(self) -> AsyncIterator[None]:
+        """The deadline of one transaction, and the database's errors as ours.
+
+        Raises:
+            Unavailable: the database is locked, full, gone or too slow.
+        """
+        try:
+            async with asyncio.timeout(self.options.deadline_s):
+                yield
+        except (exc.OperationalError, exc.InterfaceError) as error:
+            raise Unavailable(f"database {self.name}: {_advice(error.orig)}; a repetition is safe") from error
+        except exc.DBAPIError as error:
+            if not (error.connection_invalidated or _is_transient(error.orig)):
+                raise
+            raise Unavailable(f"database {self.name}: {_advice(error.orig)}; a repetition is safe") from error
+        except exc.TimeoutError as error:
+            raise Unavailable(
+                f"database {self.name}: all {self.options.connections} connections are busy; try again, or allow more"
+            ) from error
+        except TimeoutError as error:
+            raise Unavailable(
+                f"database {self.name} did not answer within {self.options.deadline_s:g} s; a repetition is safe"
+            ) from error
+        except OSError as error:
+            raise Unavailable(f"database {self.name} cannot be reached ({error}); check that it runs") from error
+
+
+def _with_driver(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except exc.ArgumentError as error:
+        # The text may hold a password: it is not repeated.
+        raise FailedPrecondition("the database URL cannot be read; write sqlite:///file or postgresql://...") from error
+    backend = url.get_backend_name()
+    if backend not in _DRIVERS:
+        raise FailedPrecondition(f"no support for database {backend!r}; write sqlite:///file or postgresql://...")
+    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+        raise FailedPrecondition("the record needs a file: an SQLite database in memory would lose every judgement")
+    return url.set(drivername=_DRIVERS[backend])
+
+
+def _sqlite(url: URL, options: DatabaseOptions) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        pool_size=options.connections,
+        max_overflow=0,
+        pool_timeout=options.lock_wait_s,
+        connect_args={"timeout": options.lock_wait_s},
+    )
+
+    @sa.event.listens_for(engine.sync_engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # transactions are begun below, not by the driver
+        cursor = connection.cursor()
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @sa.event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get("honed_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: URL, options: DatabaseOptions) -> AsyncEngine:
+    milliseconds = str(int(options.deadline_s * 1000))
+    return create_async_engine(
+        url,
+        isolation_level="READ COMMITTED",
+        pool_size=options.connections,
+        max_overflow=0,
+        pool_timeout=options.lock_wait_s,
+        pool_pre_ping=True,
+        connect_args={
+            "timeout": options.lock_wait_s,
+            "server_settings": {
+                "application_name": "honed-preference",
+                "synchronous_commit": "on",
+                "lock_timeout": str(int(options.lock_wait_s * 1000)),
+                "statement_timeout": milliseconds,
+                "idle_in_transaction_session_timeout": milliseconds,
+            },
+        },
+    )
+
+
+def create_parent(database: Database) -> None:
+    """Makes the directory of an SQLite file."""
+    if database.is_sqlite and database.url.database:
+        Path(database.url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+
+
+def _advice(error: BaseException | None) -> str:
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, sqlite3.OperationalError):
+        if "locked" in text or "busy" in text:
+            return f"{text}: another process writes to the file; end it or try again"
+        if "full" in text:
+            return f"{text}: free space on its volume, then try again"
+        if "unable to open" in text:
+            return f"{text}: check that its directory exists and may be written"
+    return f"{text}: check that it runs and accepts this client"
+
+
+def _is_transient(error: BaseException | None) -> bool:
+    """True for PostgreSQL's classes of resources, operator intervention and locks, which are not faults of the statement."""
+    state = getattr(error, "sqlstate", None) or ""
+    return state[:2] in {"08", "53", "57"} or state in {"55P03", "40001", "40P01"}
