@@ -1,0 +1,111 @@
+"""The fenced lease: one holder, a rising number, and a loser that learns it."""
+
+import asyncio
+
+import pytest
+
+from honed.kit.errors import FailedPrecondition
+from honed.queue.lease import Claim, LeaseLost, Leases
+
+pytestmark = pytest.mark.redis
+
+LONG = 60_000
+
+
+@pytest.fixture
+def leases(link, keys):
+    return Leases(link, keys)
+
+
+@pytest.fixture
+def run_out(link, keys):
+    """The lease's life ends now."""
+
+    async def run_out(name: str = "learner") -> None:
+        await link.command("PEXPIRE", keys.lease(name), 0)
+
+    return run_out
+
+
+async def test_one_owner_holds_it_and_the_other_is_told_who(leases):
+    claim = await leases.acquire("learner", "a", LONG)
+    assert claim == Claim("learner", "a", 1)
+    with pytest.raises(FailedPrecondition, match="held by a with fence 1"):
+        await leases.acquire("learner", "b", LONG)
+
+
+async def test_the_holder_gets_the_same_fence_again(leases):
+    assert await leases.acquire("learner", "a", LONG) == await leases.acquire("learner", "a", LONG)
+
+
+async def test_each_takeover_raises_the_fence_and_the_loser_learns_it(leases, run_out):
+    old = await leases.acquire("learner", "a", LONG)
+    await run_out()
+    new = await leases.acquire("learner", "b", LONG)
+    assert new.fence == 2
+    for asked in (leases.check(old), leases.renew(old, LONG)):
+        with pytest.raises(LeaseLost) as caught:
+            await asked
+        assert caught.value.fence == 2
+    assert not await leases.release(old)
+    await leases.check(new)
+
+
+async def test_a_lease_that_ran_out_with_nobody_waiting_is_renewed_with_its_fence(leases, run_out):
+    claim = await leases.acquire("learner", "a", LONG)
+    await run_out()
+    await leases.check(claim)
+    await leases.renew(claim, LONG)
+    with pytest.raises(FailedPrecondition):
+        await leases.acquire("learner", "b", LONG)
+
+
+async def test_a_released_lease_is_free_at_once(leases):
+    assert await leases.release(await leases.acquire("learner", "a", LONG))
+    assert (await leases.acquire("learner", "b", LONG)).fence == 2
+
+
+async def test_the_fence_exceeds_what_is_known_from_elsewhere_even_if_redis_lost_its_counter(leases, link, keys):
+    await leases.acquire("learner", "a", LONG)
+    await link.command("DEL", keys.lease("learner"), keys.fence("learner"))
+    assert (await leases.acquire("learner", "b", LONG, above=7)).fence == 8
+
+
+async def test_after_redis_lost_a_takeover_the_higher_fence_wins(leases, link, keys, run_out):
+    old = await leases.acquire("learner", "a", LONG)
+    await run_out()
+    new = await leases.acquire("learner", "b", LONG)
+    # As if the append-only file had lost the last second: the old holder's lease is back.
+    await link.command("SET", keys.fence("learner"), old.fence)
+    await link.command("HSET", keys.lease("learner"), "owner", "a", "fence", old.fence)
+    await leases.renew(new, LONG)
+    with pytest.raises(LeaseLost):
+        await leases.renew(old, LONG)
+
+
+async def test_of_many_who_ask_at_once_one_gets_it(leases):
+    got = await asyncio.gather(*(leases.acquire("learner", f"o{n}", LONG) for n in range(16)), return_exceptions=True)
+    assert sum(isinstance(claim, Claim) for claim in got) == 1
+
+
+async def test_leases_of_other_names_are_others(leases):
+    await leases.acquire("learner", "a", LONG)
+    await leases.acquire("conductor", "b", LONG)
+
+
+async def test_losing_the_lease_cancels_the_holders_work(leases, run_out):
+    claim = await leases.acquire("learner", "a", 30)
+
+    async def hold_and_work() -> None:
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            group.create_task(leases.keep(claim, 30))
+            await asyncio.Event().wait()
+
+    working = asyncio.create_task(hold_and_work())
+    await asyncio.sleep(0.1)  # more than three lives: time itself is under test
+    await leases.check(claim)
+    await run_out()
+    await leases.acquire("learner", "b", LONG)
+    with pytest.raises(ExceptionGroup) as caught:
+        await working
+    assert caught.group_contains(LeaseLost)
