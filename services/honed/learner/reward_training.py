@@ -1,0 +1,243 @@
+"""Trains a reward model from judgements: a language model's body, a linear head read at the last token, one epoch.
+
+The recipe is that of lm-human-preferences (Ziegler et al. 2019): the head starts as N(0, 1/sqrt(d+1)), the learning rate falls
+linearly to 0, and gain and bias make the rewards of the reference policy's samples mean 0, deviation 1, before and after.
+A text that occurs several times in one batch passes through the model once: judgements that share texts and stand near each
+other cost less. Nothing here reads a rating file: judgements come as token ids.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.learner.objectives.reward_model import best_of_k, ranked_pairs, scalar_rating
+from honed.learner.reward_model import RewardModel
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One judgement: responses to a prompt, best first. Two of them are a comparison.
+
+    Attributes:
+        prompt: its token ids, the beginning-of-text token included; that token alone for texts that stand alone.
+        responses: token ids of each response, without special tokens.
+    """
+
+    prompt: Tokens
+    responses: tuple[Tokens, ...]
+
+    def __post_init__(self) -> None:
+        """Checks that there is something to compare."""
+        if len(self.responses) < 2 or not all(self.prompt + response for response in self.responses):
+            raise InvalidArgument("responses", "a ranking needs at least two responses, and each some token to read")
+
+
+@dataclass(frozen=True)
+class Rating:
+    """One judgement: a response and the number that a person gave it."""
+
+    prompt: Tokens
+    response: Tokens
+    value: float
+
+
+Judgement = Ranking | Rating
+
+
+@dataclass(frozen=True)
+class RewardTrainingSettings:
+    """How to train.
+
+    Attributes:
+        objective: how the responses of one ranking are compared: all pairs of it (InstructGPT), or the best against the rest
+            (lm-human-preferences). The same for two responses. Ratings always have the squared error.
+        batch_texts: an optimizer step takes judgements until they have this many different texts.
+        learning_rate: at its peak, after `warmup` (share of the steps); it then falls linearly to 0.
+        embedding_dropout: share of the embedding's components that are dropped in training; they are the model's only dropout.
+        weight_decay: of matrices.
+        gradient_norm: gradients are scaled down to this norm.
+        max_seconds: when this time passes, training stops where it is and the outcome says so.
+    """
+
+    objective: Literal["ranked_pairs", "best_of_k"] = "ranked_pairs"
+    batch_texts: int = 60
+    learning_rate: float = 5e-4
+    warmup: float = 0.05
+    embedding_dropout: float = 0.1
+    weight_decay: float = 0.01
+    gradient_norm: float = 1.0
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        if self.batch_texts < 2:
+            raise InvalidArgument("batch_texts", f"must be at least 2, got {self.batch_texts}")
+        if not 0 < self.learning_rate < 1 or not 0 <= self.warmup < 1 or not 0 <= self.embedding_dropout < 1:
+            raise InvalidArgument("learning_rate, warmup, embedding_dropout", "out of range")
+
+
+@dataclass(frozen=True)
+class RewardProgress:
+    """Where the training stands after a step; `done` is the share of the epoch, 0 to 1."""
+
+    step: int
+    steps: int
+    loss: float
+    judgements: int
+    done: float
+
+
+@dataclass(frozen=True)
+class RewardOutcome:
+    """What came out: `loss` is the mean over the last tenth of the steps; `finished` is false when the time ran out."""
+
+    steps: int
+    judgements: int
+    loss: float
+    seconds: float
+    finished: bool
+
+
+@dataclass(frozen=True)
+class JudgementBatch:
+    """Judgements of one step and their different texts; `rankings` and `ratings` point into `sequences`."""
+
+    sequences: tuple[Tokens, ...]
+    rankings: tuple[tuple[int, ...], ...]
+    ratings: tuple[tuple[int, float], ...]
+
+    @property
+    def judgements(self) -> int:
+        """How many."""
+        return len(self.rankings) + len(self.ratings)
+
+
+def batch_judgements(judgements: Iterable[Judgement], *, texts: int) -> list[JudgementBatch]:
+    """Cuts the judgements, in order, where a batch would get more than `texts` different texts.
+
+    A judgement that has more texts than that makes a batch alone. Every judgement lands in exactly one batch.
+    """
+    batches: list[JudgementBatch] = []
+    index: dict[Tokens, int] = {}
+    rankings: list[tuple[int, ...]] = []
+    ratings: list[tuple[int, float]] = []
+
+    def close() -> None:
+        if rankings or ratings:
+            batches.append(JudgementBatch(tuple(index), tuple(rankings), tuple(ratings)))
+            index.clear()
+            rankings.clear()
+            ratings.clear()
+
+    for judgement in judgements:
+        responses = judgement.responses if isinstance(judgement, Ranking) else (judgement.response,)
+        sequences = [judgement.prompt + response for response in responses]
+        if len(index.keys() | set(sequences)) > texts:
+            close()
+        places = tuple(index.setdefault(sequence, len(index)) for sequence in sequences)
+        if isinstance(judgement, Ranking):
+            rankings.append(places)
+        else:
+            ratings.append((places[0], judgement.value))
+    close()
+    return batches
+
+
+def batch_loss(scores: Tensor, batch: JudgementBatch, objective: Literal["ranked_pairs", "best_of_k"]) -> Tensor:
+    """Mean loss over the judgements of a batch, each with the same weight.
+
+    Args:
+        scores: `[len(batch.sequences)]`.
+        batch: the judgements.
+        objective: see `RewardTrainingSettings`.
+    """
+    total = scores.new_zeros(())
+    for size in sorted({len(places) for places in batch.rankings}):
+        ranked = scores[torch.tensor([places for places in batch.rankings if len(places) == size])]
+        if objective == "ranked_pairs":
+            loss = ranked_pairs(ranked)
+        else:
+            loss = best_of_k(ranked, torch.zeros(len(ranked), dtype=torch.int64))
+        total = total + loss * len(ranked)
+    if batch.ratings:
+        rated = scores[torch.tensor([place for place, _ in batch.ratings])]
+        total = total + scalar_rating(rated, scores.new_tensor([value for _, value in batch.ratings])) * len(rated)
+    return total / batch.judgements
+
+
+def train_reward_model(
+    model: RewardModel,
+    judgements: Iterable[Judgement],
+    settings: RewardTrainingSettings,
+    *,
+    rng: torch.Generator,
+    progress: Callable[[RewardProgress], None] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> RewardOutcome:
+    """Trains `model` in place for one epoch. Batches keep the order inside, and come in an order drawn from `rng`.
+
+    Args:
+        model: as `RewardModel.from_language_model` made it.
+        judgements: read once. Near ones that share texts make it faster.
+        settings: rates and sizes.
+        rng: of the order of batches and of dropout.
+        progress: called after every step; raising from it ends the training.
+        clock: seconds.
+
+    Raises:
+        InvalidArgument: when there are no judgements.
+        FailedPrecondition: when the loss is no longer finite.
+    """
+    batches = batch_judgements(judgements, texts=settings.batch_texts)
+    if not batches:
+        raise InvalidArgument("judgements", "there are none to learn from")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True
+    )
+    started, seen, losses = clock(), 0, list[float]()
+    for step, chosen in enumerate(torch.randperm(len(batches), generator=rng).tolist()):
+        if settings.max_seconds is not None and clock() - started > settings.max_seconds:
+            break
+        _set_rate(optimizer, settings, step, len(batches))
+        batch = batches[chosen]
+        scores = model.raw_scores(batch.sequences, dropout=settings.embedding_dropout, rng=rng)
+        loss = batch_loss(scores, batch, settings.objective)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        seen += batch.judgements
+        if not math.isfinite(losses[-1]):
+            raise FailedPrecondition(f"the loss is {losses[-1]} at step {step + 1}; lower the learning rate")
+        progress(RewardProgress(step + 1, len(batches), losses[-1], seen, (step + 1) / len(batches)))
+    last = losses[-max(1, len(losses) // 10) :]
+    mean = sum(last) / len(last) if last else math.nan
+    return RewardOutcome(len(losses), seen, mean, clock() - started, len(losses) == len(batches))
+
+
+def accuracy(model: RewardModel, comparisons: Sequence[Ranking]) -> float:
+    """The share of comparisons whose first response has the higher score than the second; equal scores count one half."""
+    if not comparisons:
+        raise InvalidArgument("comparisons", "there are none to agree with")
+    pairs = [(item.prompt + item.responses[0], item.prompt + item.responses[1]) for item in comparisons]
+    index = {sequence: place for place, sequence in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
+    scores = model.rewards(list(index))
+    margins = torch.tensor([scores[index[better]] - scores[index[worse]] for better, worse in pairs])
+    return float(((margins > 0).float() + 0.5 * (margins == 0).float()).mean())
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, settings: RewardTrainingSettings, step: int, steps: int) -> None:
+    warmup = min(1.0, (step + 1) / (settings.warmup * steps + 1))
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * warmup * (1.0 - step / steps)
