@@ -1,8 +1,8 @@
 """Trains a language model on texts: a tiny Llama from nothing, or any causal model further (supervised fine-tuning).
 
 One loop for both; `texts` makes the batches and masks the prompt where only the response has a loss. The budget is in tokens,
-and optionally in seconds: the learning rate then falls by whichever budget is nearer its end, so that a slow machine ends with a
-finished schedule too. Without a limit in seconds the result depends on nothing but settings, data and seed.
+and optionally in seconds: the learning rate then falls by whichever budget is nearer its end, so that a slow machine ends
+with a finished schedule too. Without a limit in seconds the result depends on nothing but settings, data and seed.
 """
 
 from __future__ import annotations
