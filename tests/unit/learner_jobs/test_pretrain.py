@@ -92,11 +92,7 @@ def test_a_diverged_run_says_so(tokenizer):
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(FailedPrecondition, match="at step 1; lower the learning rate"):
-        train_language_model(
-            model,
-            itertools.repeat(TokenBatch(torch.ones(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.int64))),
-            SETTINGS,
-        )
+        train_language_model(model, itertools.repeat(TokenBatch(torch.ones(1, 4).long(), torch.ones(1, 4).long())), SETTINGS)
 
 
 @pytest.mark.parametrize(
