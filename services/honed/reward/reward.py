@@ -1,0 +1,144 @@
+"""The reward: a weighted sum of scorers, over the response as truncation leaves it.
+
+Source of the truncation rule: lm-human-preferences. The text is cut behind the first occurrence of a token at or after a
+position; a response without one there gets a fixed reward. Truncation concerns the score only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from honed.kit.errors import HonedError, InvalidArgument
+from honed.reward import metrics
+from honed.reward.scorer import Scorer, ScorerFailed, ScorerInput, TokenCodec
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One scorer of the sum."""
+
+    scorer: Scorer
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreValue:
+    """What one scorer said of one response; the fields of honed.v1.Score."""
+
+    scorer: str
+    version: str
+    value: float
+    weight: float
+    truncated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What a response is worth.
+
+    Attributes:
+        value: The weighted sum, or the fixed reward of a response that lacks the truncation token.
+        scores: What it is the sum of. Scorers speak of every response, so that each reward names its scorers' versions.
+    """
+
+    value: float
+    scores: tuple[ScoreValue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """Where the scored text ends.
+
+    Attributes:
+        token: Id of the token to cut behind.
+        not_before: Position in the response, from 0, from which on the token counts.
+        missing_score: The reward when the token does not come there.
+    """
+
+    token: int
+    not_before: int
+    missing_score: float
+
+    @classmethod
+    def of_text(cls, text: str, not_before: int, missing_score: float, codec: TokenCodec) -> Truncation:
+        """Finds the single token that `text` is.
+
+        Raises:
+            InvalidArgument: The policy's tokenizer makes more or less than one token of it.
+        """
+        ids = codec.encode(text, special_tokens=False)
+        if len(ids) != 1:
+            raise InvalidArgument(
+                "reward.truncate.token_text", f"{text!r} is {len(ids)} tokens of the policy's vocabulary; it must be one"
+            )
+        return cls(ids[0], not_before, missing_score)
+
+    def apply(self, item: ScorerInput) -> tuple[ScorerInput, bool]:
+        """The input as it is scored, and whether the token was there. Without it the response stays whole."""
+        ids = item.response_ids
+        try:
+            end = ids.index(self.token, self.not_before)
+        except ValueError:
+            return item, False
+        return item.cut(end + 1), True
+
+
+class WeightedSum:
+    """One immutable reward: which scorers, in which versions, with which weights."""
+
+    def __init__(self, terms: Sequence[Term], truncation: Truncation | None = None) -> None:
+        """Adds up `terms`.
+
+        Raises:
+            InvalidArgument: There are none, two have one name, or a weight is not finite.
+        """
+        names = [term.scorer.name for term in terms]
+        if not names:
+            raise InvalidArgument("reward.scorers", "empty; name at least one scorer")
+        if len(set(names)) < len(names):
+            raise InvalidArgument("reward.scorers", f"two scorers have the same name: {', '.join(names)}")
+        if not all(math.isfinite(term.weight) for term in terms):
+            raise InvalidArgument("reward.scorers", "every weight must be finite")
+        self.terms = tuple(terms)
+        self._truncation = truncation
+
+    def score(self, batch: Sequence[ScorerInput]) -> list[Reward]:
+        """Scores a batch, in its order.
+
+        Raises:
+            ScorerFailed: A scorer raised, or gave the wrong number of values, or one that is not finite.
+        """
+        inputs, complete = list(batch), [True] * len(batch)
+        if self._truncation is not None:
+            for index, item in enumerate(batch):
+                inputs[index], complete[index] = self._truncation.apply(item)
+            metrics.MISSING_TOKEN.inc(complete.count(False))
+        columns = [self._column(term, inputs) for term in self.terms]
+        return [self._reward(index, row, complete[index]) for index, row in enumerate(zip(*columns, strict=True))]
+
+    def _column(self, term: Term, inputs: Sequence[ScorerInput]) -> list[ScoreValue]:
+        scorer = term.scorer
+        try:
+            outputs = scorer.score(inputs)
+        except HonedError:
+            raise
+        except Exception as error:  # a scorer's bug concerns its batch, never the service
+            raise ScorerFailed(scorer.name, scorer.version, f"{type(error).__name__}: {error}") from error
+        if len(outputs) != len(inputs):
+            raise ScorerFailed(scorer.name, scorer.version, f"it returned {len(outputs)} values for {len(inputs)} samples")
+        for index, output in enumerate(outputs):
+            if not math.isfinite(output.value):
+                raise ScorerFailed(scorer.name, scorer.version, f"its value is {output.value}, which is not finite", index)
+        return [ScoreValue(scorer.name, scorer.version, o.value, term.weight, o.truncated_tokens) for o in outputs]
+
+    def _reward(self, index: int, scores: tuple[ScoreValue, ...], complete: bool) -> Reward:
+        if not complete:
+            assert self._truncation is not None
+            return Reward(self._truncation.missing_score, scores)
+        value = sum(score.weight * score.value for score in scores)
+        if not math.isfinite(value):
+            last = scores[-1]
+            raise ScorerFailed(last.scorer, last.version, "the weighted sum overflows", index)
+        return Reward(value, scores)

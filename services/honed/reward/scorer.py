@@ -1,0 +1,172 @@
+"""The port of a scorer: a batch of responses in, one number for each out.
+
+A scorer is synchronous and runs in the one compute thread of the service. It may be called again for single samples of a batch
+that it failed on, so a call must not change what later calls answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol, Self
+
+import grpc
+
+from honed.kit.errors import HonedError
+
+Kind = Literal["reward_model", "function"]
+
+
+class ScorerFailed(HonedError):
+    """A scorer could not score a sample, or gave an answer that is no score."""
+
+    def __init__(self, scorer: str, version: str, reason: str, sample: int | None = None) -> None:
+        """`sample` is the index in the batch or call, None when the whole of it is concerned."""
+        where = "" if sample is None else f" on sample {sample}"
+        super().__init__(f"scorer '{scorer}' ({version}) failed{where}: {reason}")
+        self.scorer = scorer
+        self.version = version
+        self.reason = reason
+        self.sample = sample
+
+    def at(self, sample: int | None) -> Self:
+        """The same error, with the index that the sample has for somebody else."""
+        return type(self)(self.scorer, self.version, self.reason, sample)
+
+
+class BadSample(ScorerFailed):
+    """The sample is at fault, not the scorer: another try gives the same."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class TokenCodec(Protocol):
+    """A tokenizer, as far as scoring needs it. Not for two threads at once."""
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of its `tokenizer.json`: two codecs of one digest give the same ids for the same text."""
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The special tokens that it puts in front of a text, such as the beginning of text; often none."""
+
+    def encode(self, text: str, *, special_tokens: bool) -> list[int]:
+        """Token ids of `text`, with or without what the tokenizer puts around a text."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids`, without special tokens."""
+
+
+@dataclass(frozen=True)
+class ScorerInput:
+    """One prompt with one response, each as token ids of the policy, as text, or as both.
+
+    A side without tokens came as text; a side without text is decoded when a scorer asks for it.
+
+    Attributes:
+        codec: The policy's tokenizer.
+        prompt_tokens: The prompt's token ids; None if it came as text or there is none.
+        prompt: The prompt's text, if it came as text.
+        response_tokens: The response's token ids, None if it came as text.
+        response: The response's text, if it came as text.
+    """
+
+    codec: TokenCodec
+    prompt_tokens: tuple[int, ...] | None = None
+    prompt: str | None = None
+    response_tokens: tuple[int, ...] | None = None
+    response: str | None = None
+
+    @cached_property
+    def prompt_text(self) -> str:
+        """The prompt as text; empty if there is none."""
+        if self.prompt is not None:
+            return self.prompt
+        return self.codec.decode(self.prompt_tokens) if self.prompt_tokens else ""
+
+    @cached_property
+    def response_text(self) -> str:
+        """The response as it continues the prompt.
+
+        Some tokenizers drop the space in front of the first token that they decode. So where the prompt has tokens, both are
+        decoded together and the prompt's text is taken off.
+        """
+        if self.response is not None:
+            return self.response
+        if not self.response_tokens:
+            return ""
+        if self.prompt_tokens:
+            whole = self.codec.decode(self.prompt_tokens + self.response_tokens)
+            if whole.startswith(self.prompt_text):
+                return whole[len(self.prompt_text) :]
+        return self.codec.decode(self.response_tokens)
+
+    @cached_property
+    def response_ids(self) -> tuple[int, ...]:
+        """The response in the policy's tokens."""
+        if self.response_tokens is not None:
+            return self.response_tokens
+        return tuple(self.codec.encode(self.response or "", special_tokens=False))
+
+    @cached_property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The prompt in the policy's tokens, as generation encodes it; empty if there is none."""
+        if self.prompt_tokens is not None:
+            return self.prompt_tokens
+        return tuple(self.codec.encode(self.prompt, special_tokens=True)) if self.prompt else ()
+
+    @property
+    def cost(self) -> int:
+        """About how many tokens the pair has, without tokenising: what a dynamic batch counts."""
+        return max(1, _tokens(self.prompt_tokens, self.prompt) + _tokens(self.response_tokens, self.response))
+
+    def cut(self, end: int) -> ScorerInput:
+        """The same prompt with the first `end` tokens of the response."""
+        return ScorerInput(self.codec, self.prompt_tokens, self.prompt, self.response_ids[:end])
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerOutput:
+    """What a scorer says of one sample.
+
+    Attributes:
+        value: The score. Whoever adds the scores up checks that it is finite.
+        truncated_tokens: How many tokens the scorer had to leave out.
+    """
+
+    value: float
+    truncated_tokens: int = 0
+
+
+class Scorer(Protocol):
+    """One term of the reward, in one version."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the settings."""
+
+    @property
+    def version(self) -> str:
+        """For a reward model a digest of its files, for a function the name and version of its distribution."""
+
+    @property
+    def kind(self) -> Kind:
+        """What it is."""
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of prompt and response together; 0 when there is no limit."""
+
+    def score(self, batch: Sequence[ScorerInput]) -> Sequence[ScorerOutput]:
+        """Scores each sample, in the order of the batch.
+
+        Raises:
+            ScorerFailed: It could not; names the sample if it knows it.
+        """
+
+
+def _tokens(token_ids: tuple[int, ...] | None, text: str | None) -> int:
+    # Four bytes a token is usual; three keeps a batch of text within its budget.
+    return len(token_ids) if token_ids is not None else len(text or "") // 3

@@ -1,0 +1,28 @@
+"""Which sequences share a forward pass."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from honed.reward.packing import pack
+
+lengths = st.lists(st.integers(1, 400), max_size=80)
+
+
+@given(lengths, st.integers(1, 2000))
+def test_each_sequence_is_in_one_group_and_no_group_passes_the_budget(lengths: list[int], budget: int) -> None:
+    groups = pack(lengths, budget)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        size = len(group) * max(lengths[index] for index in group)
+        assert size <= budget or len(group) == 1
+
+
+@given(lengths)
+def test_padding_is_a_small_share(lengths: list[int]) -> None:
+    for group in pack(lengths, 100_000):
+        padded = len(group) * max(lengths[index] for index in group)
+        assert padded - sum(lengths[index] for index in group) <= 128 + padded / 8
+
+
+def test_equal_lengths_share_one_pass() -> None:
+    assert pack([32] * 256, 8192) == [list(range(256))]
