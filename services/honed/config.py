@@ -92,6 +92,7 @@ class GenerationSettings(ServerSettings):
     max_num_seqs: Positive = Field(64, description="Samples that the engine runs at once.")
     kv_cache_gib: Annotated[float, Field(gt=0)] = Field(0.5, description="KV cache on a machine without a GPU.")
     threads: Positive = Field(1, description="Compute threads of the engine on a machine without a GPU.")
+    weights_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of published versions.")
     canary_tolerance: Annotated[float, Field(gt=0)] = Field(1e-3, description="Nats; more, and a version is rolled back.")
     commit_timeout_s: Seconds = 60.0
     rollout_concurrency: Positive = Field(64, description="Training samples in flight at once.")
@@ -175,15 +176,26 @@ class LearnerSettings(ServerSettings):
 class PretrainSettings(Section):
     """Language-model pretraining, the first phase of a run that starts from nothing."""
 
-    seconds: Seconds = Field(125.0, description="Ends at the latest after so long.")
-    tokens: Positive = Field(4_000_000, description="Ends at the latest after so many.")
+    seconds: Seconds = Field(130.0, description="Ends at the latest after so long.")
+    tokens: Positive = Field(1_500_000, description="Ends at the latest after so many.")
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    vocabulary: Positive = 2048
+    hidden_size: Positive = 128
+    layers: Positive = 4
+    head_size: Positive = 32
+    block_tokens: Positive = Field(64, description="Length of a packed training sequence.")
+    block_rows: Positive = 32
+    threads: Positive = 2
 
 
 class RewardTrainingSettings(Section):
     """Reward-model training from exported comparisons."""
 
-    comparisons: Positive = 40_000
+    comparisons: Positive = Field(40_000, description="How many the default run draws and imports.")
     seconds: Seconds = Field(110.0, description="Ends at the latest after so long.")
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    batch_texts: Positive = Field(60, description="Different texts of one optimizer step.")
+    threads: Positive = 2
 
 
 class ConductorSettings(ServerSettings):
@@ -204,7 +216,8 @@ class DataSettings(Section):
     """The default run's human ratings."""
 
     cache: Path = Field(Path("~/.cache/honed"), description="Where downloads are kept.")
-    held_out: Positive = 1500
+    held_out: Positive = Field(1500, description="Movie texts that nothing trains on.")
+    judge: Positive = Field(3000, description="Movie texts of the independent judge, which also give the training prompts.")
     evaluation_prompts: Positive = 256
 
 

@@ -22,6 +22,7 @@ from honed.queue.connection import Link, Outage
 from honed.queue.keys import PROMPTS, RunKeys
 from honed.queue.stream import QueueSettings, WorkQueue
 from honed.v1 import generation_pb2_grpc
+from honed.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ async def run(settings: RunSettings) -> None:
     """
     mine = settings.generation
     store = PolicyStore(settings.policy_url, settings.run)
-    versions = _fresh(settings.directory / "generation" / "versions")
+    versions = _fresh(Workspace(settings.directory).versions)
     initial = await _newest(store, versions)
     engine = make_engine(mine, initial)
     sampler = Sampler(engine, caps(mine), settings.run)

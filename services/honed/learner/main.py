@@ -28,6 +28,7 @@ from honed.queue.keys import SCORED, RunKeys
 from honed.queue.lease import Claim, Leases
 from honed.queue.stream import QueueSettings, WorkQueue
 from honed.v1 import generation_pb2_grpc, learner_pb2_grpc
+from honed.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ async def run(settings: RunSettings) -> None:
     mine = settings.learner
     link = Link(redis_url(settings), outage=Outage(settings.queue.outage_s))
     keys = RunKeys(settings.run)
-    ledger = Ledger(settings.directory / "learner")
+    ledger = Ledger(Workspace(settings.directory).learner)
     status = Status()
     counting = WorkQueue(link, keys, SCORED, consumer_name("learner-status"))
 
@@ -86,7 +87,7 @@ async def _train(
     server: Server,
     stopping: asyncio.Event,
 ) -> None:
-    mine, home = settings.learner, settings.directory / "learner"
+    mine, home = settings.learner, Workspace(settings.directory).learner
     status, ledger = service.status, service.ledger
     status.fence = claim.fence
     newest = await asyncio.to_thread(store.latest)
@@ -121,7 +122,7 @@ async def _train(
                 intake,
                 CheckpointStore(home / "checkpoints", keep=mine.keep_checkpoints),
                 ledger,
-                Exporter(trainer.policy, base, home / "export"),
+                Exporter(trainer.policy, base, home / "export", dtype=settings.generation.weights_dtype),
                 publisher,
                 LoopSettings(mine.batch, mine.steps, mine.checkpoint_every, config_hash(settings), _snapshot(settings)),
                 status,
@@ -153,7 +154,6 @@ async def _take_lease(leases: Leases, owner: str, above: int) -> Claim:
 
 async def _base(store: PolicyStore, directory: Path) -> Path:
     """The run's base version 0.0: where training starts, and the reference of the KL penalty."""
-    directory.mkdir(parents=True, exist_ok=True)
     return await asyncio.to_thread(store.fetch, VersionId(0, 0), directory)
 
 
@@ -164,5 +164,5 @@ def _generators(settings: RunSettings) -> tuple[str, ...]:
 
 def _snapshot(settings: RunSettings) -> str:
     """The judgements behind the reward model, as its training wrote them down."""
-    path = settings.directory / "reward" / "snapshot.sha256"
+    path = Workspace(settings.directory).reward_snapshot
     return path.read_text().strip() if path.exists() else ""

@@ -1,0 +1,1 @@
+"""The training jobs that come before the loop: processes of their own that end."""

@@ -1,0 +1,109 @@
+"""The pretraining job: texts in, the run's base model out, published as version 0.0 of the policy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import UTC, datetime
+
+import torch
+
+from honed.config import RunSettings
+from honed.kit.errors import InvalidArgument
+from honed.kit.jsonl import read_lines
+from honed.kit.progress import JobProgress, ProgressFile
+from honed.learner import rng
+from honed.learner.build import choose_device, config_hash
+from honed.learner.exporter import Exporter
+from honed.learner.model import PolicyModel, load_language_model
+from honed.learner.pretrain import (
+    ModelShape,
+    PretrainSettings,
+    TrainingProgress,
+    new_language_model,
+    save_language_model,
+    train_language_model,
+)
+from honed.learner.texts import packed_batches
+from honed.learner.tokenizer import END_OF_TEXT_ID, encode_texts, train_tokenizer
+from honed.policy.manifest import Lineage
+from honed.policy.store import PolicyStore, VersionDraft
+from honed.policy.version import VersionId
+from honed.workspace import Workspace
+
+NAME = "pretrain"
+
+
+def run(settings: RunSettings) -> None:
+    """Makes `models/base` and version 0.0, unless both are there.
+
+    With `conductor.start_from` nothing is trained: that model is the base.
+
+    Raises:
+        InvalidArgument: there are no texts, or `start_from` holds no model.
+        StoreFull: the policy store has no room.
+    """
+    place = Workspace(settings.directory)
+    progress = ProgressFile(place.progress / f"{NAME}.json")
+    if not place.base_model.exists():
+        if settings.conductor.start_from is None:
+            _pretrain(settings, place, progress)
+        else:
+            _copy(settings.conductor.start_from, place)
+    publish_base(settings, place)
+    progress.report(JobProgress(1.0, "the base model is published as version 0.0"), final=True)
+
+
+def publish_base(settings: RunSettings, place: Workspace) -> None:
+    """Publishes `models/base` as version 0.0; does nothing if it stands in the store."""
+    store = PolicyStore(settings.policy_url, settings.run)
+    version = VersionId(0, 0)
+    if version in store.versions():
+        return
+    policy = PolicyModel(load_language_model(place.base_model, device=choose_device("cpu")))
+    exporter = Exporter(policy, place.base_model, place.root / "models" / "export", dtype=settings.generation.weights_dtype)
+    directory, canaries = exporter.export(version)
+    lineage = Lineage(config_hash=config_hash(settings), created_at=datetime.now(tz=UTC).isoformat())
+    store.publish(directory, VersionDraft(version, canaries, lineage))
+    shutil.rmtree(directory)
+
+
+def _pretrain(settings: RunSettings, place: Workspace, progress: ProgressFile) -> None:
+    mine = settings.pretrain
+    torch.set_num_threads(mine.threads)
+    texts = [str(row["text"]) for _, row in read_lines(place.texts)]
+    if not texts:
+        raise InvalidArgument("pretrain.texts", f"{place.texts} is empty; there is nothing to learn a language from")
+    progress.report(JobProgress(0.0, f"tokenizer of {len(texts)} texts"), final=True)
+    tokenizer = train_tokenizer(texts, vocabulary_size=mine.vocabulary, max_length=settings.generation.max_model_tokens)
+    chance = rng.generator(settings.seed)
+    shape = ModelShape(mine.hidden_size, mine.layers, mine.head_size, settings.generation.max_model_tokens)
+    model = new_language_model(shape, vocabulary_size=len(tokenizer), rng=chance)
+    batches = packed_batches(
+        encode_texts(tokenizer, texts), separator=END_OF_TEXT_ID, width=mine.block_tokens, rows=mine.block_rows, rng=chance
+    )
+
+    def tell(at: TrainingProgress) -> None:
+        figures = {"loss": at.loss, "tokens_per_second": at.tokens_per_second, "tokens": float(at.tokens)}
+        progress.report(JobProgress(at.done, f"step {at.step}", figures))
+
+    train_language_model(
+        model,
+        batches,
+        PretrainSettings(tokens=mine.tokens, learning_rate=mine.learning_rate, max_seconds=mine.seconds),
+        progress=tell,
+    )
+    partial = place.base_model.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_language_model(model, tokenizer, partial)
+    os.replace(partial, place.base_model)
+
+
+def _copy(source: str, place: Workspace) -> None:
+    partial = place.base_model.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial)
+    except OSError as error:
+        raise InvalidArgument("conductor.start_from", f"{source} cannot be copied: {error}") from error
+    os.replace(partial, place.base_model)
