@@ -60,11 +60,11 @@ record_state = sa.Table(
     "record_state",
     metadata,
     # One row. Its lock orders all writers; see `honed.preference.writing`.
-    sa.Column("only", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("singleton", sa.SmallInteger, primary_key=True, autoincrement=False),
     sa.Column("last_id", sa.BigInteger, nullable=False),
     # Different annotators with at least one judgement, erased ones not counted.
     sa.Column("annotators", sa.BigInteger, nullable=False),
-    sa.CheckConstraint("only = 1", name="one_row"),
+    sa.CheckConstraint("singleton = 1", name="one_row"),
 )
 
 judgement_counts = sa.Table(

@@ -25,11 +25,11 @@ def upgrade() -> None:
         sa.Column("stored_at", sa.BigInteger(), nullable=False),
         sa.Column("content_sha256", sa.LargeBinary(32), nullable=False),
         sa.Column("content", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_judgements"),
-        sa.UniqueConstraint("idempotency_key", name="uq_judgements_idempotency_key"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_judgements")),
+        sa.UniqueConstraint("idempotency_key", name=op.f("uq_judgements_idempotency_key")),
     )
-    op.create_index("ix_judgements_annotator", "judgements", ["annotator"])
-    op.create_index("ix_judgements_source_kind_id", "judgements", ["source", "kind", "id"])
+    op.create_index(op.f("ix_judgements_annotator"), "judgements", ["annotator"])
+    op.create_index(op.f("ix_judgements_source_kind_id"), "judgements", ["source", "kind", "id"])
     op.create_table(
         "judgement_labels",
         sa.Column("name", sa.String(64), nullable=False),
@@ -38,28 +38,28 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["judgement_id"],
             ["judgements.id"],
-            name="fk_judgement_labels_judgement_id_judgements",
+            name=op.f("fk_judgement_labels_judgement_id_judgements"),
             ondelete="CASCADE",
         ),
-        sa.PrimaryKeyConstraint("name", "value", "judgement_id", name="pk_judgement_labels"),
+        sa.PrimaryKeyConstraint("name", "value", "judgement_id", name=op.f("pk_judgement_labels")),
         sqlite_with_rowid=False,
     )
     state = op.create_table(
         "record_state",
-        sa.Column("only", sa.SmallInteger(), autoincrement=False, nullable=False),
+        sa.Column("singleton", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("last_id", sa.BigInteger(), nullable=False),
         sa.Column("annotators", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("only = 1", name="ck_record_state_one_row"),
-        sa.PrimaryKeyConstraint("only", name="pk_record_state"),
+        sa.CheckConstraint("singleton = 1", name=op.f("ck_record_state_one_row")),
+        sa.PrimaryKeyConstraint("singleton", name=op.f("pk_record_state")),
     )
-    op.bulk_insert(state, [{"only": 1, "last_id": 0, "annotators": 0}])
+    op.bulk_insert(state, [{"singleton": 1, "last_id": 0, "annotators": 0}])
     op.create_table(
         "judgement_counts",
         sa.Column("kind", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("source", sa.String(128), nullable=False),
         sa.Column("judgements", sa.BigInteger(), nullable=False),
         sa.Column("last_id", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("kind", "source", name="pk_judgement_counts"),
+        sa.PrimaryKeyConstraint("kind", "source", name=op.f("pk_judgement_counts")),
     )
     op.create_table(
         "annotator_counts",
@@ -67,7 +67,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("source", sa.String(128), nullable=False),
         sa.Column("judgements", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("annotator", "kind", "source", name="pk_annotator_counts"),
+        sa.PrimaryKeyConstraint("annotator", "kind", "source", name=op.f("pk_annotator_counts")),
         sqlite_with_rowid=False,
     )
     op.create_table(
@@ -79,15 +79,15 @@ def upgrade() -> None:
         sa.Column("content_sha256", sa.String(64), nullable=False),
         sa.Column("judgements", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("snapshot_id", name="pk_snapshots"),
-        sa.UniqueConstraint("idempotency_key", name="uq_snapshots_idempotency_key"),
+        sa.PrimaryKeyConstraint("snapshot_id", name=op.f("pk_snapshots")),
+        sa.UniqueConstraint("idempotency_key", name=op.f("uq_snapshots_idempotency_key")),
     )
     op.create_table(
         "erasures",
         sa.Column("idempotency_key", sa.String(128), nullable=False),
         sa.Column("judgements", sa.BigInteger(), nullable=False),
         sa.Column("erased_at", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("idempotency_key", name="pk_erasures"),
+        sa.PrimaryKeyConstraint("idempotency_key", name=op.f("pk_erasures")),
     )
 
 

