@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument
+from honed.learner.attention import use_float32_attention
 from honed.learner.batches import MicroBatch
 from honed.learner.token_head import chosen_logprobs, chosen_logprobs_and_entropy
 
@@ -68,6 +69,8 @@ class TokenModel(nn.Module):
         super().__init__()
         self.language_model = language_model.eval()
         self._precision = precision
+        if precision == "bfloat16" and self.device.type == "cpu":
+            use_float32_attention(language_model)
         self._check_head()
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument
+from honed.learner import attention
 from honed.learner.batches import Rows, micro_batches
 from honed.learner.canary import canary_logprobs
 from honed.learner.episodes import Episode
@@ -130,6 +131,20 @@ def test_bfloat16_keeps_weights_and_logprobs_in_float32_and_stays_near() -> None
     torch.testing.assert_close(a.logprobs, b.logprobs, atol=0.1, rtol=0)
     b.logprobs.sum().backward()
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in fast.parameters())
+
+
+def test_on_a_cpu_a_bfloat16_model_attends_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[torch.dtype] = set()
+    inner = attention.sdpa_attention_forward
+
+    def watched(module: object, query: Tensor, *args: Tensor, **kwargs: object) -> object:
+        seen.add(query.dtype)
+        return inner(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
+    policy = PolicyModel(tiny_llama(), precision="bfloat16")
+    policy.measure(micro_batches(random_episodes(4), range(4), max_tokens=1000, width=9)[0])
+    assert seen == {torch.float32}
 
 
 def test_a_model_that_caps_its_logits_is_refused() -> None:
