@@ -304,8 +304,8 @@ async def test_an_entry_deleted_from_outside_is_written_off_in_the_books(queue, 
     a = queue()
     await a.put(messages("1", "2"))
     held = await a.take(2)
-    await link.command("XDEL", keys.stream("rollouts"), held[0].entry)
     await expire(*held)
+    await link.command("XDEL", keys.stream("rollouts"), held[0].entry)
     assert ids(await queue("b").take(5)) == ["2"]
     stats = await a.stats()
     assert stats.dropped == {"deleted_outside": 1}
@@ -370,6 +370,15 @@ class TestLostReplies:
             assert await b.hand_on(again, messages("once"), "scored")
             wire.lose_reply_to(b"late")
             assert not await a.hand_on(slow, messages("late"), "scored")
+            assert wire.lost == 1
+
+    async def test_a_take_over_is_complete(self, wire, queue):
+        async with wire as url, Link(url, outage=Outage(deadline_s=5)) as link:
+            old, new = queue("learner-1"), queue("learner-2", via=link)
+            await old.put(messages("1", "2"))
+            await old.take(2)
+            wire.lose_reply_to(b"learner-1")
+            assert ids(await new.pending_of("learner-1")) == ["1", "2"]
             assert wire.lost == 1
 
     async def test_answers_do_not_pile_up(self, queue, link, keys):

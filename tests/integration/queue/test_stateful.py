@@ -1,0 +1,316 @@
+"""Hypothesis drives several consumers against a real redis-server, and after each step asks where every message is.
+
+The model knows one thing of each message: who holds it, at which delivery count, or how it ended. Consumers take, hand on
+(also late, also with the reply lost), crash, are reclaimed, renew, release, fail, drop, acknowledge and take over; the
+server forgets its scripts, and is killed and started again from its append-only file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from tests.integration.queue.servers import LossyWire, Server
+
+from honed.queue.connection import Link, Outage
+from honed.queue.dead import DeadLetters
+from honed.queue.keys import RunKeys
+from honed.queue.messages import Delivery, Message
+from honed.queue.stream import QueueSettings, WorkQueue
+
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(180)]
+
+T = TypeVar("T")
+RUNS = itertools.count(1)
+LIMITS = QueueSettings(lease_ms=3_600_000, max_deliveries=3, sweep_ms=1)
+NOBODY = "(released)"
+
+
+@dataclass
+class Known:
+    """What the model knows of one message."""
+
+    entry: str = ""
+    holder: str | None = None  # None: waiting
+    count: int = 0
+    expired: bool = False
+    ended: str = ""  # handed_on, acked, dropped, dead
+
+
+class QueueMachine(RuleBasedStateMachine):
+    server: ClassVar[Server]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.keys = RunKeys(f"machine-{next(RUNS)}")
+        self.wire = LossyWire(self.server.url)
+        self.link = Link(self.run(self.wire.__aenter__()), outage=Outage(deadline_s=20))
+        self.names = (f"c{n}" for n in itertools.count())
+        self.consumers = [self.new_consumer() for _ in range(3)]
+        self.dead = DeadLetters(self.link, self.keys, "rollouts")
+        self.known: dict[str, Known] = {}
+        self.deliveries: list[Delivery] = []
+        self.results: Counter[str] = Counter()
+        self.replays = 0
+        self.restarts = 0
+
+    def run(self, work: Awaitable[T]) -> T:
+        async def bounded() -> T:
+            async with asyncio.timeout(30):
+                return await work
+
+        return self.runner.run(bounded())
+
+    def new_consumer(self) -> WorkQueue:
+        hours: Iterator[float] = itertools.count(0, 3600)  # a sweep is always due
+        return WorkQueue(self.link, self.keys, "rollouts", next(self.names), LIMITS, clock=hours.__next__)
+
+    def teardown(self) -> None:
+        try:
+            self.drain()
+        finally:
+            self.run(self.link.close())
+            self.run(self.wire.__aexit__())
+            self.runner.close()
+
+    # The model's view
+
+    def is_mine(self, queue: WorkQueue, delivery: Delivery) -> bool:
+        known = self.known[delivery.message.id]
+        place = (known.entry, known.holder, known.count)
+        return not known.ended and place == (delivery.entry, queue.consumer, delivery.count)
+
+    def received(self, queue: WorkQueue, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            known = self.known[delivery.message.id]
+            assert not known.ended, "what has ended is delivered no more"
+            assert known.holder is None or known.expired, "a running lease is nobody else's"
+            assert delivery.count == known.count + 1 <= LIMITS.max_deliveries
+            known.entry, known.holder, known.count, known.expired = delivery.entry, queue.consumer, delivery.count, False
+        self.deliveries += deliveries
+
+    def notice_burials(self) -> None:
+        """A sweep buries what was delivered too often; only that."""
+        for letter in self.run(self.dead.list(limit=1000)):
+            known = self.known[letter.message.id]
+            if not known.ended:
+                assert known.expired
+                assert known.count == LIMITS.max_deliveries == letter.death.deliveries
+                known.ended = "dead"
+
+    # The rules
+
+    @rule(n=st.integers(1, 4), lose=st.booleans(), who=st.integers(0, 2))
+    def put(self, n: int, lose: bool, who: int) -> None:
+        ids = [f"m{len(self.known) + i}" for i in range(n)]
+        self.known |= {i: Known() for i in ids}
+        if lose:
+            self.wire.lose_reply_to(ids[0].encode())
+        self.run(self.consumers[who].put([Message(i, i.encode()) for i in ids]))
+
+    @rule(who=st.integers(0, 2), room=st.integers(1, 4))
+    def take(self, who: int, room: int) -> None:
+        queue = self.consumers[who]
+        deliveries = self.run(queue.take(room))
+        self.received(queue, deliveries)
+        if len(deliveries) < room:
+            assert not [i for i, known in self.known.items() if not known.ended and known.holder is None]
+        self.notice_burials()
+
+    def draw(self, data: st.DataObject) -> tuple[WorkQueue, Delivery]:
+        """Any delivery that ever was, in the hands of whoever got it (or of a namesake after its crash)."""
+        delivery = data.draw(st.sampled_from(self.deliveries[-12:]))
+        queue = next((c for c in self.consumers if c.consumer == delivery.consumer), self.consumers[0])
+        return queue, delivery
+
+    def maybe_lose(self, lose: bool, delivery: Delivery) -> None:
+        if lose:
+            self.wire.lose_reply_to(delivery.entry.encode())
+
+    @precondition(lambda self: self.deliveries)
+    @rule(data=st.data(), n=st.integers(0, 3), lose=st.booleans())
+    def hand_on(self, data: st.DataObject, n: int, lose: bool) -> None:
+        queue, delivery = self.draw(data)
+        mine = self.is_mine(queue, delivery)
+        results = [f"{delivery.message.id}-{i}" for i in range(n)]
+        self.maybe_lose(lose, delivery)
+        assert self.run(queue.hand_on(delivery, [Message(r, b"") for r in results], "scored")) == mine
+        if mine:
+            self.known[delivery.message.id].ended = "handed_on"
+            self.results.update(results)
+
+    @precondition(lambda self: self.deliveries)
+    @rule(data=st.data(), how=st.sampled_from(["ack", "drop"]), lose=st.booleans())
+    def settle(self, data: st.DataObject, how: str, lose: bool) -> None:
+        queue, delivery = self.draw(data)
+        mine = self.is_mine(queue, delivery)
+        self.maybe_lose(lose, delivery)
+        done = self.run(queue.ack([delivery]) if how == "ack" else queue.drop([delivery], "stale"))
+        assert done == mine
+        if mine:
+            self.known[delivery.message.id].ended = "acked" if how == "ack" else "dropped"
+
+    @precondition(lambda self: self.deliveries)
+    @rule(data=st.data(), retry=st.booleans(), lose=st.booleans())
+    def fail(self, data: st.DataObject, retry: bool, lose: bool) -> None:
+        queue, delivery = self.draw(data)
+        mine, known = self.is_mine(queue, delivery), self.known[delivery.message.id]
+        last = not retry or delivery.count >= LIMITS.max_deliveries
+        self.maybe_lose(lose, delivery)
+        outcome = self.run(queue.fail(delivery, "broken", retry=retry))
+        assert outcome == (("dead" if last else "retry") if mine else "lost")
+        if mine and last:
+            known.ended = "dead"
+        elif mine:
+            known.holder, known.expired = NOBODY, True
+
+    @precondition(lambda self: self.deliveries)
+    @rule(data=st.data(), lose=st.booleans())
+    def release(self, data: st.DataObject, lose: bool) -> None:
+        queue, delivery = self.draw(data)
+        mine, known = self.is_mine(queue, delivery), self.known[delivery.message.id]
+        self.maybe_lose(lose, delivery)
+        assert self.run(queue.release([delivery])) == mine
+        if mine:
+            known.holder, known.expired, known.count = NOBODY, True, known.count - 1
+
+    @precondition(lambda self: self.deliveries)
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        queue, delivery = self.draw(data)
+        mine = self.is_mine(queue, delivery)
+        assert self.run(queue.renew([delivery])) == ([delivery] if mine else [])
+        if mine:
+            self.known[delivery.message.id].expired = False
+
+    def expire(self, holder: str) -> None:
+        held = [k for k in self.known.values() if not k.ended and k.holder == holder]
+        for known in held:
+            known.expired = True
+        if held:
+            self.run(
+                self.link.redis.xclaim(
+                    self.keys.stream("rollouts"), "workers", holder, 0, [k.entry for k in held],
+                    idle=LIMITS.lease_ms, justid=True,
+                )
+            )  # fmt: skip
+
+    @rule(who=st.integers(0, 2))
+    def leases_run_out(self, who: int) -> None:
+        """The consumer is slow, and lives."""
+        self.expire(self.consumers[who].consumer)
+
+    @rule(who=st.integers(0, 2))
+    def crash(self, who: int) -> None:
+        """The consumer dies; another process comes in its place, and its leases run out."""
+        self.expire(self.consumers[who].consumer)
+        self.consumers[who] = self.new_consumer()
+
+    @rule(who=st.integers(0, 2), of=st.integers(0, 2), lose=st.booleans())
+    def take_over(self, who: int, of: int, lose: bool) -> None:
+        queue, predecessor = self.consumers[who], self.consumers[of].consumer
+        if lose:
+            self.wire.lose_reply_to(b"EVALSHA")
+        deliveries = self.run(queue.pending_of(predecessor))
+        held = {i for i, k in self.known.items() if not k.ended and k.holder in (predecessor, queue.consumer)}
+        assert {d.message.id for d in deliveries} == held
+        order = [tuple(map(int, d.entry.split("-"))) for d in deliveries]
+        assert order == sorted(order)
+        for delivery in deliveries:
+            known = self.known[delivery.message.id]
+            assert delivery.count == known.count
+            known.holder, known.expired = queue.consumer, False
+        self.deliveries += deliveries
+
+    @rule(data=st.data(), lose=st.booleans())
+    def replay(self, data: st.DataObject, lose: bool) -> None:
+        letters = self.run(self.dead.list())
+        if not letters:
+            return
+        letter = data.draw(st.sampled_from(letters))
+        if lose:
+            self.wire.lose_reply_to(letter.letter.encode())
+        self.run(self.dead.replay(letter.letter))
+        self.replays += 1
+        self.known[letter.message.id] = Known()
+
+    @rule()
+    def forget_scripts(self) -> None:
+        self.run(self.link.command("SCRIPT", "FLUSH"))
+
+    @precondition(lambda self: self.restarts == 0 and len(self.deliveries) > 4)
+    @rule()
+    def kill_the_server(self) -> None:
+        self.restarts += 1
+        self.server.kill()
+        self.server.start()
+
+    # The invariants
+
+    @invariant()
+    def every_message_is_in_exactly_one_place(self) -> None:
+        stream, scored, dead = self.run(self.read())
+        assert stream == Counter(i for i, known in self.known.items() if not known.ended)
+        assert dead == Counter(i for i, known in self.known.items() if known.ended == "dead")
+        assert scored == self.results
+        assert max(scored.values(), default=1) == 1, "no result twice"
+
+    async def read(self) -> list[Counter[str]]:
+        counts = []
+        for key in (self.keys.stream("rollouts"), self.keys.stream("scored"), self.keys.dead("rollouts")):
+            entries = await self.link.command("XRANGE", key, "-", "+")
+            counts.append(Counter(fields[b"id"].decode() for _, fields in entries))
+        return counts
+
+    @invariant()
+    def the_books_add_up(self) -> None:
+        stats = self.run(self.consumers[0].stats())
+        ends = Counter(known.ended for known in self.known.values())
+        assert stats.balance == 0
+        assert (stats.came_in, stats.replayed) == (len(self.known), self.replays)
+        assert (stats.handed_on, stats.acked) == (ends["handed_on"], ends["acked"])
+        assert stats.dropped.get("stale", 0) == ends["dropped"]
+        assert (stats.dead, stats.buried) == (ends["dead"], ends["dead"] + self.replays)
+        assert stats.pending == sum(not k.ended and k.holder is not None for k in self.known.values())
+
+    def drain(self) -> None:
+        """Whatever happened, one healthy consumer can finish all that is left."""
+        for consumer in {k.holder for k in self.known.values() if not k.ended and k.holder}:
+            self.expire(consumer)
+        queue = self.new_consumer()
+        while deliveries := self.run(queue.take(8)):
+            self.received(queue, deliveries)
+            work = [(d, [Message(f"{d.message.id}-0", b"")]) for d in deliveries]
+            assert all(self.run(queue.hand_on_each(work, "scored")))
+            for delivery in deliveries:
+                self.known[delivery.message.id].ended = "handed_on"
+                self.results[f"{delivery.message.id}-0"] += 1
+        self.notice_burials()
+        left = {i: known for i, known in self.known.items() if not known.ended}
+        assert not left
+        self.every_message_is_in_exactly_one_place()
+        self.the_books_add_up()
+
+
+def test_every_message_is_in_one_place_whatever_happens(tmp_path):
+    with Server(tmp_path) as server:
+        QueueMachine.server = server
+        run_state_machine_as_test(
+            QueueMachine,
+            settings=settings(
+                max_examples=40,
+                stateful_step_count=40,
+                deadline=None,
+                derandomize=True,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
