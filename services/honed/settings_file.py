@@ -18,7 +18,7 @@ from honed.config import RunSettings
 
 Source = Literal["default", "file", "environment"]
 PREFIX = "HONED_"
-_NOT_SETTINGS = frozenset({"HONED_TOKEN", "HONED_ADDRESS", "HONED_RUN_FILE"})
+_NOT_SETTINGS = frozenset({"HONED_TOKEN", "HONED_ADDRESS", "HONED_RUN_FILE", "HONED_RUN_DIR", "HONED_DEBUG"})
 
 
 class SettingsError(ValueError):

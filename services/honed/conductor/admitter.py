@@ -61,6 +61,8 @@ class Admitter:
         self._policy, self._admission, self._claim = policy, admission, claim
         self._queues, self._prompts = queues, prompts
         self._samples, self._target = samples_per_prompt, target
+        self.position = 0
+        """Prompts admitted so far."""
 
     async def depths(self) -> Depths:
         """Where the rollouts of the run are."""
@@ -76,14 +78,14 @@ class Admitter:
             LeaseLost: another conductor has taken over.
             Unavailable: Redis is gone for good.
         """
-        position = await self._admission.position()
+        self.position = await self._admission.position()
         while not stopping.is_set():
             depths = await self.depths()
             fresh = self._policy.capacity(0, depths.scored, depths.prompts + depths.rollouts)
             wanted = self._target - depths.trained - depths.in_flight
-            count = -(-min(fresh, wanted) // self._samples) if wanted > 0 and fresh >= self._samples else 0
+            count = min(fresh // self._samples, -(-wanted // self._samples))
             if count > 0:
-                messages = list(self._prompts.messages(position, count))
-                position = await self._admission.admit(self._claim, position, messages)
+                messages = list(self._prompts.messages(self.position, count))
+                self.position = await self._admission.admit(self._claim, self.position, messages)
             else:
                 await asyncio.sleep(TICK_S)

@@ -98,3 +98,10 @@ class Unimplemented(HonedError):
     """The contract has this call; this build does not serve it yet."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The first error inside groups of errors: what a person wants to read."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

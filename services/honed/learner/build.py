@@ -66,13 +66,13 @@ def ppo_settings(mine: LearnerSettings) -> PPOSettings:
         total_updates=mine.steps if mine.schedule == "linear" else None,
         epochs=mine.epochs,
         minibatches=mine.minibatches,
-        clip=mine.clip_ratio,
-        value_clip=mine.clip_value,
+        clip_ratio=mine.clip_ratio,
+        clip_value=mine.clip_value,
         value_coefficient=mine.value_coefficient,
         gamma=mine.gamma,
         lam=mine.lam,
-        behaviour_cap=mine.importance_cap,
-        micro_batch_tokens=mine.microbatch_tokens,
+        importance_cap=mine.importance_cap,
+        microbatch_tokens=mine.microbatch_tokens,
     )
 
 

@@ -1,0 +1,190 @@
+"""`honed demo`: the default run from the data to the report."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from honed.cli.display import show
+from honed.conductor.dataset.judge import RidgeJudge
+from honed.conductor.demo import measures
+from honed.conductor.demo.report import write_report
+from honed.conductor.demo.sampling import Application, Continuation
+from honed.conductor.local import local_run
+from honed.conductor.run import Run
+from honed.config import RunSettings
+from honed.kit.errors import FailedPrecondition
+from honed.kit.jsonl import read_lines
+from honed.kit.log import configure_logging
+from honed.kit.tokens import read_token
+from honed.learner.ledger import read_pushes, read_steps
+from honed.settings_file import load_settings
+from honed.v1 import common_pb2
+from honed.workspace import Workspace
+
+
+def demo_settings(run_file: Path | None, directory: Path) -> RunSettings:
+    """The demo's settings: the recipe that the package carries, or a file of the user's, in `directory`.
+
+    Raises:
+        SettingsError: the file is wrong.
+    """
+    with resources.as_file(resources.files("honed.recipes").joinpath("demo.yaml")) as recipe:
+        settings = load_settings(run_file or recipe)
+    settings = settings.model_copy(update={"directory": directory.absolute()})
+    scorers = tuple(
+        scorer.model_copy(update={"source": str(Workspace(settings.directory).reward_model)})
+        if scorer.source == "trained"
+        else scorer
+        for scorer in settings.reward.scorers
+    )
+    return settings.model_copy(update={"reward": settings.reward.model_copy(update={"scorers": scorers})})
+
+
+async def run_demo(settings: RunSettings, *, keep: bool, fresh: bool) -> None:
+    """Runs the demo and writes the report.
+
+    Raises:
+        FailedPrecondition: a bar was missed; the report is written all the same.
+        HonedError: the run failed.
+    """
+    started = time.monotonic()
+    configure_logging("conductor", "ERROR")
+    console = Console()
+    if fresh:
+        _clear(settings.directory)
+    async with local_run(settings) as run:
+        session = _Session(run)
+        display = asyncio.ensure_future(show(run, console))
+        try:
+            await run.execute(before_loop=session.before_loop)
+            await session.after_loop()
+        finally:
+            display.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await display
+            await session.close()
+        if run.stopping.is_set():
+            raise FailedPrecondition("the demo was stopped before its end; `honed demo --resume` goes on")
+        console.print("Measuring …")
+        figures = await asyncio.to_thread(session.figures, started)
+        await asyncio.to_thread(session.report, figures)
+        console.print(_summary(figures))
+        console.print(f"Report: {run.place.root / 'report.html'}")
+        if keep:
+            console.print(
+                f"Everything goes on serving; try `honed generate --run {run.place.root} 'the film is'`. Ctrl-C ends it."
+            )
+            await run.stopping.wait()
+    if missed := figures.missed():
+        raise FailedPrecondition("bars missed: " + "; ".join(missed))
+
+
+@dataclass
+class _Busy:
+    """The generator's busy seconds at the start and at the end of the loop."""
+
+    start: float = 0.0
+    end: float = 0.0
+
+
+class _Session:
+    """What the demo does beside the run: samples before and after, and an application's traffic in between."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._application: Application | None = None
+        self._traffic: asyncio.Task[None] | None = None
+        self._before: list[Continuation] = []
+        self._after: list[Continuation] = []
+        self._busy = _Busy()
+
+    async def before_loop(self) -> None:
+        settings = self._run.settings
+        token = read_token(settings.tokens_directory / "application.token") if settings.security.authentication else None
+        mine = settings.conductor
+        sampling = common_pb2.SamplingParams(
+            max_tokens=mine.response_tokens, temperature=mine.temperature, fixed_length=mine.fixed_length
+        )
+        self._application = Application(settings.generation.target, token, sampling)
+        prompts = self._prompts()
+        self._before = await self._application.continuations(prompts)
+        self._busy.start = await self._application.busy_seconds()
+        self._traffic = asyncio.ensure_future(self._application.keep_asking(prompts))
+
+    async def after_loop(self) -> None:
+        if self._application is None or self._run.stopping.is_set():
+            return
+        self._busy.end = await self._application.busy_seconds()
+        await self._end_traffic()
+        self._after = await self._application.continuations(self._prompts())
+
+    async def close(self) -> None:
+        await self._end_traffic()
+        if self._application is not None:
+            await self._application.close()
+
+    def figures(self, started: float) -> measures.Figures:
+        run, place, material = self._run, self._run.place, self._run.material
+        if material is None or self._application is None or run.state.learner is None:
+            raise FailedPrecondition("the demo needs the human ratings: leave conductor.prompts unset")
+        steps, pushes = read_steps(place.learner), read_pushes(place.learner)
+        judge = RidgeJudge.train(material.split.judge)
+        seconds = (run.state.loop_ended_at or 0.0) - (run.state.loop_started_at or 0.0)
+        return measures.Figures(
+            rm_agreement=measures.reward_model_agreement(place.reward_model, material.held_out_comparisons()),
+            judge_before=measures.judged(judge, self._before),
+            judge_after=measures.judged(judge, self._after),
+            kl_mean_nats=measures.kl_to_base(place.base_model, self._after, run.settings.conductor.temperature),
+            distinct2_ratio=measures.distinct2_ratio(self._before, self._after),
+            versions_pushed=sum(push.succeeded for push in pushes),
+            push_pause_p95_ms=measures.pause_p95_ms(pushes),
+            requests_failed=self._application.traffic.failed,
+            learner_busy=sum(step.values["seconds"] for step in steps) / seconds,
+            generator_busy=(self._busy.end - self._busy.start) / seconds,
+            staleness_max=int(max(step.values["staleness_max"] for step in steps)),
+            rollouts_produced=run.state.books["rollouts"].came_in,
+            rollouts_trained=measures.trained_rollouts(steps),
+            rollouts_dropped=measures.dropped_rollouts(run.state.books),
+            seconds_total=time.monotonic() - started,
+        )
+
+    def report(self, figures: measures.Figures) -> None:
+        place = self._run.place
+        steps, pushes = read_steps(place.learner), read_pushes(place.learner)
+        write_report(place.root, figures, steps, pushes, self._before, self._after)
+
+    def _prompts(self) -> list[str]:
+        return [str(row["text"]) for _, row in read_lines(self._run.place.evaluation_prompts)]
+
+    async def _end_traffic(self) -> None:
+        if self._traffic is not None:
+            self._traffic.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._traffic
+            self._traffic = None
+
+
+def _clear(directory: Path) -> None:
+    """Removes an earlier demo; never a directory that is something else."""
+    if directory.exists() and any(directory.iterdir()) and not (directory / "run.lock").exists():
+        raise FailedPrecondition(f"{directory} is not empty and no run of honed: choose another --directory")
+    for entry in directory.iterdir() if directory.exists() else ():
+        if entry.name != "run.lock":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _summary(figures: measures.Figures) -> Table:
+    table = Table("figure", "value", title="What the run changed")
+    for name, value in figures.as_json().items():
+        text = f"{value:.3f}" if isinstance(value, float) else str(value)
+        table.add_row(name, text)
+    return table

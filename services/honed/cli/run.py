@@ -1,0 +1,155 @@
+"""`honed up`, `honed demo`, `honed serve` and `honed job`: what starts processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Coroutine
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from honed.config import RunSettings
+from honed.kit.errors import HonedError, root_cause
+
+RunFile = Annotated[
+    Path | None,
+    typer.Option("--run-file", "-f", envvar="HONED_RUN_FILE", help="The run file (YAML). Unset: all defaults."),
+]
+
+
+class Service(StrEnum):
+    """What `honed serve` can serve."""
+
+    generation = "generation"
+    reward = "reward"
+    preference = "preference"
+    learner = "learner"
+
+
+class Job(StrEnum):
+    """What `honed job` can run."""
+
+    pretrain = "pretrain"
+    reward_model = "reward-model"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(up)
+    app.command()(demo)
+    app.command()(serve)
+    app.command(hidden=True)(job)
+
+
+def up(run_file: RunFile = None) -> None:
+    """Run everything on this machine: all services, the training phases, the online loop.
+
+    Services that die are started again. Ctrl-C ends the run cleanly; the same command goes on where it was.
+
+    Example: honed up --run-file run.yaml
+    """
+    _guarded(_up(_loaded(run_file)))
+
+
+def demo(
+    run_file: RunFile = None,
+    directory: Annotated[Path, typer.Option(help="Where everything goes; the report among it.")] = Path("out/demo"),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything serving at the end, until Ctrl-C.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Begin anew, or go on with what is there.")] = True,
+) -> None:
+    """Fine-tune a tiny model online on real human ratings, and report what changed.
+
+    Needs no GPU and about ten minutes on two cores. Writes report.html and report.json.
+
+    Example: honed demo --keep
+    """
+    from honed.cli.demo import demo_settings, run_demo
+    from honed.settings_file import SettingsError
+
+    try:
+        settings = demo_settings(run_file, directory)
+    except SettingsError as error:
+        _die(str(error))
+    _guarded(run_demo(settings, keep=keep, fresh=fresh))
+
+
+def serve(service: Annotated[Service, typer.Argument(help="Which service.")], run_file: RunFile = None) -> None:
+    """Serve one service until SIGTERM. This is what a container runs.
+
+    Example: honed serve generation --run-file /etc/honed/run.yaml
+    """
+    import importlib
+
+    from honed.kit.log import configure_logging
+
+    settings = _loaded(run_file)
+    configure_logging(service.value, settings.log_level)
+    module = importlib.import_module(f"honed.{service.value}.main")
+    _guarded(module.run(settings))
+
+
+def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFile = None) -> None:
+    """Run one training job to its end."""
+    from honed.kit.log import configure_logging
+
+    settings = _loaded(run_file)
+    configure_logging(name.value, settings.log_level)
+    if name is Job.pretrain:
+        from honed.learner.jobs import pretrain
+
+        _guarded(asyncio.to_thread(pretrain.run, settings))
+    else:
+        from honed.learner.jobs import reward_model
+
+        _guarded(reward_model.run(settings))
+
+
+async def _up(settings: RunSettings) -> None:
+    from rich.console import Console
+
+    from honed.cli.display import show
+    from honed.conductor.local import local_run
+    from honed.kit.log import configure_logging
+
+    configure_logging("conductor", "WARNING")
+    console = Console()
+    async with local_run(settings) as run:
+        display = asyncio.ensure_future(show(run, console))
+        try:
+            await run.execute()
+            console.print("The run is done. Everything goes on serving; Ctrl-C ends it.")
+            await run.stopping.wait()
+        finally:
+            display.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await display
+
+
+def _loaded(run_file: Path | None) -> RunSettings:
+    from honed.settings_file import SettingsError, load_settings
+
+    try:
+        return load_settings(run_file)
+    except SettingsError as error:
+        _die(str(error))
+
+
+def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    """Runs a command's work; an expected error becomes one message and exit status 1."""
+    try:
+        asyncio.run(work)
+    except BaseException as error:
+        cause = root_cause(error)
+        if isinstance(cause, (HonedError, OSError, ValueError)) and not os.environ.get("HONED_DEBUG"):
+            _die(str(cause))
+        raise
+
+
+def _die(message: str) -> NoReturn:
+    print(f"honed: {message}", file=sys.stderr)  # noqa: T201
+    raise SystemExit(1)

@@ -1,0 +1,104 @@
+"""A whole run on one machine: `honed up`. Ports, tokens, processes, the conductor's own service, and the clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from honed.conductor.endpoints import with_ports
+from honed.conductor.launcher import ProcessLauncher
+from honed.conductor.processes import Processes
+from honed.conductor.run import Run
+from honed.conductor.service import ConductorService
+from honed.config import RunSettings
+from honed.kit.errors import FailedPrecondition
+from honed.kit.server import Listener, Server, Servicer
+from honed.kit.tokens import ensure_local_tokens
+from honed.kit.wiring import server_options
+from honed.policy.store import PolicyStore
+from honed.queue.embedded import stop_leftover
+from honed.settings_file import write_settings
+from honed.v1 import conductor_pb2_grpc
+from honed.workspace import Workspace
+
+SERVICES = ("generation", "reward", "preference", "learner", "conductor")
+
+
+@asynccontextmanager
+async def local_run(settings: RunSettings) -> AsyncIterator[Run]:
+    """Prepares a run and its conductor; whoever enters executes it. Everything that was started ends with the block.
+
+    SIGINT and SIGTERM set the run's `stopping`.
+
+    Raises:
+        FailedPrecondition: another process runs in the same directory, or the directory cannot be used.
+    """
+    place = Workspace(settings.directory)
+    with _alone(place.root):
+        settings = with_ports(_absolute(settings))
+        place = Workspace(settings.directory)
+        if settings.security.authentication:
+            ensure_local_tokens(settings.tokens_directory)
+        write_settings(settings, place.effective_settings)
+        await asyncio.to_thread(stop_leftover, place.redis)
+        launcher = ProcessLauncher(place.logs, settings.conductor.restart_limit)
+        run = Run(settings, launcher, Processes(settings, place.effective_settings))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, run.stopping.set)
+        service = ConductorService(run, PolicyStore(settings.policy_url, settings.run))
+        servicer = Servicer("honed.v1.ConductorService", conductor_pb2_grpc.add_ConductorServiceServicer_to_server, service)
+        mine = settings.conductor
+        server = Server([Listener(mine.host, mine.port, [servicer])], server_options(settings, mine))
+        try:
+            await server.start()
+            await server.ready()
+            _announce(settings, place.root)
+            yield run
+        finally:
+            await launcher.stop()
+            await server.stop()
+            (place.root / "endpoints.json").unlink(missing_ok=True)
+
+
+def _absolute(settings: RunSettings) -> RunSettings:
+    """Child processes must not depend on where they are started."""
+    return settings.model_copy(update={"directory": settings.directory.absolute()})
+
+
+def _announce(settings: RunSettings, root: Path) -> None:
+    """Tells clients on this machine where the services are."""
+    endpoints = {name: getattr(settings, name).target for name in SERVICES}
+    if settings.security.authentication:
+        endpoints["token_file"] = os.path.relpath(settings.tokens_directory / "application.token", root)
+    partial = root / "endpoints.partial"
+    partial.write_text(json.dumps(endpoints, indent=2) + "\n")
+    partial.rename(root / "endpoints.json")
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Holds the directory's lock; the kernel lets go of it when this process ends, however it ends."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "run.lock").open("a+")
+    except OSError as error:
+        raise FailedPrecondition(f"the run's directory {directory} cannot be used: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise FailedPrecondition(
+                f"{directory} is in use by the run of process {lock.read().strip() or 'unknown'}: "
+                "stop it, or choose another `directory` in the run file"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

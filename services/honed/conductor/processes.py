@@ -1,0 +1,71 @@
+"""What the processes of a run are: one specification a service, one a job."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from honed.conductor.endpoints import ready_probe
+from honed.conductor.launcher import ProcessSpec
+from honed.config import RunSettings
+from honed.queue.embedded import embedded_redis_command, embedded_redis_url, wait_ready
+from honed.workspace import Workspace
+
+READINESS = {
+    "preference": "honed.v1.PreferenceService",
+    "generation": "honed.v1.GenerationService",
+    "reward": "honed.v1.RewardService",
+    "learner": "honed.v1.LearnerService",
+}
+
+
+class Processes:
+    """Specifications of a local run's processes."""
+
+    def __init__(self, settings: RunSettings, run_file: Path) -> None:
+        """`run_file` holds the settings with all ports chosen; secrets go by environment."""
+        self._settings = settings
+        self._run_file = run_file
+        self._redis_url = settings.queue.url
+
+    @property
+    def redis_url(self) -> str | None:
+        """Where Redis is; None while the embedded one is not configured."""
+        return self._redis_url
+
+    def redis(self) -> ProcessSpec | None:
+        """The embedded Redis; None if the settings name a Redis of their own.
+
+        Raises:
+            FailedPrecondition: there is no redis-server, or its directory cannot be used.
+        """
+        if self._settings.queue.url is not None:
+            return None
+        directory = Workspace(self._settings.directory).redis
+        command = embedded_redis_command(directory, self._settings.queue.port)
+        url = self._redis_url = embedded_redis_url(directory)
+        return ProcessSpec("redis", command, ready=lambda: wait_ready(url, deadline_s=60.0))
+
+    def service(self, name: str) -> ProcessSpec:
+        """A service of honed."""
+        section = getattr(self._settings, name)
+        command = (sys.executable, "-m", "honed.cli.main", "serve", name, "--run-file", str(self._run_file))
+        return ProcessSpec(name, command, self._environment(), ready_probe(section, READINESS[name]))
+
+    def job(self, name: str) -> ProcessSpec:
+        """A training job."""
+        command = (sys.executable, "-m", "honed.cli.main", "job", name, "--run-file", str(self._run_file))
+        return ProcessSpec(name, command, self._environment())
+
+    def _environment(self) -> Mapping[str, str]:
+        settings = self._settings
+        variables = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
+        if self._redis_url is not None:
+            variables["HONED_QUEUE__URL"] = self._redis_url
+        if settings.queue.password is not None:
+            variables["HONED_QUEUE__PASSWORD"] = settings.queue.password.get_secret_value()
+        if settings.preference.database_url is not None:
+            variables["HONED_PREFERENCE__DATABASE_URL"] = settings.preference.database_url.get_secret_value()
+        return variables

@@ -1,0 +1,223 @@
+"""A run from its start to its end: services up, language model, reward model, online loop.
+
+Each phase leaves its result in the run's directory and is skipped when the result is there: a run that was interrupted, or
+whose conductor was killed, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from honed.conductor.admitter import Admitter, Depths
+from honed.conductor.launcher import Launcher
+from honed.conductor.material import Material, import_comparisons, prepare_material
+from honed.conductor.processes import Processes
+from honed.conductor.prompts import PromptSequence
+from honed.config import RunSettings
+from honed.kit.errors import FailedPrecondition, Unavailable
+from honed.kit.progress import JobProgress, read_progress
+from honed.kit.wiring import consumer_name, internal_channel, redis_url
+from honed.queue.admission import Admission, AdmissionPolicy
+from honed.queue.connection import Link, Outage
+from honed.queue.keys import STAGES, RunKeys
+from honed.queue.lease import Claim, Leases
+from honed.queue.stats import StageStats
+from honed.queue.stream import WorkQueue
+from honed.v1 import conductor_pb2, learner_pb2, learner_pb2_grpc, preference_pb2_grpc
+from honed.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+LEASE_MS = 10_000
+JOB_TIMEOUT_S = 24 * 3600.0
+Hook = Callable[[], Awaitable[None]]
+
+
+@dataclass
+class RunState:
+    """Where the run stands; the service and the display read it."""
+
+    phase: conductor_pb2.RunPhase.ValueType = conductor_pb2.RUN_PHASE_STARTING
+    doing: str = "starting services"
+    started_at: float = field(default_factory=time.time)
+    ended_at: float | None = None
+    error: str = ""
+    depths: Depths | None = None
+    learner: learner_pb2.GetStatusResponse | None = None
+    imported: int = 0
+    loop_started_at: float | None = None
+    loop_ended_at: float | None = None
+    admitted: int = 0
+    books: Mapping[str, StageStats] = field(default_factory=dict)
+
+
+class Run:
+    """One run on one launcher."""
+
+    def __init__(self, settings: RunSettings, launcher: Launcher, processes: Processes) -> None:
+        """Starts nothing yet; `settings` have every port chosen."""
+        self.settings, self.launcher, self.processes = settings, launcher, processes
+        self.state = RunState()
+        self.stopping = asyncio.Event()
+        self.material: Material | None = None
+        self.place = Workspace(settings.directory)
+
+    async def execute(self, before_loop: Hook | None = None) -> None:
+        """Goes through the phases; returns when the learner has done its steps, or the run was stopped.
+
+        Args:
+            before_loop: awaited between the start of all services and the first prompt.
+
+        Raises:
+            HonedError: a phase failed; the state says so too.
+        """
+        work = asyncio.ensure_future(self._phases(before_loop))
+        failed = asyncio.ensure_future(self.launcher.failed())
+        try:
+            await asyncio.wait({work, failed}, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done() and not work.done():
+                raise Unavailable(failed.result())
+            await work
+            stopped = self.stopping.is_set()
+            self._enter(conductor_pb2.RUN_PHASE_STOPPED if stopped else conductor_pb2.RUN_PHASE_FINISHED, "done")
+        except BaseException as error:
+            self.state.error = str(error) or type(error).__name__
+            self._enter(conductor_pb2.RUN_PHASE_FAILED, "failed")
+            raise
+        finally:
+            self.state.ended_at = time.time()
+            failed.cancel()
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    def job_progress(self) -> JobProgress | None:
+        """How far the job of the phase is."""
+        names = {conductor_pb2.RUN_PHASE_PRETRAIN: "pretrain", conductor_pb2.RUN_PHASE_REWARD_MODEL: "reward-model"}
+        name = names.get(self.state.phase)
+        return read_progress(self.place.progress / f"{name}.json") if name else None
+
+    async def _phases(self, before_loop: Hook | None) -> None:
+        timeout = self.settings.conductor.start_timeout_s
+        redis = await asyncio.to_thread(self.processes.redis)
+        async with asyncio.TaskGroup() as group:
+            if redis is not None:
+                group.create_task(self.launcher.start(redis, timeout))
+            group.create_task(self.launcher.start(self.processes.service("preference"), timeout))
+            if self._uses_ratings():
+                group.create_task(self._prepare())
+        async with asyncio.TaskGroup() as group:
+            if self.material is not None:
+                group.create_task(self._import(self.material))
+            self._enter(conductor_pb2.RUN_PHASE_PRETRAIN, "training the language model")
+            group.create_task(self.launcher.run_job(self.processes.job("pretrain"), JOB_TIMEOUT_S))
+        self._enter(conductor_pb2.RUN_PHASE_REWARD_MODEL, "training the reward model")
+        if self._trains_reward_model():
+            await self.launcher.run_job(self.processes.job("reward-model"), JOB_TIMEOUT_S)
+        self._enter(conductor_pb2.RUN_PHASE_PPO, "starting generation, reward and learner")
+        async with asyncio.TaskGroup() as group:
+            for name in ("generation", "reward", "learner"):
+                group.create_task(self.launcher.start(self.processes.service(name), timeout))
+        if before_loop is not None:
+            self.state.doing = "sampling the base policy"
+            await before_loop()
+        self.state.doing = "online loop"
+        self.state.loop_started_at = time.time()
+        await self._loop()
+        self.state.loop_ended_at = time.time()
+
+    async def _prepare(self) -> None:
+        self.material = await asyncio.to_thread(prepare_material, self.settings)
+
+    async def _import(self, material: Material) -> None:
+        async with internal_channel(self.settings, self.settings.preference.target) as channel:
+            stub = preference_pb2_grpc.PreferenceServiceStub(channel)
+            await import_comparisons(stub, material, self.settings.reward_training.comparisons, self._imported)
+
+    def _imported(self, count: int) -> None:
+        self.state.imported = count
+
+    async def _loop(self) -> None:
+        """Feeds the loop until the learner has done its steps."""
+        settings = self.settings
+        url = self.processes.redis_url or redis_url(settings)
+        async with Link(url, outage=Outage(settings.queue.outage_s)) as link, self._leased(link) as claim:
+            keys = RunKeys(settings.run)
+            name = consumer_name("conductor")
+            queues = {stage: WorkQueue(link, keys, stage, name) for stage in STAGES}
+            admitter = Admitter(
+                AdmissionPolicy(settings.learner.batch, settings.learner.max_staleness, settings.conductor.max_in_flight),
+                Admission(link, keys),
+                claim,
+                queues,
+                await asyncio.to_thread(self._prompts),
+                samples_per_prompt=settings.conductor.samples_per_prompt,
+                target=settings.learner.steps * settings.learner.batch,
+            )
+            finished = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                feeding = group.create_task(admitter.run(finished))
+                await self._watch(admitter)
+                finished.set()
+                await feeding
+            while (await admitter.depths()).in_flight and not self.stopping.is_set():  # noqa: ASYNC110  # the streams drain
+                await asyncio.sleep(0.2)
+            self.state.depths = await admitter.depths()
+            self.state.admitted = admitter.position
+            self.state.books = {stage: await queue.stats() for stage, queue in queues.items()}
+
+    async def _watch(self, admitter: Admitter) -> None:
+        """Follows the learner to the end of its steps, through its restarts."""
+        async with internal_channel(self.settings, self.settings.learner.target) as channel:
+            stub = learner_pb2_grpc.LearnerServiceStub(channel)
+            while not self.stopping.is_set():
+                self.state.depths = await admitter.depths()
+                self.state.admitted = admitter.position
+                try:
+                    self.state.learner = await stub.GetStatus(learner_pb2.GetStatusRequest(), timeout=5)
+                except Exception as error:  # it may be starting again; the launcher knows when to give up
+                    logger.info("the learner does not answer", extra={"reason": str(error)})
+                else:
+                    if self.state.learner.state == learner_pb2.LEARNER_STATE_FINISHED:
+                        return
+                await asyncio.sleep(0.5)
+
+    @asynccontextmanager
+    async def _leased(self, link: Link) -> AsyncIterator[Claim]:
+        """Holds the conductor's lease, so that two conductors never feed one run."""
+        leases = Leases(link, RunKeys(self.settings.run))
+        end = time.monotonic() + 2 * LEASE_MS / 1000
+        while True:
+            try:
+                claim = await leases.acquire("conductor", consumer_name("conductor"), LEASE_MS)
+                break
+            except FailedPrecondition:
+                if time.monotonic() > end:
+                    raise
+                await asyncio.sleep(0.5)
+        async with asyncio.TaskGroup() as group:
+            keeping = group.create_task(leases.keep(claim, LEASE_MS))
+            yield claim
+            keeping.cancel()
+        await leases.release(claim)
+
+    def _prompts(self) -> PromptSequence:
+        mine = self.settings.conductor
+        path = mine.prompts or self.place.prompts
+        return PromptSequence.load(self.settings.run, path, self.place.base_model, self.settings.seed, mine)
+
+    def _uses_ratings(self) -> bool:
+        """Whether the run lives on the default data set."""
+        return self.settings.conductor.prompts is None
+
+    def _trains_reward_model(self) -> bool:
+        """Whether a scorer reads the reward model that this run trains."""
+        return any(s.source == str(self.place.reward_model) for s in self.settings.reward.scorers)
+
+    def _enter(self, phase: conductor_pb2.RunPhase.ValueType, doing: str) -> None:
+        self.state.phase, self.state.doing = phase, doing
+        logger.info("phase", extra={"phase": conductor_pb2.RunPhase.Name(phase)})

@@ -1,0 +1,1 @@
+"""Run files that reproduce a method, one each."""
