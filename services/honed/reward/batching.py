@@ -108,20 +108,25 @@ class DynamicBatcher:
         """Scores for as long as the context lasts. What waits at its end fails with `Unavailable`.
 
         Raises:
-            ExceptionGroup: with DeadlineExceeded: a scorer hangs; the process should end.
+            DeadlineExceeded: A scorer hangs; the block was cancelled, and the process should end.
         """
         thread = ComputeThread("scoring", self._settings.compute_timeout_s)
-        async with asyncio.TaskGroup() as group:
-            loop = group.create_task(self._run(thread))
-            try:
-                yield self
-            finally:
-                self._closed = True
-                loop.cancel()
-                self._refuse(self._waiting)
-                self._waiting.clear()
-                self._room.set()
-                thread.stop()
+        error: Exception | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                loop = group.create_task(self._run(thread))
+                try:
+                    yield self
+                except Exception as raised:  # the block's own errors leave as they are, not in a group
+                    error = raised
+                finally:
+                    self._close()
+                    loop.cancel()
+                    thread.stop()
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+        if error is not None:
+            raise error
 
     async def score(self, items: Sequence[ScorerInput]) -> list[Reward]:
         """Scores `items`, in their order.
@@ -176,6 +181,12 @@ class DynamicBatcher:
     def _note_arrival(self) -> None:
         metrics.QUEUED.set(len(self._waiting))
         self._arrival.set()
+
+    def _close(self) -> None:
+        self._closed = True
+        self._refuse(self._waiting)
+        self._waiting.clear()
+        self._room.set()
 
     def _refuse(self, entries: Iterable[_Entry]) -> None:
         for entry in entries:

@@ -42,8 +42,7 @@ async def run(settings: RunSettings, *, with_worker: bool = True) -> None:
         with_worker: False serves the endpoints alone, without Redis.
 
     Raises:
-        HonedError: A scorer cannot be loaded, the policy's tokenizer is nowhere, or Redis is gone for good.
-        ExceptionGroup: With DeadlineExceeded: a scorer hangs.
+        HonedError: A scorer cannot be loaded, the policy's tokenizer is nowhere, Redis is gone for good, or a scorer hangs.
     """
     mine = settings.reward
     url = redis_url(settings) if with_worker else None

@@ -59,7 +59,7 @@ class ScoringWorker:
         async with holding(self._queue) as held, asyncio.TaskGroup() as tasks:
             while not stopping.is_set():
                 async with room:  # taken only when there is room, so that it is worked on at once
-                    group = await self._queue.take(self._group_size, _BLOCK_MS)
+                    group = [] if stopping.is_set() else await self._queue.take(self._group_size, _BLOCK_MS)
                 if not group:
                     continue
                 held.add(group)

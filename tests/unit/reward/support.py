@@ -69,9 +69,9 @@ class FakeScorer:
 
 
 def make_reward_model(
-    directory: Path, seed: int = 0, *, bias: float | None = None, positions: int = 128, labels: int = 1
+    directory: Path, seed: int = 0, *, bias: float | None = None, positions: int = 128, labels: int = 1, pad: int | None = None
 ) -> Path:
-    """Writes a random Llama reward model with the byte-level tokenizer of the tiny policy; no padding token."""
+    """Writes a random Llama reward model with the byte-level tokenizer of the tiny policy."""
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -84,9 +84,9 @@ def make_reward_model(
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=positions,
-        initializer_range=0.2,
+        initializer_range=0.08,
         num_labels=labels,
-        pad_token_id=None,
+        pad_token_id=pad,
         dtype="float32",
     )
     if bias is not None:

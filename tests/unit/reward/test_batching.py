@@ -69,7 +69,8 @@ async def test_a_bad_item_fails_its_own_caller_only_and_is_tried_twice() -> None
         good, bad, other = await asyncio.gather(
             running.score(numbers(1, 2)), running.score([item("raise")]), running.score(numbers(3)), return_exceptions=True
         )
-    assert isinstance(good, list) and isinstance(other, list)
+    assert isinstance(good, list)
+    assert isinstance(other, list)
     assert (values(good), values(other)) == ([1.0, 2.0], [3.0])
     assert isinstance(bad, ScorerFailed)
     assert sum(batch.count("raise") for batch in scorer.batches) == 2
@@ -95,8 +96,12 @@ async def test_a_batch_keeps_the_versions_that_it_started_with() -> None:
         old.gate.set()
         first, failed, second = await before
         [third] = await after
-    assert isinstance(first, Reward) and isinstance(second, Reward) and isinstance(failed, ScorerFailed)
-    assert [reward.scores[0].version for reward in (first, second, third)] == ["old", "old", "new"]
+    assert isinstance(failed, ScorerFailed)
+    assert [reward.scores[0].version for reward in (first, second, third) if isinstance(reward, Reward)] == [
+        "old",
+        "old",
+        "new",
+    ]
 
 
 async def test_beyond_the_bound_a_caller_is_told_when_to_come_back() -> None:
@@ -157,12 +162,15 @@ async def test_a_scorer_that_hangs_ends_the_service_and_not_the_process() -> Non
     scorer = FakeScorer()
     scorer.gate.clear()
     short = BatchSettings(max_wait_s=0, compute_timeout_s=0.05)
-    with pytest.raises(ExceptionGroup) as caught:
+
+    async def serve() -> None:
         async with batcher(scorer, short).running() as running:
             with pytest.raises(Unavailable):
                 await running.score(numbers(1))
             await asyncio.Event().wait()
-    assert caught.group_contains(DeadlineExceeded, match="longer than 0.05 s")
+
+    with pytest.raises(DeadlineExceeded, match=r"longer than 0\.05 s"):
+        await serve()
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "scoring")
     scorer.gate.set()
 

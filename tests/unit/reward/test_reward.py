@@ -48,7 +48,7 @@ def test_too_few_values_are_an_error() -> None:
 
 
 def test_a_bug_of_a_scorer_is_an_error_that_names_it() -> None:
-    with pytest.raises(ScorerFailed, match="'fake'.*ValueError: told to"):
+    with pytest.raises(ScorerFailed, match=r"'fake'.*ValueError: told to"):
         WeightedSum([Term(FakeScorer(), 1.0)]).score([item("raise")])
 
 

@@ -1,0 +1,205 @@
+"""A Hugging Face reward model as a scorer, against transformers itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tests.unit.reward.support import edit_config, make_reward_model
+
+from honed.kit.errors import DataLoss, FailedPrecondition
+from honed.reward.codec import HfCodec
+from honed.reward.reward_model import RewardModel
+from honed.reward.scorer import BadSample, ScorerInput
+
+EOS = 0
+WORDS = ["a", "some words", "rather more words than in the first one", "x" * 50]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_reward_model(tmp_path_factory.mktemp("models") / "a", bias=0.75)
+
+
+@pytest.fixture(scope="module")
+def codec(directory: Path) -> HfCodec:
+    return HfCodec(directory)
+
+
+@pytest.fixture
+def copy(directory: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(directory, tmp_path / "copy"))
+
+
+def expected(directory: Path, ids: list[int]) -> float:
+    """One sequence through transformers' own classifier, which pools a single one at its last token."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return float(model(torch.tensor([ids])).logits[0, 0]) + float(getattr(model.config, "reward_bias", 0.0))
+
+
+def pairs(codec: HfCodec) -> list[ScorerInput]:
+    """Prompts and responses of many lengths; some responses end in the end-of-text token, once and twice."""
+    endings: list[tuple[int, ...]] = [(), (EOS,), (EOS, EOS)]
+    return [
+        ScorerInput(
+            codec,
+            prompt_tokens=tuple(codec.encode(prompt, special_tokens=True)),
+            response_tokens=(*codec.encode(response, special_tokens=False), *ending),
+        )
+        for prompt in WORDS
+        for response in WORDS
+        for ending in endings
+    ]
+
+
+def test_a_score_is_what_transformers_says_of_the_whole_sequence(directory: Path, codec: HfCodec) -> None:
+    model = RewardModel("rm", directory, codec)
+    batch = pairs(codec)
+    for sample, output in zip(batch, model.score(batch), strict=True):
+        ids = [*sample.prompt_ids, *sample.response_ids]
+        assert output.value == pytest.approx(expected(directory, ids), abs=1e-5)
+
+
+@pytest.mark.parametrize("pad", [None, EOS])
+def test_a_padded_batch_scores_as_each_sample_alone_whatever_the_padding_id(tmp_path: Path, pad: int | None) -> None:
+    model_directory = make_reward_model(tmp_path / "m", pad=pad)
+    codec = HfCodec(model_directory)
+    model = RewardModel("rm", model_directory, codec)
+    batch = pairs(codec)
+    together = [output.value for output in model.score(batch)]
+    alone = [model.score([sample])[0].value for sample in batch]
+    assert together == pytest.approx(alone, abs=1e-6)
+    assert len({round(value, 4) for value in alone}) == len(batch), "ends that look like padding count"
+
+
+def test_a_small_token_budget_changes_no_score(directory: Path, codec: HfCodec) -> None:
+    batch = pairs(codec)
+    wide = RewardModel("rm", directory, codec).score(batch)
+    narrow = RewardModel("rm", directory, codec, batch_tokens=60).score(batch)
+    assert [o.value for o in wide] == pytest.approx([o.value for o in narrow], abs=1e-6)
+
+
+def test_text_scores_as_its_tokens(directory: Path, codec: HfCodec) -> None:
+    model = RewardModel("rm", directory, codec)
+    text = ScorerInput(codec, prompt="the prompt", response=" and more")
+    tokens = ScorerInput(codec, prompt_tokens=text.prompt_ids, response_tokens=text.response_ids)
+    assert model.score([text])[0] == model.score([tokens])[0]
+
+
+def test_another_tokenizer_means_that_the_text_is_tokenised_again(directory: Path, copy: Path, codec: HfCodec) -> None:
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    swapped = HfCodec(copy)
+    sample = ScorerInput(swapped, prompt_tokens=tuple(swapped.encode("ab", special_tokens=True)), response="ba")
+    assert list(sample.prompt_ids) != codec.encode("ab", special_tokens=True)
+    [output] = RewardModel("rm", directory, swapped).score([sample])
+    assert output.value == pytest.approx(expected(directory, codec.encode("abba", special_tokens=True)), abs=1e-5)
+
+
+def test_a_response_alone_begins_as_every_text_does(tmp_path: Path) -> None:
+    directory = make_reward_model(tmp_path / "m")
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [1], "tokens": ["<bos>"]}},
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    codec = HfCodec(directory)
+    assert codec.prefix == (1,)
+    alone = RewardModel("rm", directory, codec, sees_prompt=False)
+    ids = codec.encode("word", special_tokens=False)
+    want = pytest.approx(expected(directory, [1, *ids]), abs=1e-5)
+    assert alone.score([ScorerInput(codec, prompt="prompt", response_tokens=tuple(ids))])[0].value == want
+    assert RewardModel("rm", directory, codec).score([ScorerInput(codec, response="word")])[0].value == want
+
+
+def test_what_does_not_fit_is_cut_from_the_prompts_beginning_and_reported(tmp_path: Path) -> None:
+    directory = make_reward_model(tmp_path / "m", positions=16)
+    codec = HfCodec(directory)
+    model = RewardModel("rm", directory, codec)
+    prompt, response = tuple(range(10, 24)), (30, 31, 32, 33)
+    [fits, cut, long] = model.score(
+        [
+            ScorerInput(codec, prompt_tokens=prompt[-12:], response_tokens=response),
+            ScorerInput(codec, prompt_tokens=prompt, response_tokens=response),
+            ScorerInput(codec, prompt_tokens=prompt, response_tokens=response * 5),
+        ]
+    )
+    assert model.max_tokens == 16
+    assert (fits.truncated_tokens, cut.truncated_tokens, long.truncated_tokens) == (0, 2, 18)
+    assert fits.value == pytest.approx(cut.value, abs=1e-6)
+
+
+def test_the_version_is_that_of_the_content(directory: Path, codec: HfCodec, copy: Path) -> None:
+    version = RewardModel("rm", directory, codec).version
+    (copy / "README.md").write_text("notes")
+    assert RewardModel("rm", copy, codec).version == version
+    edit_config(copy, reward_bias=0.5)
+    assert RewardModel("rm", copy, codec).version != version
+
+
+def test_a_token_outside_the_vocabulary_and_an_empty_sample_are_the_samples_fault(directory: Path, codec: HfCodec) -> None:
+    model = RewardModel("rm", directory, codec)
+    good = ScorerInput(codec, response="x")
+    with pytest.raises(BadSample, match="token id 999999 is outside the vocabulary of 258") as caught:
+        model.score([good, ScorerInput(codec, response_tokens=(999_999,))])
+    assert caught.value.sample == 1
+    with pytest.raises(BadSample, match="nothing to read"):
+        model.score([ScorerInput(codec, response="")])
+
+
+def test_a_damaged_or_foreign_directory_is_refused_with_the_reason(copy: Path, codec: HfCodec) -> None:
+    weights = copy / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataLoss, match="bytes, but the header describes"):
+        RewardModel("rm", copy, codec)
+    weights.unlink()
+    with pytest.raises(DataLoss, match="no safetensors file; pickled weights are not read"):
+        RewardModel("rm", copy, codec)
+    weights.write_bytes(whole)
+    edit_config(copy, reward_bias="high")
+    with pytest.raises(DataLoss, match="reward_bias is 'high'"):
+        RewardModel("rm", copy, codec)
+    (copy / "config.json").write_text("{")
+    with pytest.raises(DataLoss, match=r"config\.json is not JSON"):
+        RewardModel("rm", copy, codec)
+    with pytest.raises(DataLoss, match="there is no model directory"):
+        RewardModel("rm", copy / "nowhere", codec)
+
+
+def test_a_head_that_is_missing_is_never_filled_with_random_numbers(copy: Path, codec: HfCodec) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    head = tensors.pop("score.weight")
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataLoss, match=r"lacks 1 of its weights, the first is 'score\.weight'"):
+        RewardModel("rm", copy, codec)
+    save_file({**tensors, "score.weight": head * float("nan")}, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataLoss, match=r"'score\.weight' holds values that are not finite"):
+        RewardModel("rm", copy, codec)
+
+
+def test_a_classifier_of_several_labels_and_an_encoder_are_refused(tmp_path: Path, codec: HfCodec) -> None:
+    with pytest.raises(FailedPrecondition, match="one label, this one has 3"):
+        RewardModel("rm", make_reward_model(tmp_path / "three", labels=3), codec)
+    from transformers import BertConfig, BertForSequenceClassification
+
+    bert = BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=1
+    )
+    directory = make_reward_model(tmp_path / "bert")
+    BertForSequenceClassification(bert).save_pretrained(directory)
+    with pytest.raises(FailedPrecondition, match="encoders are not supported"):
+        RewardModel("rm", directory, codec)

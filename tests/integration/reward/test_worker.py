@@ -1,0 +1,178 @@
+"""The scoring worker on a real redis-server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from tests.integration.queue.servers import Server
+from tests.unit.reward.support import CODEC, FakeScorer
+
+from honed.queue.connection import Link
+from honed.queue.dead import DeadLetters
+from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
+from honed.queue.messages import Delivery, Message
+from honed.queue.stream import QueueSettings, WorkQueue
+from honed.reward.batching import BatchSettings, DynamicBatcher
+from honed.reward.reward import Term, WeightedSum
+from honed.reward.worker import ScoringWorker
+from honed.v1 import common_pb2
+
+pytestmark = pytest.mark.redis
+
+
+def rollout(index: int, response: str | None = None) -> Message:
+    body = common_pb2.Rollout(
+        rollout_id=f"{index}/0",
+        group_id=str(index),
+        run="r",
+        prompt_token_ids=b"p",
+        response_token_ids=(response or str(index)).encode(),
+        logprobs=[-0.5] * 3,
+    )
+    return Message(body.rollout_id, body.SerializeToString(), f"00-trace-{index}-01")
+
+
+class Rig:
+    """A run's queues, and workers on demand."""
+
+    def __init__(self, link: Link, keys: RunKeys) -> None:
+        self.link, self.keys = link, keys
+        self.dead = DeadLetters(link, keys, ROLLOUTS)
+        self.source = self.queue("test", ROLLOUTS)
+        self.sink = self.queue("learner", SCORED)
+
+    def queue(self, consumer: str, stage: str, lease_ms: int = 60_000) -> WorkQueue:
+        return WorkQueue(self.link, self.keys, stage, consumer, QueueSettings(lease_ms, max_deliveries=2, sweep_ms=20))
+
+    @asynccontextmanager
+    async def worker(
+        self, scorer: FakeScorer, consumer: str = "w", lease_ms: int = 60_000
+    ) -> AsyncIterator[asyncio.Task[None]]:
+        """Runs a worker, and stops it as the service does."""
+        stopping = asyncio.Event()
+        batcher = DynamicBatcher(lambda: WeightedSum([Term(scorer, 2.0)]), BatchSettings(64, 0.001, 128))
+        async with batcher.running(), asyncio.timeout(60):
+            worker = ScoringWorker(self.queue(consumer, ROLLOUTS, lease_ms), batcher, CODEC, group_size=16)
+            task = asyncio.ensure_future(worker.run(stopping))
+            yield
+            stopping.set()
+            scorer.gate.set()
+            await task
+
+    async def scored(self, count: int) -> list[tuple[Delivery, common_pb2.ScoredRollout]]:
+        """Waits for so many scored rollouts."""
+        found: list[Delivery] = []
+        async with asyncio.timeout(30):
+            while len(found) < count:
+                found += await self.sink.take(count - len(found), block_ms=500)
+        return [(d, common_pb2.ScoredRollout.FromString(d.message.body)) for d in found]
+
+    async def dead_letters(self, count: int) -> list[str]:
+        """Waits for so many dead letters; their reasons."""
+        async with asyncio.timeout(30):
+            while (await self.source.stats()).dead < count:
+                await asyncio.sleep(0.01)
+        letters = await self.dead.list(limit=count)
+        return [letter.death.reason for letter in letters]
+
+
+@pytest.fixture
+def rig(link: Link, keys: RunKeys) -> Rig:
+    return Rig(link, keys)
+
+
+async def test_a_rollout_comes_out_unchanged_with_its_reward_and_each_scorers_version(rig: Rig) -> None:
+    await rig.source.put([rollout(i) for i in range(100)])
+    async with rig.worker(FakeScorer(version="v7")):
+        done = await rig.scored(100)
+    for delivery, scored in done:
+        index = int(scored.rollout.group_id)
+        assert scored.rollout == common_pb2.Rollout.FromString(rollout(index).body)
+        assert scored.reward == 2.0 * index
+        assert list(scored.scores) == [common_pb2.Score(scorer="fake", scorer_version="v7", value=index, weight=2.0)]
+        assert (delivery.message.id, delivery.message.traceparent) == (f"{index}/0", f"00-trace-{index}-01")
+    assert {int(scored.rollout.group_id) for _, scored in done} == set(range(100))
+    stats = await rig.source.stats()
+    assert (stats.handed_on, stats.depth, stats.balance) == (100, 0, 0)
+
+
+async def test_what_cannot_be_scored_goes_to_the_dead_letters_with_the_reason_and_its_neighbours_go_on(rig: Rig) -> None:
+    scorer = FakeScorer()
+    await rig.source.put([rollout(1), rollout(2, "raise"), rollout(3)])
+    async with rig.worker(scorer, lease_ms=1100):  # a failed one rests for a second
+        scored = await rig.scored(2)
+        [reason] = await rig.dead_letters(1)
+    assert sorted(s.reward for _, s in scored) == [2.0, 6.0]
+    assert reason == "scorer 'fake' (v1) failed: ValueError: told to"
+    assert sum(batch.count("raise") for batch in scorer.batches) >= 2, "it was delivered again first"
+    assert (await rig.source.stats()).balance == 0
+
+
+async def test_an_entry_that_is_no_rollout_is_a_dead_letter_at_once(rig: Rig) -> None:
+    await rig.source.put([Message("x", b"\xff\xff"), Message("y", b""), rollout(1)])
+    async with rig.worker(FakeScorer()):
+        await rig.scored(1)
+        reasons = await rig.dead_letters(2)
+    assert all(reason.startswith("no honed.v1.Rollout: ") for reason in reasons)
+
+
+async def test_a_slow_scorer_keeps_its_lease_and_takes_no_more_than_it_can_chew(rig: Rig) -> None:
+    scorer = FakeScorer()
+    scorer.gate.clear()
+    await rig.source.put([rollout(i) for i in range(100)])
+    async with rig.worker(scorer, lease_ms=300):
+        assert await asyncio.to_thread(scorer.entered.wait, 10)
+        rival = rig.queue("rival", ROLLOUTS, lease_ms=300)
+        await asyncio.sleep(0.9)  # three leases
+        taken = await rival.take(100)
+        assert len(taken) == 100 - 2 * 16, "two groups of 16 are the worker's, and stay so"
+        assert all(delivery.count == 1 for delivery in taken)
+        await rival.release(taken)
+        scorer.gate.set()
+        await rig.scored(100)
+
+
+async def test_a_worker_whose_entries_were_taken_over_adds_nothing(rig: Rig) -> None:
+    slow = FakeScorer(version="slow")
+    slow.gate.clear()
+    await rig.source.put([rollout(i) for i in range(10)])
+    async with rig.worker(slow, "slow"):
+        assert await asyncio.to_thread(slow.entered.wait, 10)
+        pending = await rig.link.redis.xpending_range(rig.keys.stream(ROLLOUTS), "workers", "-", "+", 10)
+        await rig.link.redis.xclaim(
+            rig.keys.stream(ROLLOUTS), "workers", "slow", 0, [p["message_id"] for p in pending], idle=3_600_000, justid=True
+        )
+        async with rig.worker(FakeScorer(version="quick"), "quick"):
+            done = await rig.scored(10)
+        slow.gate.set()
+    assert {s.scores[0].scorer_version for _, s in done} == {"quick"}
+    assert await rig.sink.depth() == 10
+    assert (await rig.source.stats()).handed_on == 10
+
+
+async def test_a_stop_ends_what_is_in_hand_and_leaves_the_rest(rig: Rig) -> None:
+    scorer = FakeScorer()
+    scorer.gate.clear()
+    await rig.source.put([rollout(i) for i in range(100)])
+    async with rig.worker(scorer):
+        assert await asyncio.to_thread(scorer.entered.wait, 10)
+    stats = await rig.source.stats()
+    assert stats.pending == 0
+    assert stats.waiting + stats.handed_on == 100
+    assert 0 < stats.handed_on <= 32
+    assert await rig.sink.depth() == stats.handed_on
+
+
+async def test_a_redis_that_dies_in_the_middle_is_ridden_out(redis_server: Server, rig: Rig) -> None:
+    scorer = FakeScorer()
+    await rig.source.put([rollout(i) for i in range(500)])
+    async with rig.worker(scorer):
+        assert await asyncio.to_thread(scorer.entered.wait, 10)
+        await asyncio.to_thread(redis_server.kill)
+        await asyncio.to_thread(redis_server.start)
+        ids = [scored.rollout.rollout_id for _, scored in await rig.scored(500)]
+    assert sorted(ids) == sorted(f"{i}/0" for i in range(500))
+    assert (await rig.source.stats()).balance == 0
