@@ -42,7 +42,7 @@ class Known:
     holder: str | None = None  # None: waiting
     count: int = 0
     expired: bool = False
-    ended: str = ""  # handed_on, acked, dropped, dead
+    ended: str = ""  # hand_on, ack, drop or dead
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -55,6 +55,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.wire = LossyWire(self.server.url)
         self.link = Link(self.run(self.wire.__aenter__()), outage=Outage(deadline_s=20))
         self.names = (f"c{n}" for n in itertools.count())
+        self.everyone: dict[str, WorkQueue] = {}
         self.consumers = [self.new_consumer() for _ in range(3)]
         self.dead = DeadLetters(self.link, self.keys, "rollouts")
         self.known: dict[str, Known] = {}
@@ -72,7 +73,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     def new_consumer(self) -> WorkQueue:
         hours: Iterator[float] = itertools.count(0, 3600)  # a sweep is always due
-        return WorkQueue(self.link, self.keys, "rollouts", next(self.names), LIMITS, clock=hours.__next__)
+        queue = WorkQueue(self.link, self.keys, "rollouts", next(self.names), LIMITS, clock=hours.__next__)
+        self.everyone[queue.consumer] = queue
+        return queue
 
     def teardown(self) -> None:
         try:
@@ -118,6 +121,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.run(self.consumers[who].put([Message(i, i.encode()) for i in ids]))
 
     @rule(who=st.integers(0, 2), room=st.integers(1, 4))
+    def takes(self, who: int, room: int) -> None:
+        self.take(who, room)
+
     def take(self, who: int, room: int) -> None:
         queue = self.consumers[who]
         deliveries = self.run(queue.take(room))
@@ -127,37 +133,33 @@ class QueueMachine(RuleBasedStateMachine):
         self.notice_burials()
 
     def draw(self, data: st.DataObject) -> tuple[WorkQueue, Delivery]:
-        """Any delivery that ever was, in the hands of whoever got it (or of a namesake after its crash)."""
-        delivery = data.draw(st.sampled_from(self.deliveries[-12:]))
-        queue = next((c for c in self.consumers if c.consumer == delivery.consumer), self.consumers[0])
-        return queue, delivery
+        """A delivery, in the hands of whoever got it: one that lives, or one that was lost or has ended, if there is any."""
+        late = data.draw(st.booleans())
+        lives = [d for d in self.deliveries if self.is_mine(self.everyone[d.consumer], d)]
+        lost = [d for d in self.deliveries if d not in lives and not self.known[d.message.id].ended]
+        delivery = data.draw(st.sampled_from((lost if late else lives) or self.deliveries))
+        return self.everyone[delivery.consumer], delivery
 
     def maybe_lose(self, lose: bool, delivery: Delivery) -> None:
         if lose:
             self.wire.lose_reply_to(delivery.entry.encode())
 
     @precondition(lambda self: self.deliveries)
-    @rule(data=st.data(), n=st.integers(0, 3), lose=st.booleans())
-    def hand_on(self, data: st.DataObject, n: int, lose: bool) -> None:
+    @rule(data=st.data(), how=st.sampled_from(["hand_on", "ack", "drop"]), n=st.integers(0, 3), lose=st.booleans())
+    def end(self, data: st.DataObject, how: str, n: int, lose: bool) -> None:
         queue, delivery = self.draw(data)
-        mine = self.is_mine(queue, delivery)
+        mine, known = self.is_mine(queue, delivery), self.known[delivery.message.id]
         results = [f"{delivery.message.id}-{i}" for i in range(n)]
         self.maybe_lose(lose, delivery)
-        assert self.run(queue.hand_on(delivery, [Message(r, b"") for r in results], "scored")) == mine
+        if how == "hand_on":
+            assert self.run(queue.hand_on(delivery, [Message(r, b"") for r in results], "scored")) == mine
+            self.results.update(results if mine else [])
+        elif how == "ack":
+            assert self.run(queue.ack([delivery])) == mine
+        else:
+            assert self.run(queue.drop([delivery], "stale")) == mine
         if mine:
-            self.known[delivery.message.id].ended = "handed_on"
-            self.results.update(results)
-
-    @precondition(lambda self: self.deliveries)
-    @rule(data=st.data(), how=st.sampled_from(["ack", "drop"]), lose=st.booleans())
-    def settle(self, data: st.DataObject, how: str, lose: bool) -> None:
-        queue, delivery = self.draw(data)
-        mine = self.is_mine(queue, delivery)
-        self.maybe_lose(lose, delivery)
-        done = self.run(queue.ack([delivery]) if how == "ack" else queue.drop([delivery], "stale"))
-        assert done == mine
-        if mine:
-            self.known[delivery.message.id].ended = "acked" if how == "ack" else "dropped"
+            known.ended = how
 
     @precondition(lambda self: self.deliveries)
     @rule(data=st.data(), retry=st.booleans(), lose=st.booleans())
@@ -204,10 +206,11 @@ class QueueMachine(RuleBasedStateMachine):
                 )
             )  # fmt: skip
 
-    @rule(who=st.integers(0, 2))
-    def leases_run_out(self, who: int) -> None:
-        """The consumer is slow, and lives."""
+    @rule(who=st.integers(0, 2), by=st.integers(0, 2))
+    def reclaim(self, who: int, by: int) -> None:
+        """A consumer is slow, and lives; another, or it itself, takes what it held."""
         self.expire(self.consumers[who].consumer)
+        self.take(by, 4)
 
     @rule(who=st.integers(0, 2))
     def crash(self, who: int) -> None:
@@ -277,8 +280,8 @@ class QueueMachine(RuleBasedStateMachine):
         ends = Counter(known.ended for known in self.known.values())
         assert stats.balance == 0
         assert (stats.came_in, stats.replayed) == (len(self.known), self.replays)
-        assert (stats.handed_on, stats.acked) == (ends["handed_on"], ends["acked"])
-        assert stats.dropped.get("stale", 0) == ends["dropped"]
+        assert (stats.handed_on, stats.acked) == (ends["hand_on"], ends["ack"])
+        assert stats.dropped.get("stale", 0) == ends["drop"]
         assert (stats.dead, stats.buried) == (ends["dead"], ends["dead"] + self.replays)
         assert stats.pending == sum(not k.ended and k.holder is not None for k in self.known.values())
 
@@ -292,7 +295,7 @@ class QueueMachine(RuleBasedStateMachine):
             work = [(d, [Message(f"{d.message.id}-0", b"")]) for d in deliveries]
             assert all(self.run(queue.hand_on_each(work, "scored")))
             for delivery in deliveries:
-                self.known[delivery.message.id].ended = "handed_on"
+                self.known[delivery.message.id].ended = "hand_on"
                 self.results[f"{delivery.message.id}-0"] += 1
         self.notice_burials()
         left = {i: known for i, known in self.known.items() if not known.ended}
