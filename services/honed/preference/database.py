@@ -8,6 +8,7 @@ PostgreSQL: READ COMMITTED and synchronous_commit=on, whatever the server's defa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from honed.kit.errors import FailedPrecondition, Unavailable
+from honed.kit.errors import DataLoss, FailedPrecondition, HonedError, Unavailable
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 
@@ -91,11 +92,21 @@ class Database:
         """
         if not self.is_sqlite:
             return True
-        async with self.guarded(), self.engine.connect() as connection:
-            driver = (await connection.get_raw_connection()).driver_connection
-            assert driver is not None
-            ((busy, _, _),) = await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        async with self.guarded():
+            busy, _, _ = await asyncio.to_thread(self.pragma, "wal_checkpoint(TRUNCATE)")
             return not busy
+
+    def pragma(self, statement: str) -> tuple[Any, ...]:
+        """Runs a PRAGMA of SQLite that must stand outside of transactions, on a connection of its own. Makes the file. Blocks.
+
+        Raises:
+            sqlite3.Error: it failed.
+        """
+        path = Path(self.url.database or "")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(path, timeout=self.options.lock_wait_s, isolation_level=None)) as connection:
+            row: tuple[Any, ...] = connection.execute(f"PRAGMA {statement}").fetchone()
+            return row
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -107,16 +118,21 @@ class Database:
 
         Raises:
             Unavailable: the database is locked, full, gone or too slow.
+            DataLoss: the file is damaged, or no database.
         """
         try:
             async with asyncio.timeout(self.options.deadline_s):
                 yield
-        except (exc.OperationalError, exc.InterfaceError) as error:
-            raise Unavailable(f"database {self.name}: {_advice(error.orig)}; a repetition is safe") from error
         except exc.DBAPIError as error:
-            if not (error.connection_invalidated or _is_transient(error.orig)):
+            translated = _translated(self.name, error.orig, error.connection_invalidated)
+            if translated is None:
                 raise
-            raise Unavailable(f"database {self.name}: {_advice(error.orig)}; a repetition is safe") from error
+            raise translated from error
+        except sqlite3.Error as error:  # from `pragma`
+            translated = _translated(self.name, error)
+            if translated is None:
+                raise
+            raise translated from error
         except exc.TimeoutError as error:
             raise Unavailable(
                 f"database {self.name}: all {self.options.connections} connections are busy; try again, or allow more"
@@ -155,10 +171,14 @@ def _sqlite(url: URL, options: DatabaseOptions) -> AsyncEngine:
     @sa.event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver
-        cursor = connection.cursor()
-        for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
+        try:
+            cursor = connection.cursor()
+            for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+        except BaseException:
+            connection.close()  # the pool does not know it yet, and it has a thread
+            raise
 
     @sa.event.listens_for(engine.sync_engine, "begin")
     def begin(connection: sa.Connection) -> None:
@@ -190,25 +210,24 @@ def _postgresql(url: URL, options: DatabaseOptions) -> AsyncEngine:
     )
 
 
-def create_parent(database: Database) -> None:
-    """Makes the directory of an SQLite file."""
-    if database.is_sqlite and database.url.database:
-        Path(database.url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
-
-
-def _advice(error: BaseException | None) -> str:
+def _translated(name: str, error: BaseException | None, invalidated: bool = False) -> HonedError | None:
+    """A driver's error as ours; None for a fault of the statement, which is a fault of this program."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, sqlite3.OperationalError):
-        if "locked" in text or "busy" in text:
-            return f"{text}: another process writes to the file; end it or try again"
-        if "full" in text:
-            return f"{text}: free space on its volume, then try again"
-        if "unable to open" in text:
-            return f"{text}: check that its directory exists and may be written"
-    return f"{text}: check that it runs and accepts this client"
+        advice = next((advice for word, advice in _SQLITE_ADVICE.items() if word in text), "check the file and its volume")
+        return Unavailable(f"database {name}: {text}: {advice}; a repetition is safe")
+    if type(error) is sqlite3.DatabaseError:  # the class itself stands for damage
+        return DataLoss(f"database {name}: {text}; name another file, or restore a backup")
+    state = str(getattr(error, "sqlstate", None) or "")
+    # Classes of connections, resources, operator intervention and system errors; then locks, conflicts, refused log-ins.
+    if invalidated or state[:2] in {"08", "53", "57", "58"} or state in {"55P03", "40001", "40P01", "28000", "28P01", "3D000"}:
+        return Unavailable(f"database {name}: {text}: check that it runs and accepts this client; a repetition is safe")
+    return None
 
 
-def _is_transient(error: BaseException | None) -> bool:
-    """True for PostgreSQL's classes of resources, operator intervention and locks, which are not faults of the statement."""
-    state = getattr(error, "sqlstate", None) or ""
-    return state[:2] in {"08", "53", "57"} or state in {"55P03", "40001", "40P01"}
+_SQLITE_ADVICE = {
+    "locked": "another process writes to the file; end it or try again",
+    "full": "free space on its volume, then try again",
+    "unable to open": "check that its directory exists and may be written",
+    "readonly": "let this process write to it",
+}

@@ -17,8 +17,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 
-from honed.kit.errors import FailedPrecondition, Unavailable
-from honed.preference.database import Database, create_parent
+from honed.kit.errors import FailedPrecondition
+from honed.preference.database import Database
 
 _LOCK = 0x686F6E6564  # "honed"; any number that no other user of the database takes
 _RETRY_S = 0.05
@@ -34,7 +34,6 @@ async def migrate(database: Database) -> str:
         FailedPrecondition: the schema is newer than this build.
         Unavailable: the database cannot be reached, or its lock was not free in time.
     """
-    create_parent(database)
     if database.is_sqlite:
         await _write_ahead(database)
     async with database.writing() as connection:
@@ -76,17 +75,13 @@ async def _write_ahead(database: Database) -> None:
     async with database.guarded():
         while True:
             try:
-                async with database.engine.connect() as connection:
-                    driver = (await connection.get_raw_connection()).driver_connection
-                    assert driver is not None
-                    ((mode,),) = await driver.execute_fetchall("PRAGMA journal_mode=WAL")
+                (mode,) = await asyncio.to_thread(database.pragma, "journal_mode=WAL")
+                break
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error):
-                    raise Unavailable(f"database {database.name}: {error}") from error
+                    raise
                 await asyncio.sleep(_RETRY_S)
-                continue
-            if mode != "wal":
-                raise FailedPrecondition(
-                    f"database {database.name}: no write-ahead log there (journal mode {mode}); put the file on a local disk"
-                )
-            return
+    if mode != "wal":
+        raise FailedPrecondition(
+            f"database {database.name}: no write-ahead log there (journal mode {mode}); put the file on a local disk"
+        )

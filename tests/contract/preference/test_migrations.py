@@ -1,0 +1,96 @@
+"""The schema: made once, equal to the models, never touched by an older build."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from tests.support.judgements import entries
+from tests.support.preference_reading import everything
+
+from honed.kit.errors import FailedPrecondition
+from honed.preference.database import Database
+from honed.preference.migrate import migrate
+from honed.preference.tables import metadata
+
+STARTER = """
+import asyncio, sys
+from honed.preference.database import Database
+from honed.preference.migrate import migrate
+
+async def main():
+    database = Database(sys.argv[1])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(await migrate(database))
+    await database.close()
+
+asyncio.run(main())
+"""
+
+
+async def test_migrations_make_what_the_models_say(url: str) -> None:
+    database = Database(url)
+    await migrate(database)
+    async with database.reading() as connection:
+
+        def compare(sync: sa.Connection) -> list[object]:
+            return list(compare_metadata(MigrationContext.configure(sync), metadata))
+
+        assert await connection.run_sync(compare) == []
+    await database.close()
+
+
+async def test_migrating_again_changes_nothing(url: str, make_store) -> None:
+    async with make_store(url) as store:
+        await store.record(entries(3))
+    async with make_store(url) as store:
+        assert len(await everything(store)) == 3
+
+
+async def test_processes_that_start_together_migrate_once(url: str) -> None:
+    starters = [
+        subprocess.Popen(
+            [sys.executable, "-c", STARTER, url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    try:
+        for starter in starters:
+            assert starter.stdout is not None
+            assert await asyncio.to_thread(starter.stdout.readline) == "ready\n"
+        for starter in starters:
+            assert starter.stdin is not None
+            starter.stdin.write("go\n")
+            starter.stdin.flush()
+        for starter in starters:
+            out, err = await asyncio.to_thread(starter.communicate, timeout=60)
+            assert (out, starter.returncode) == ("0001\n", 0), err
+    finally:
+        for starter in starters:
+            starter.kill()
+            starter.communicate()
+    database = Database(url)
+    async with database.reading() as connection:
+        assert (await connection.execute(sa.text("SELECT count(*) FROM record_state"))).scalar_one() == 1
+    await database.close()
+
+
+async def test_a_newer_schema_is_refused_by_name(url: str, make_store) -> None:
+    database = Database(url)
+    await migrate(database)
+    async with database.writing() as connection:
+        await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    await database.close()
+    with pytest.raises(FailedPrecondition, match=r"'9999'.*newer build"):
+        async with make_store(url):
+            pass
