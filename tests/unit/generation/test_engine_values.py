@@ -1,0 +1,159 @@
+"""Claims about the port's values, the text of responses, and drawing from a distribution."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from honed.generation.admission import Admission
+from honed.generation.decoder import sample
+from honed.generation.engine import EngineLimits, EngineRequest, Sampling, Span, check_request
+from honed.generation.text_stream import TextStream
+from honed.generation.vllm_adapter import _spans, vllm_version
+from honed.kit.errors import InvalidArgument, Overloaded, Unavailable
+from honed.policy import VersionId
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"max_tokens": 0}, "sampling.max_tokens"),
+        ({"temperature": -0.1}, "sampling.temperature"),
+        ({"temperature": math.nan}, "sampling.temperature"),
+        ({"top_p": 0.0}, "sampling.top_p"),
+        ({"top_p": 1.1}, "sampling.top_p"),
+        ({"top_k": -1}, "sampling.top_k"),
+        ({"seed": -1}, "sampling.seed"),
+        ({"seed": 1 << 63}, "sampling.seed"),
+        ({"stop": ("",)}, "sampling.stop"),
+        ({"stop": ("a",), "fixed_length": True}, "sampling.fixed_length"),
+        ({"stop_token_ids": (1,), "fixed_length": True}, "sampling.fixed_length"),
+    ],
+)
+def test_a_value_that_no_engine_can_honour_is_refused_by_name(arguments: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidArgument) as error:
+        Sampling(**({"max_tokens": 4} | arguments))  # type: ignore[arg-type]
+    assert error.value.field == field
+
+
+def test_a_request_fits_up_to_the_limit() -> None:
+    limits = EngineLimits(max_model_len=10, vocab_size=5)
+    check_request(EngineRequest("r", [0, 4], Sampling(8)), limits)
+    for prompt, max_tokens in (([0, 4], 9), ([], 1), ([5], 1), ([-1], 1)):
+        with pytest.raises(InvalidArgument):
+            check_request(EngineRequest("r", prompt, Sampling(max_tokens)), limits)
+
+
+async def test_the_limit_counts_requests_in_flight() -> None:
+    admission = Admission(2)
+    admission.open()
+    async with admission.enter(), admission.enter():
+        with pytest.raises(Overloaded):
+            async with admission.enter():
+                pass
+        assert admission.in_flight == 2
+    async with admission.enter():
+        assert admission.in_flight == 1
+    admission.end("over")
+    with pytest.raises(Unavailable, match="over"):
+        async with admission.enter():
+            pass
+    assert admission.in_flight == 0
+
+
+def text_of(data: str, stops: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
+    """Streams `data` byte by byte; token ids are bytes."""
+    stream = TextStream(lambda ids: bytes(ids).decode(errors="replace"), list(b"a prompt"), stops)
+    pieces = []
+    for token in data.encode():
+        stream.push(token)
+        if stream.stopped:
+            break
+        pieces.append(stream.take())
+    stream.finish()
+    return [*pieces, stream.take()], stream
+
+
+def test_half_a_character_is_never_shown() -> None:
+    pieces, _ = text_of("schön €")
+    assert "".join(pieces) == "schön €"
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_character_that_never_ends_is_shown_at_the_end() -> None:
+    stream = TextStream(lambda ids: bytes(ids).decode(errors="replace"), [], ())
+    for token in "x€".encode()[:-1]:
+        stream.push(token)
+    assert stream.take() == "x"
+    stream.finish()
+    assert stream.take() == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("data", "stops", "shown"),
+    [
+        ("one two three", ("two",), "one "),
+        ("one two three", ("three", "ne t"), "o"),
+        ("one two three", ("four", "e\n"), "one two three"),
+        ("aab", ("aab",), ""),
+        ("aaab", ("aab",), "a"),
+    ],
+)
+def test_a_stop_text_is_never_shown_not_even_its_beginning(data: str, stops: tuple[str, ...], shown: str) -> None:
+    pieces, stream = text_of(data, stops)
+    assert "".join(pieces) == shown
+    assert stream.stopped is (shown != data)
+
+
+def draw(logits: list[float], sampling: Sampling, times: int = 4000) -> tuple[Counter[int], dict[int, float]]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [sample(torch.tensor(logits), sampling, generator) for _ in range(times)]
+    return Counter(token for token, _ in drawn), dict(drawn)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(1), Sampling(1, temperature=0.5), Sampling(1, top_k=2), Sampling(1, top_p=0.7), Sampling(1, top_p=0.01)],
+    ids=["plain", "cool", "top-k", "top-p", "tiny top-p"],
+)
+def test_the_recorded_logprob_is_the_frequency(sampling: Sampling) -> None:
+    counts, logprobs = draw([1.0, 0.2, -1.0, 2.0], sampling)
+    assert sum(math.exp(value) for value in logprobs.values()) == pytest.approx(1.0, abs=1e-5)
+    for token, count in counts.items():
+        assert count / 4000 == pytest.approx(math.exp(logprobs[token]), abs=0.03)
+
+
+def test_greedy_takes_the_largest_and_records_the_models_own_logprob() -> None:
+    token, logprob = sample(torch.tensor([0.0, 3.0, 1.0]), Sampling(1, temperature=0.0), torch.Generator())
+    assert token == 1
+    assert logprob == pytest.approx(3.0 - math.log(1 + math.exp(3) + math.exp(1)), abs=1e-6)
+
+
+def test_spans_of_a_part_are_cut_from_the_whole() -> None:
+    starts = [("1.1", 0), ("1.2", 4), ("1.3", 4), ("2.0", 9)]
+    one, two, four = VersionId(1, 1), VersionId(1, 2), VersionId(2, 0)
+    assert _spans(starts, 0, 3) == (Span(one, 0, 3),)
+    assert _spans(starts, 2, 9) == (Span(one, 2, 4), Span(VersionId(1, 3), 4, 9))
+    assert _spans(starts, 8, 12) == (Span(VersionId(1, 3), 8, 9), Span(four, 9, 12))
+    assert _spans(starts, 12, 12) == ()
+    assert two not in {span.version for span in _spans(starts, 0, 12)}
+
+
+@pytest.mark.parametrize("version", ["0.21.4", "0.33.0", "1.0.0"])
+def test_an_unknown_vllm_is_refused_with_what_would_do(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
+    with pytest.raises(Unavailable, match=r"0\.22 and later, before 0\.33"):
+        vllm_version()
+
+
+def test_a_missing_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(Unavailable, match="not installed"):
+        vllm_version()
