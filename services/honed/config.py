@@ -170,7 +170,8 @@ class LearnerSettings(ServerSettings):
     steps: Positive = Field(40, description="Versions to train.")
     checkpoint_every: Positive = 1
     keep_checkpoints: Positive = 2
-    push_timeout_s: Seconds = 120.0
+    push_timeout_s: Seconds = Field(120.0, description="Deadline of each call to a generator.")
+    push_retry_s: Seconds = Field(300.0, description="How long a push is tried again while a generator is down.")
 
 
 class PretrainSettings(Section):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from dataclasses import dataclass
 from importlib import resources
@@ -59,9 +58,7 @@ async def run_demo(settings: RunSettings, *, keep: bool, fresh: bool) -> None:
     started = time.monotonic()
     configure_logging("conductor", "ERROR")
     console = Console()
-    if fresh:
-        _clear(settings.directory)
-    async with local_run(settings) as run:
+    async with local_run(settings, fresh=fresh) as run:
         session = _Session(run)
         display = asyncio.ensure_future(show(run, console))
         try:
@@ -171,15 +168,6 @@ class _Session:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._traffic
             self._traffic = None
-
-
-def _clear(directory: Path) -> None:
-    """Removes an earlier demo; never a directory that is something else."""
-    if directory.exists() and any(directory.iterdir()) and not (directory / "run.lock").exists():
-        raise FailedPrecondition(f"{directory} is not empty and no run of honed: choose another --directory")
-    for entry in directory.iterdir() if directory.exists() else ():
-        if entry.name != "run.lock":
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _summary(figures: measures.Figures) -> Table:

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import json
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -27,26 +28,34 @@ from honed.settings_file import write_settings
 from honed.v1 import conductor_pb2_grpc
 from honed.workspace import Workspace
 
+LOCK = "run.lock"
 SERVICES = ("generation", "reward", "preference", "learner", "conductor")
 
 
 @asynccontextmanager
-async def local_run(settings: RunSettings) -> AsyncIterator[Run]:
+async def local_run(settings: RunSettings, *, fresh: bool = False) -> AsyncIterator[Run]:
     """Prepares a run and its conductor; whoever enters executes it. Everything that was started ends with the block.
 
     SIGINT and SIGTERM set the run's `stopping`.
+
+    Args:
+        settings: the run's; ports that are 0 are chosen here.
+        fresh: whether to remove what an earlier run left in the directory.
 
     Raises:
         FailedPrecondition: another process runs in the same directory, or the directory cannot be used.
     """
     place = Workspace(settings.directory)
+    _check_ours(place.root)
     with _alone(place.root):
+        await asyncio.to_thread(stop_leftover, place.redis)
+        if fresh:
+            _clear(place.root)
         settings = with_ports(_absolute(settings))
         place = Workspace(settings.directory)
         if settings.security.authentication:
             ensure_local_tokens(settings.tokens_directory)
         write_settings(settings, place.effective_settings)
-        await asyncio.to_thread(stop_leftover, place.redis)
         launcher = ProcessLauncher(place.logs, settings.conductor.restart_limit)
         run = Run(settings, launcher, Processes(settings, place.effective_settings))
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -64,6 +73,18 @@ async def local_run(settings: RunSettings) -> AsyncIterator[Run]:
             await launcher.stop()
             await server.stop()
             (place.root / "endpoints.json").unlink(missing_ok=True)
+
+
+def _check_ours(directory: Path) -> None:
+    """Refuses to work in a directory that holds something else."""
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / LOCK).exists():
+        raise FailedPrecondition(f"{directory} is not empty and holds no run of honed: choose another directory")
+
+
+def _clear(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.name != LOCK:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _absolute(settings: RunSettings) -> RunSettings:
@@ -86,7 +107,7 @@ def _alone(directory: Path) -> Iterator[None]:
     """Holds the directory's lock; the kernel lets go of it when this process ends, however it ends."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "run.lock").open("a+")
+        lock = (directory / LOCK).open("a+")
     except OSError as error:
         raise FailedPrecondition(f"the run's directory {directory} cannot be used: {error.strerror}") from error
     with lock:

@@ -19,7 +19,7 @@ from honed.conductor.material import Material, import_comparisons, prepare_mater
 from honed.conductor.processes import Processes
 from honed.conductor.prompts import PromptSequence
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition, Unavailable
+from honed.kit.errors import FailedPrecondition, Unavailable, root_cause
 from honed.kit.progress import JobProgress, read_progress
 from honed.kit.wiring import consumer_name, internal_channel, redis_url
 from honed.queue.admission import Admission, AdmissionPolicy
@@ -78,21 +78,24 @@ class Run:
         """
         work = asyncio.ensure_future(self._phases(before_loop))
         failed = asyncio.ensure_future(self.launcher.failed())
+        stop = asyncio.ensure_future(self.stopping.wait())
         try:
-            await asyncio.wait({work, failed}, return_when=asyncio.FIRST_COMPLETED)
-            if failed.done() and not work.done():
+            await asyncio.wait({work, failed, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                await work
+                self._enter(conductor_pb2.RUN_PHASE_FINISHED, "done")
+            elif failed.done():
                 raise Unavailable(failed.result())
-            await work
-            stopped = self.stopping.is_set()
-            self._enter(conductor_pb2.RUN_PHASE_STOPPED if stopped else conductor_pb2.RUN_PHASE_FINISHED, "done")
+            else:
+                self._enter(conductor_pb2.RUN_PHASE_STOPPED, "stopped")
         except BaseException as error:
-            self.state.error = str(error) or type(error).__name__
+            self.state.error = str(root_cause(error)) or type(error).__name__
             self._enter(conductor_pb2.RUN_PHASE_FAILED, "failed")
             raise
         finally:
             self.state.ended_at = time.time()
-            failed.cancel()
-            work.cancel()
+            for task in (failed, stop, work):
+                task.cancel()
             await asyncio.gather(work, return_exceptions=True)
 
     def job_progress(self) -> JobProgress | None:
@@ -164,7 +167,7 @@ class Run:
                 await self._watch(admitter)
                 finished.set()
                 await feeding
-            while (await admitter.depths()).in_flight and not self.stopping.is_set():  # noqa: ASYNC110  # the streams drain
+            while (await admitter.depths()).in_flight:  # noqa: ASYNC110  # the streams drain
                 await asyncio.sleep(0.2)
             self.state.depths = await admitter.depths()
             self.state.admitted = admitter.position
@@ -174,7 +177,7 @@ class Run:
         """Follows the learner to the end of its steps, through its restarts."""
         async with internal_channel(self.settings, self.settings.learner.target) as channel:
             stub = learner_pb2_grpc.LearnerServiceStub(channel)
-            while not self.stopping.is_set():
+            while True:
                 self.state.depths = await admitter.depths()
                 self.state.admitted = admitter.position
                 try:

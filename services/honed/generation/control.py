@@ -37,7 +37,7 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
         self._changing = asyncio.Lock()
         self._kept: list[Path] = []
         self._prepare: Once[generation_pb2.PrepareVersionResponse] = Once()
-        self._commit: Once[CommitReport] = Once()
+        self._commit: Once[CommitReport | None] = Once()
 
     async def PrepareVersion(
         self, request: generation_pb2.PrepareVersionRequest, context: Any
@@ -52,6 +52,8 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
         """Serves a prepared version."""
         version = self._version(request.version)
         report = await self._commit(request.idempotency_key, lambda: self._do_commit(version))
+        if report is None:
+            return generation_pb2.CommitVersionResponse(version=request.version)
         return generation_pb2.CommitVersionResponse(
             version=request.version,
             pause=_duration(report.pause_s),
@@ -90,7 +92,7 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
             await asyncio.sleep(0.02)
         return generation_pb2.DrainResponse(remaining=self._engine.in_flight)
 
-    async def change(self, version: VersionId, manifest_sha256: str) -> CommitReport:
+    async def change(self, version: VersionId, manifest_sha256: str) -> CommitReport | None:
         """Prepares and commits a version, as the two calls do.
 
         Raises:
@@ -104,14 +106,19 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
         started = time.monotonic()
         target = self._target(version)
         async with self._changing:
+            if version == self._engine.version:
+                return generation_pb2.PrepareVersionResponse(elapsed=_duration(0.0))
             here = target.exists()
             await asyncio.to_thread(self._store.fetch, version, self._directory, manifest_sha256 or None)
             await self._engine.prepare(version, target)
         fetched = 0 if here else sum(path.stat().st_size for path in target.iterdir())
         return generation_pb2.PrepareVersionResponse(bytes_fetched=fetched, elapsed=_duration(time.monotonic() - started))
 
-    async def _do_commit(self, version: VersionId) -> CommitReport:
+    async def _do_commit(self, version: VersionId) -> CommitReport | None:
+        """Commits a version; None if it serves already, as after a restart that found it in the store."""
         async with self._changing:
+            if version == self._engine.version:
+                return None
             if version < self._engine.version:
                 raise FailedPrecondition(
                     f"version {version} is older than {self._engine.version}, which serves: a newer learner has taken over"

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
@@ -63,6 +64,12 @@ class DirectoryWeightTransfer(WeightTransferEngine[DirectoryInit, DirectoryUpdat
     def finish_weight_update(self) -> None:
         """Closes the model: weights are in the layout that the kernels want."""
         finalize_layerwise_reload(self.model, self.model_config)
+        if not getattr(self.model_config.hf_text_config, "tie_word_embeddings", False):
+            return
+        for layer in self.model.modules():
+            if isinstance(layer, ParallelLMHead):
+                # Tied to the embedding, it is never loaded by itself, and on CPUs its packed copy would stay the old one.
+                layer.quant_method.process_weights_after_loading(layer)
 
     def shutdown(self) -> None:
         """Does nothing."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from honed.kit.aio import unless
 from honed.kit.busy import BusyTime
+from honed.kit.errors import Unavailable
 from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress
 from honed.learner.exporter import Exporter
 from honed.learner.intake import Held, Intake
@@ -30,6 +31,8 @@ from honed.policy.version import VersionId
 from honed.v1 import learner_pb2
 
 logger = logging.getLogger(__name__)
+
+PUSH_RETRY_PAUSE_S = 1.0
 
 
 @dataclass
@@ -51,6 +54,7 @@ class LoopSettings:
         batch: rollouts of an update.
         steps: updates of the run.
         checkpoint_every: updates between checkpoints.
+        push_retry_s: how long a push is tried again while a generator is down.
         config_hash: digest of the settings, for the lineage of versions.
         preference_snapshot: content hash of the judgements behind the reward model, for the lineage; empty if unknown.
     """
@@ -58,6 +62,7 @@ class LoopSettings:
     batch: int
     steps: int
     checkpoint_every: int
+    push_retry_s: float
     config_hash: str
     preference_snapshot: str = ""
 
@@ -219,15 +224,23 @@ class TrainingLoop:
         self._pushing = asyncio.create_task(self._push(directory, VersionDraft(version, canaries, lineage)))
 
     async def _push(self, directory: Path, draft: VersionDraft) -> None:
-        report = await self._publisher.push(directory, draft)
-        record = PushRecord(
-            version=report.version.label,
-            ended_at=self._clock(),
-            **{name: value for name, value in asdict(report).items() if name != "version"},
-        )
-        self.ledger.add_push(record)
-        if record.succeeded:
-            self.status.served = report.version
+        """Publishes a version and brings it in, trying again while a generator is down: without it no fresh rollout comes."""
+        manifest = await self._publisher.publish(directory, draft)
+        end = time.monotonic() + self._settings.push_retry_s
+        while True:
+            report = await self._publisher.bring_in(manifest)
+            fields = {name: value for name, value in asdict(report).items() if name != "version"}
+            record = PushRecord(version=report.version.label, ended_at=self._clock(), **fields)
+            self.ledger.add_push(record)
+            if record.succeeded:
+                self.status.served = report.version
+                return
+            if time.monotonic() > end:
+                raise Unavailable(
+                    f"version {report.version} could not be brought into every generator within "
+                    f"{self._settings.push_retry_s:g} s: {'; '.join(report.failures)}"
+                )
+            await asyncio.sleep(PUSH_RETRY_PAUSE_S)
 
     async def _pushed(self) -> None:
         """Waits for the push under way: versions are committed in order, one at a time."""

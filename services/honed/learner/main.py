@@ -124,7 +124,14 @@ async def _train(
                 ledger,
                 Exporter(trainer.policy, base, home / "export", dtype=settings.generation.weights_dtype),
                 publisher,
-                LoopSettings(mine.batch, mine.steps, mine.checkpoint_every, config_hash(settings), _snapshot(settings)),
+                LoopSettings(
+                    mine.batch,
+                    mine.steps,
+                    mine.checkpoint_every,
+                    mine.push_retry_s,
+                    config_hash(settings),
+                    _snapshot(settings),
+                ),
                 status,
                 check_lease=lambda: leases.check(claim),
             )

@@ -33,7 +33,7 @@ class PushReport:
         version: what was pushed.
         committed: generators that serve it now.
         failures: why the others do not, one text each.
-        pauses_s: how long in-flight requests stood still, one for each committed generator.
+        pauses_s: how long in-flight requests stood still, one for each generator that changed its weights now.
         canary_max_error: nats, the largest over all generators.
         carried: requests that were in flight at a pause and went on.
     """
@@ -73,18 +73,25 @@ class Publisher:
         self._timeout_s = timeout_s
         self._check_lease = check_lease
 
-    async def push(self, directory: Path, draft: VersionDraft) -> PushReport:
-        """Publishes the model directory, which is used up, and brings it into every generator.
+    async def publish(self, directory: Path, draft: VersionDraft) -> Manifest:
+        """Puts the model directory, which is used up, into the store.
 
         Raises:
-            FailedPrecondition: the lease is lost; nothing was published.
+            LeaseLost: another learner has taken over; nothing was published.
             StoreFull: there is no room; the generators go on with the version they have.
         """
         await self._check_lease()
         try:
-            manifest = await asyncio.to_thread(self._store.publish, directory, draft)
+            return await asyncio.to_thread(self._store.publish, directory, draft)
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    async def bring_in(self, manifest: Manifest) -> PushReport:
+        """Brings a published version into every generator, once; failures are in the report.
+
+        Raises:
+            LeaseLost: another learner has taken over.
+        """
         await self._check_lease()
         report = await self._bring_in(manifest)
         await asyncio.to_thread(self._store.retain, self._keep, {VersionId(0, 0)})
@@ -93,7 +100,8 @@ class Publisher:
     async def _bring_in(self, manifest: Manifest) -> PushReport:
         version = common_pb2.PolicyVersion(run=manifest.run, fence=manifest.version.fence, step=manifest.version.step)
         key = f"{manifest.run}/{manifest.version}"
-        prepare = generation_pb2.PrepareVersionRequest(version=version, manifest_sha256=manifest.digest, idempotency_key=key)
+        # Without a key: after a failed commit it has to be done again.
+        prepare = generation_pb2.PrepareVersionRequest(version=version, manifest_sha256=manifest.digest)
         prepared = await asyncio.gather(
             *(self._attempt("prepare", g.PrepareVersion(prepare, timeout=self._timeout_s)) for g in self._generators)
         )
@@ -110,7 +118,7 @@ class Publisher:
             version=manifest.version,
             committed=len(done),
             failures=failures,
-            pauses_s=tuple(answer.pause.ToNanoseconds() / 1e9 for answer in done),
+            pauses_s=tuple(answer.pause.ToNanoseconds() / 1e9 for answer in done if answer.HasField("pause")),
             canary_max_error=max((answer.canary_max_error for answer in done), default=0.0),
             carried=sum(answer.requests_carried for answer in done),
         )

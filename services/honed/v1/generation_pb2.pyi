@@ -435,7 +435,9 @@ class CommitVersionResponse(_message.Message):
 
     @_builtins.property
     def pause(self) -> _duration_pb2.Duration:
-        """How long in-flight requests stood still, from the pause to the moment that what they sample may leave the service again."""
+        """How long in-flight requests stood still, from the pause to the moment that what they sample may leave the service again.
+        Unset if the version was serving already.
+        """
 
     def __init__(
         self,

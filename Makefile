@@ -1,0 +1,44 @@
+# Two commands do everything: `make demo` runs the main job, `make test` passes the tests. Both set up what they need first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint protos check-protos test-fast lock clean
+
+help: ## Show this.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(INSTALLED): requirements/cpu.lock pyproject.toml scripts/check_install.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "honed needs Python 3.11 or later; set PYTHON=/path/to/python3"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python scripts/check_install.py
+	@touch $@
+
+demo: $(INSTALLED) ## Fine-tune a tiny model online on real human ratings; the report goes to out/demo.
+	$(BIN)/honed demo --directory out/demo
+
+test: $(INSTALLED) ## Lint, types, the contract's checks, and every test.
+	$(MAKE) --no-print-directory lint check-protos
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(INSTALLED) ## The tests that start no engine and no server.
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+lint: $(INSTALLED) ## ruff and mypy.
+	$(BIN)/ruff check services tests loadtest scripts
+	$(BIN)/ruff format --check services tests loadtest scripts
+	$(BIN)/mypy
+
+check-protos: $(INSTALLED) ## buf lint, breaking changes, freshness of the stubs.
+	$(BIN)/python scripts/protos.py check
+
+protos: $(INSTALLED) ## Write the stubs anew.
+	$(BIN)/python scripts/protos.py generate
+
+clean: ## Remove the environment and everything that was made.
+	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache .hypothesis

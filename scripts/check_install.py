@@ -1,0 +1,33 @@
+"""Says in one sentence what is wrong with an installation, before a traceback has to."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Imports what the rest stands on."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        print(
+            f"torch does not load ({error}). The lock installs packages without their dependencies, so it needs the CPU build of "
+            "torch: point pip at an index that has it (PIP_EXTRA_INDEX_URL; PyTorch publishes one for CPUs), remove .venv, "
+            "and run make again.",
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        import transformers  # noqa: F401
+        import vllm  # noqa: F401
+
+        import honed.generation.vllm_plugin  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        print(f"the installation is not complete: {error}; remove .venv and run make again", file=sys.stderr)
+        return 1
+    print(f"installed: torch {torch.__version__}, vllm {vllm.__version__}, transformers {transformers.__version__}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""`honed dead list|show|replay`: entries that were given up after too many tries, straight from Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from honed.cli import output
+from honed.cli.connection import RunOption, find_run
+
+if TYPE_CHECKING:
+    from honed.queue.dead import DeadLetter, DeadLetters
+
+T = TypeVar("T")
+
+_PATIENCE_S = 5.0
+_PAGE = 200
+
+
+class Stage(StrEnum):
+    """The streams of a run."""
+
+    prompts = "prompts"
+    rollouts = "rollouts"
+    scored = "scored"
+
+
+StageOption = Annotated[Stage | None, typer.Option("--stage", help="Only this stage. Unset: all of them.")]
+RunFileOption = Annotated[
+    Path | None, typer.Option("--run-file", "-f", help="Settings that name the run and its Redis, in place of a run directory.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    group = typer.Typer(no_args_is_help=True, help="Work that was given up: look at it, send it back.")
+    group.command("list", epilog="Example: honed dead list --stage rollouts")(list_)
+    group.command(epilog="Example: honed dead show 1718000000000-0")(show)
+    group.command(epilog="Example: honed dead replay 1718000000000-0, or honed dead replay --all --stage scored")(replay)
+    app.add_typer(group, name="dead")
+
+
+def list_(
+    stage: StageOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="The oldest so many of each stage.")] = 50,
+    json: output.JsonOption = False,
+    run: RunOption = None,
+    run_file: RunFileOption = None,
+) -> None:
+    """List dead letters, oldest first: what was given up, why, and after how many deliveries."""
+
+    async def read(stages: dict[str, DeadLetters]) -> tuple[list[DeadLetter], dict[str, int]]:
+        letters = [letter for dead in stages.values() for letter in await _letters(dead, limit)]
+        return letters, {name: await dead.count() for name, dead in stages.items()}
+
+    letters, counts = _on_redis(read, stage, run, run_file)
+    if json:
+        for letter in letters:
+            output.show_json(_as_json(letter))
+        return
+    rows = [
+        (each.letter, each.stage, each.message.id, str(each.death.deliveries), _when(each), each.death.reason)
+        for each in letters
+    ]
+    output.show(output.table(["letter", "stage", "id", "deliveries", "died", "reason"], rows, numbers=["deliveries"]))
+    output.note("  " + ", ".join(f"{count} in {name}" for name, count in counts.items()))
+
+
+def show(
+    letter: Annotated[str, typer.Argument(help="Id of a dead letter, from `honed dead list`.")],
+    stage: StageOption = None,
+    run: RunOption = None,
+    run_file: RunFileOption = None,
+) -> None:
+    """Show one dead letter whole, as JSON: its deaths, and the message that nobody could work on."""
+    import json
+
+    async def read(stages: dict[str, DeadLetters]) -> DeadLetter:
+        return (await _found(stages, letter))[1]
+
+    found = _on_redis(read, stage, run, run_file)
+    typer.echo(
+        json.dumps({**_as_json(found), "message": decoded(found.stage, found.message.body)}, indent=2, ensure_ascii=False)
+    )
+
+
+def replay(
+    letter: Annotated[str | None, typer.Argument(help="Id of a dead letter, from `honed dead list`.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All dead letters of the stage, or of all stages.")] = False,
+    stage: StageOption = None,
+    run: RunOption = None,
+    run_file: RunFileOption = None,
+) -> None:
+    """Send dead letters back to work, when their cause is gone. Safe to repeat: a letter goes back once."""
+    if (letter is None) != every:
+        raise typer.BadParameter("name a letter, or give --all, one of the two")
+
+    async def send(stages: dict[str, DeadLetters]) -> list[tuple[str, str, str]]:
+        if letter is not None:
+            return [await _replay(stages, letter)]
+        return [
+            (name, one.letter, await dead.replay(one.letter)) for name, dead in stages.items() for one in await _letters(dead)
+        ]
+
+    sent = _on_redis(send, stage, run, run_file)
+    for name, one, entry in sent:
+        typer.echo(f"{one} is entry {entry} of stage {name} now")
+    output.note(f"{len(sent)} sent back")
+
+
+def decoded(stage: str, body: bytes) -> Any:
+    """The message of a stage's entry as JSON, or its first bytes when it is none."""
+    from google.protobuf.json_format import MessageToDict
+    from google.protobuf.message import DecodeError, Message
+
+    from honed.v1 import common_pb2
+
+    kinds: dict[str, type[Message]] = {
+        "prompts": common_pb2.PromptTask,
+        "rollouts": common_pb2.Rollout,
+        "scored": common_pb2.ScoredRollout,
+    }
+    try:
+        return MessageToDict(kinds[stage].FromString(body), preserving_proto_field_name=True)
+    except DecodeError as error:
+        return {"undecodable": str(error), "bytes": len(body), "begins": body[:64].hex()}
+
+
+def _on_redis(
+    work: Callable[[dict[str, DeadLetters]], Awaitable[T]], stage: Stage | None, run: Path | None, run_file: Path | None
+) -> T:
+    """Opens the dead letters of the stages that are asked for and does the work on them."""
+
+    async def connected() -> T:
+        async with _stages(stage, run, run_file) as stages:
+            return await work(stages)
+
+    return asyncio.run(connected())
+
+
+@asynccontextmanager
+async def _stages(stage: Stage | None, run: Path | None, run_file: Path | None) -> AsyncIterator[dict[str, DeadLetters]]:
+    from honed.kit.wiring import redis_url
+    from honed.queue.connection import Link, Outage
+    from honed.queue.dead import DeadLetters
+    from honed.queue.embedded import embedded_redis_url
+    from honed.queue.keys import STAGES, RunKeys
+    from honed.settings_file import load_settings
+    from honed.workspace import Workspace
+
+    place = Workspace(find_run(run)) if run_file is None else None
+    settings = load_settings(run_file if place is None else place.effective_settings)
+    place = place or Workspace(settings.directory)
+    url = embedded_redis_url(place.redis) if settings.queue.url is None else redis_url(settings)
+    keys = RunKeys(settings.run)
+    async with Link(url, outage=Outage(deadline_s=_PATIENCE_S)) as link:
+        yield {name: DeadLetters(link, keys, name) for name in STAGES if stage is None or stage.value == name}
+
+
+async def _letters(dead: DeadLetters, limit: int | None = None) -> list[DeadLetter]:
+    """All letters of a stage, or the oldest so many."""
+    found: list[DeadLetter] = []
+    while limit is None or len(found) < limit:
+        size = _PAGE if limit is None else min(_PAGE, limit - len(found))
+        page = await dead.list(size, found[-1].letter if found else None)
+        found += page
+        if len(page) < size:
+            break
+    return found
+
+
+async def _found(stages: dict[str, DeadLetters], letter: str) -> tuple[str, DeadLetter]:
+    """The stage that has a letter, and the letter."""
+    from honed.kit.errors import NotFound
+
+    for name, dead in stages.items():
+        try:
+            return name, await dead.show(letter)
+        except NotFound:
+            continue
+    raise NotFound(f"no dead letter {letter} in {', '.join(stages)}: `honed dead list` shows them; it may have been replayed")
+
+
+async def _replay(stages: dict[str, DeadLetters], letter: str) -> tuple[str, str, str]:
+    """Sends a letter back, or finds the entry that it went back as."""
+    from honed.kit.errors import NotFound
+
+    for name, dead in stages.items():
+        try:
+            return name, letter, await dead.replay(letter)
+        except NotFound:
+            continue
+    raise NotFound(f"no dead letter {letter} in {', '.join(stages)}: `honed dead list` shows them")
+
+
+def _as_json(letter: DeadLetter) -> dict[str, Any]:
+    deaths = [
+        {"reason": d.reason, "deliveries": d.deliveries, "consumer": d.consumer, "at": d.at.isoformat()}
+        for d in (*letter.history, letter.death)
+    ]
+    return {"letter": letter.letter, "stage": letter.stage, "entry": letter.entry, "id": letter.message.id, "deaths": deaths}
+
+
+def _when(letter: DeadLetter) -> str:
+    return letter.death.at.isoformat(sep=" ", timespec="seconds")

@@ -1,0 +1,88 @@
+"""`honed generate`: samples from the live policy."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from honed.cli import output
+from honed.cli.connection import AddressOption, RunOption, TokenFileOption, open_peer
+
+if TYPE_CHECKING:
+    from honed.client import Client, Delta, Sample, SamplingOptions
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(epilog="Example: honed generate 'the film was' --n 4 --max-tokens 24 --seed 1")(generate)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to continue; - reads it from stdin.")],
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many responses.")] = 1,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="The most tokens. Unset: the server's default.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy. Unset: 1.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus sampling. Unset: all tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends a response; may be repeated.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Show tokens as they are sampled.")] = False,
+    json: output.JsonOption = False,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait at most.")] = 60.0,
+    run: RunOption = None,
+    address: AddressOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Continue a prompt by the policy that serves now, and tell which version sampled it."""
+    from honed.client import Client
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if stream and n > 1 and not json:
+        raise typer.BadParameter("shows one response; leave out --n, or take --json", param_hint="--stream")
+    asked: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop,
+    }
+    options: SamplingOptions = {key: value for key, value in asked.items() if value is not None}  # type: ignore[assignment]
+    with Client.over(open_peer("generation", run, address, token_file), timeout=timeout) as client:
+        if stream:
+            _stream(client, text, n, json, options)
+            return
+        samples = client.generate(text, n=n, logprobs=json, **options)
+    for sample in samples:
+        if json:
+            output.show_json(as_json(sample))
+            continue
+        typer.echo(output.printable(sample.text))
+        output.note(_summary(sample))
+
+
+def as_json(value: Sample | Delta) -> dict[str, Any]:
+    """A sample or a delta as an object for programs."""
+    names = ("index", "text", "token_ids", "logprobs", "finish_reason")
+    spans = [{"version": str(s.version), "run": s.version.run, "start": s.start, "end": s.end} for s in value.versions]
+    return {**{name: getattr(value, name) for name in names}, "versions": spans}
+
+
+def _stream(client: Client, text: str, n: int, json: bool, options: SamplingOptions) -> None:
+    with client.stream(text, n=n, logprobs=json, **options) as deltas:
+        for delta in deltas:
+            if json:
+                output.show_json(as_json(delta))
+            else:
+                typer.echo(output.printable(delta.text), nl=False)
+        if not json:
+            typer.echo()
+            for sample in deltas.samples:
+                output.note(_summary(sample))
+
+
+def _summary(sample: Sample) -> str:
+    versions = ", ".join(f"{s.version} (tokens {s.start} to {s.end})" for s in sample.versions)
+    if sample.version is not None:
+        versions = str(sample.version)
+    return f"  version {versions or 'unknown'}, {len(sample.token_ids)} tokens, ended by {sample.finish_reason or 'nothing'}"

@@ -1,0 +1,172 @@
+"""`honed status`: where the run stands, its processes, its learner and its generator, on one page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from honed.cli import output
+from honed.cli.connection import RunOption, TokenFileOption, find_run, open_peer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from honed._client.peer import Peer
+    from honed.v1 import common_pb2
+
+_TIMEOUT_S = 5.0
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(epilog="Example: honed status --run out/demo --watch")(status)
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 1.0,
+    json: output.JsonOption = False,
+    run: RunOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Show the run's phase and progress, its processes with their restarts, the learner, what serves, and the queues."""
+    from rich.live import Live
+
+    directory = find_run(run)
+    with ExitStack() as stack:
+        names = ("conductor", "learner", "generation")
+        peers = {name: stack.enter_context(open_peer(name, directory, None, token_file)) for name in names}
+        if not watch:
+            found = look(peers, directory)
+            output.show_json(found) if json else output.show(render(found))
+            return
+        live = None if json else stack.enter_context(Live(console=output.console(), auto_refresh=False))
+        while True:
+            found = look(peers, directory)
+            if live is None:
+                output.show_json(found)
+            else:
+                live.update(render(found), refresh=True)
+            time.sleep(every)
+
+
+def look(peers: dict[str, Peer], directory: Path) -> dict[str, Any]:
+    """Asks all services at once. One that does not answer leaves its reason in place of its figures.
+
+    Raises:
+        RequestError: the conductor's, when nobody answers.
+    """
+    from honed.client import RequestError
+
+    asked: dict[str, Callable[[Peer], dict[str, Any]]] = {
+        "conductor": _run,
+        "learner": _learner,
+        "generation": _generation,
+    }
+    found: dict[str, Any] = {"directory": str(directory)}
+    failures: list[RequestError] = []
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = {name: pool.submit(ask, peers[name]) for name, ask in asked.items()}
+    for name, answer in answers.items():
+        try:
+            found["run" if name == "conductor" else name] = answer.result()
+        except RequestError as error:
+            failures.append(error)
+            found["run" if name == "conductor" else name] = {"error": str(error)}
+    if len(failures) == len(asked):
+        raise failures[0]
+    return found
+
+
+def render(found: dict[str, Any]) -> RenderableType:
+    """The figures for a person."""
+    from rich.console import Group
+
+    run, learner, generation = found["run"], found["learner"], found["generation"]
+    shown = {"run": f"{run.get('run', '?')} in {found['directory']}"}
+    if "error" in run:
+        shown["conductor"] = run["error"]
+    else:
+        shown["phase"] = f"{run['phase']}, {run['progress']:.0%}" + (f": {run['error_text']}" if run["error_text"] else "")
+        depths = ", ".join(f"{count} {stage}" for stage, count in run["queue_depth"].items())
+        shown["queue"] = f"{depths or 'empty'}; {run['prompts_admitted']} prompts admitted"
+    if "error" in learner:
+        shown["learner"] = learner["error"]
+    else:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in learner["rollouts_dropped"].items()) or "none"
+        shown["learner"] = f"{learner['state']}, version {learner['version']} of {learner['target_steps']} steps"
+        shown["rollouts"] = f"{learner['rollouts_trained']} trained, dropped: {dropped}"
+        shown["pushes"] = f"{learner['versions_pushed']} versions, {learner['pushes_failed']} failed"
+    if "error" in generation:
+        shown["generation"] = generation["error"]
+    else:
+        rate = generation["tokens_sampled"] / max(generation["busy_seconds"], 1e-9)
+        shown["serving"] = f"version {generation['version']} by {generation['engine']}"
+        counts = {"finished": "samples_finished", "failed": "samples_failed", "in flight": "in_flight"}
+        shown["samples"] = ", ".join(f"{generation[name]} {word}" for word, name in counts.items())
+        shown["tokens"] = f"{generation['tokens_sampled']} sampled, {rate:.0f} a second while busy"
+    rows = [(p["name"], "yes" if p["healthy"] else "no", str(p["restarts"]), p["last_exit"]) for p in run.get("processes", ())]
+    columns = ["process", "ready", "restarts", "last exit"]
+    return Group(output.pairs(shown), *([output.table(columns, rows, numbers=["restarts"])] if rows else []))
+
+
+def _run(peer: Peer) -> dict[str, Any]:
+    from honed.v1 import conductor_pb2, conductor_pb2_grpc
+
+    stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
+    run = peer.unary(stub.GetRun, conductor_pb2.GetRunRequest(), _TIMEOUT_S).run
+    return {
+        "run": run.run,
+        "phase": _word(conductor_pb2.RunPhase.Name(run.phase), "RUN_PHASE_"),
+        "progress": run.phase_progress,
+        "started_at": run.started_at.ToJsonString() if run.HasField("started_at") else None,
+        "ended_at": run.ended_at.ToJsonString() if run.HasField("ended_at") else None,
+        "error_text": run.error,
+        "queue_depth": dict(sorted(run.queue_depth.items())),
+        "prompts_admitted": run.prompts_admitted,
+        "processes": [
+            {"name": p.name, "healthy": p.healthy, "restarts": p.restarts, "last_exit": p.last_exit} for p in run.processes
+        ],
+    }
+
+
+def _learner(peer: Peer) -> dict[str, Any]:
+    from honed.v1 import learner_pb2, learner_pb2_grpc
+
+    stub = learner_pb2_grpc.LearnerServiceStub(peer.channel)
+    status = peer.unary(stub.GetStatus, learner_pb2.GetStatusRequest(), _TIMEOUT_S)
+    return {
+        "state": _word(learner_pb2.LearnerState.Name(status.state), "LEARNER_STATE_"),
+        "version": _label(status.version),
+        "served_version": _label(status.served_version) if status.HasField("served_version") else None,
+        "target_steps": status.target_steps,
+        "rollouts_trained": status.rollouts_trained,
+        "rollouts_dropped": dict(sorted(status.rollouts_dropped.items())),
+        "versions_pushed": status.versions_pushed,
+        "pushes_failed": status.pushes_failed,
+        "busy_seconds": status.busy_seconds,
+        "checkpoint_step": status.checkpoint_step,
+    }
+
+
+def _generation(peer: Peer) -> dict[str, Any]:
+    from honed.v1 import generation_pb2, generation_pb2_grpc
+
+    stub = generation_pb2_grpc.GenerationServiceStub(peer.channel)
+    policy = peer.unary(stub.GetPolicy, generation_pb2.GetPolicyRequest(), _TIMEOUT_S)
+    names = ("engine", "in_flight", "samples_finished", "samples_failed", "tokens_sampled", "busy_seconds")
+    return {"version": _label(policy.version), **{name: getattr(policy, name) for name in names}}
+
+
+def _label(version: common_pb2.PolicyVersion) -> str:
+    return f"{version.fence}.{version.step}"
+
+
+def _word(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).lower()
