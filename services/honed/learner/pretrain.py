@@ -57,7 +57,7 @@ class PretrainSettings:
     """
 
     tokens: int = 1_500_000
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     warmup_steps: int = 20
     final_rate: float = 0.05
     weight_decay: float = 0.1

@@ -70,10 +70,10 @@ class RewardTrainingSettings:
     """
 
     objective: Literal["ranked_pairs", "best_of_k"] = "ranked_pairs"
-    batch_texts: int = 60
-    learning_rate: float = 5e-4
+    batch_texts: int = 32
+    learning_rate: float = 1e-3
     warmup: float = 0.05
-    embedding_dropout: float = 0.1
+    embedding_dropout: float = 0.15
     weight_decay: float = 0.01
     gradient_norm: float = 1.0
     max_seconds: float | None = None
