@@ -1,0 +1,227 @@
+"""What the client hands out: samples, deltas and scores, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict
+
+from honed.v1 import common_pb2, generation_pb2, reward_pb2
+
+FinishReason = Literal["", "stop", "length", "aborted"]
+_FINISH: dict[int, FinishReason] = {
+    common_pb2.FINISH_REASON_STOP: "stop",
+    common_pb2.FINISH_REASON_LENGTH: "length",
+    common_pb2.FINISH_REASON_ABORTED: "aborted",
+}
+
+
+Tokens = str | Sequence[int]
+"""Text, or token ids of the policy's vocabulary."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How to draw tokens; what is left out is the server's default.
+
+    Attributes:
+        max_tokens: the most tokens to sample.
+        temperature: divides the logits; 0 is greedy.
+        top_p: keeps the smallest set of tokens whose probability reaches this.
+        top_k: keeps the k most likely tokens; 0 keeps all.
+        seed: makes sampling repeatable; sample i uses seed + i.
+        stop: texts that end a response; not part of its text.
+        stop_token_ids: token ids that end a response.
+        fixed_length: sample exactly `max_tokens` tokens, past any end-of-sequence token.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    fixed_length: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of the policy. `str()` gives its label, `fence.step`."""
+
+    run: str
+    fence: int
+    step: int
+
+    def __str__(self) -> str:
+        """The label."""
+        return f"{self.fence}.{self.step}"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The tokens from `start` up to `end`, not included, were sampled by `version`."""
+
+    version: Version
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One response.
+
+    Attributes:
+        text: decoded.
+        token_ids: as sampled.
+        logprobs: natural logarithm of each token's probability; empty unless asked for.
+        versions: which version sampled which tokens; ordered, without gaps.
+        finish_reason: why it ended.
+        index: which of the n samples.
+        prompt: what was continued; empty if it was given as token ids.
+        prompt_token_ids: the prompt as the model saw it; empty if a stream did not tell.
+        sampling: how it was drawn.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[Span, ...]
+    finish_reason: FinishReason
+    index: int = 0
+    prompt: str = field(default="", repr=False)
+    prompt_token_ids: tuple[int, ...] = field(default=(), repr=False)
+    sampling: common_pb2.SamplingParams | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def version(self) -> Version | None:
+        """The version that sampled the whole of it; None if there were several, or no tokens."""
+        versions = {span.version for span in self.versions}
+        return versions.pop() if len(versions) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What was sampled of response `index` since its last delta. Spans count from the start of the response."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[Span, ...]
+    finish_reason: FinishReason
+
+
+Scorable = Sample | str | tuple[Tokens, Tokens]
+"""A sample; or a text that stands alone; or prompt and response."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerValue:
+    """What one scorer said: its value before the weight, and how many tokens it had to leave out."""
+
+    scorer: str
+    version: str
+    value: float
+    weight: float
+    truncated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A response's reward, the weighted sum of its scores."""
+
+    reward: float
+    scores: tuple[ScorerValue, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What all samples of one request share."""
+
+    prompt: str | Sequence[int]
+    sampling: common_pb2.SamplingParams
+
+    def sample(self, message: generation_pb2.Sample, prompt_token_ids: Iterable[int]) -> Sample:
+        """One response as a value."""
+        sampling = common_pb2.SamplingParams()
+        sampling.CopyFrom(self.sampling)
+        if sampling.HasField("seed"):
+            sampling.seed += message.index
+        return Sample(
+            text=message.text,
+            token_ids=tuple(message.token_ids),
+            logprobs=tuple(message.logprobs),
+            versions=_spans(message.version_spans),
+            finish_reason=_FINISH.get(message.finish_reason, ""),
+            index=message.index,
+            prompt=self.prompt if isinstance(self.prompt, str) else "",
+            prompt_token_ids=tuple(prompt_token_ids),
+            sampling=sampling,
+        )
+
+
+def delta(message: generation_pb2.Sample) -> Delta:
+    """A part of a response as a value."""
+    return Delta(
+        message.index,
+        message.text,
+        tuple(message.token_ids),
+        tuple(message.logprobs),
+        _spans(message.version_spans),
+        _FINISH.get(message.finish_reason, ""),
+    )
+
+
+def scored(message: reward_pb2.ScoreResult) -> Scored:
+    """A result as a value."""
+    return Scored(
+        message.reward,
+        tuple(ScorerValue(s.scorer, s.scorer_version, s.value, s.weight, s.truncated_tokens) for s in message.scores),
+    )
+
+
+def sampling_params(options: SamplingOptions) -> common_pb2.SamplingParams:
+    """The contract's message.
+
+    Raises:
+        TypeError: an option is unknown or of the wrong type.
+        ValueError: a number does not fit.
+    """
+    unknown = sorted(set(options) - set(SamplingOptions.__annotations__))
+    if unknown:
+        raise TypeError(f"no sampling option {unknown[0]!r}; there are " + ", ".join(SamplingOptions.__annotations__))
+    given = {name: value for name, value in options.items() if value is not None}
+    stop = given.get("stop")
+    if isinstance(stop, str):
+        given["stop"] = (stop,)
+    return common_pb2.SamplingParams(**given)  # type: ignore[arg-type]  # protobuf checks each
+
+
+def prompt_message(prompt: str | Sequence[int]) -> generation_pb2.Prompt:
+    """The contract's message."""
+    if isinstance(prompt, str):
+        return generation_pb2.Prompt(text=prompt)
+    return generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=prompt))
+
+
+def score_item(item: Scorable) -> reward_pb2.ScoreItem:
+    """The contract's message."""
+    prompt: str | Sequence[int] | None
+    response: str | Sequence[int]
+    if isinstance(item, Sample):
+        # Token ids where they are known on both sides: decoding and tokenising again need not give the same tokens.
+        prompt, response = item.prompt_token_ids or item.prompt, item.token_ids or item.text
+    elif isinstance(item, str):
+        prompt, response = None, item
+    else:
+        prompt, response = item
+    message = reward_pb2.ScoreItem(prompt=prompt_message(prompt) if prompt is not None and len(prompt) else None)
+    if isinstance(response, str):
+        message.text = response
+    else:
+        message.token_ids.ids.extend(response)
+    return message
+
+
+def _spans(messages: Iterable[common_pb2.VersionSpan]) -> tuple[Span, ...]:
+    return tuple(Span(Version(m.version.run, m.version.fence, m.version.step), m.start, m.end) for m in messages)
