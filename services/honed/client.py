@@ -181,14 +181,8 @@ class Client:
     ) -> SampleStream:
         """Samples n responses and yields each token as soon as it is sampled.
 
-        Iterate over the result, in a `with` block if you may leave early; its `samples` are the responses as a whole.
-
-        Args:
-            prompt: text, or token ids, which are used as they are.
-            n: how many.
-            logprobs: return the log-probability of each sampled token.
-            timeout: seconds for the whole stream; None takes the client's.
-            **sampling: how to draw tokens, see `SamplingOptions`.
+        Takes what `generate` takes; `timeout` is for the whole stream. Iterate over the result, in a `with` block if you may
+        leave early; its `samples` are the responses as a whole.
 
         Raises:
             RequestError: while iterating: the call failed.
