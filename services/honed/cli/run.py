@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import sys
-from collections.abc import Coroutine
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from honed.config import RunSettings
-from honed.kit.errors import HonedError, root_cause
+if TYPE_CHECKING:  # the help is there at once
+    from honed.config import RunSettings
 
 RunFile = Annotated[
     Path | None,
@@ -53,7 +50,9 @@ def up(run_file: RunFile = None) -> None:
 
     Example: honed up --run-file run.yaml
     """
-    _guarded(_up(_loaded(run_file)))
+    from honed.settings_file import load_settings
+
+    asyncio.run(_up(load_settings(run_file)))
 
 
 def demo(
@@ -69,13 +68,8 @@ def demo(
     Example: honed demo --keep
     """
     from honed.cli.demo import demo_settings, run_demo
-    from honed.settings_file import SettingsError
 
-    try:
-        settings = demo_settings(run_file, directory)
-    except SettingsError as error:
-        _die(str(error))
-    _guarded(run_demo(settings, keep=keep, fresh=fresh))
+    asyncio.run(run_demo(demo_settings(run_file, directory), keep=keep, fresh=fresh))
 
 
 def serve(service: Annotated[Service, typer.Argument(help="Which service.")], run_file: RunFile = None) -> None:
@@ -86,27 +80,29 @@ def serve(service: Annotated[Service, typer.Argument(help="Which service.")], ru
     import importlib
 
     from honed.kit.log import configure_logging
+    from honed.settings_file import load_settings
 
-    settings = _loaded(run_file)
+    settings = load_settings(run_file)
     configure_logging(service.value, settings.log_level)
     module = importlib.import_module(f"honed.{service.value}.main")
-    _guarded(module.run(settings))
+    asyncio.run(module.run(settings))
 
 
 def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFile = None) -> None:
     """Run one training job to its end."""
     from honed.kit.log import configure_logging
+    from honed.settings_file import load_settings
 
-    settings = _loaded(run_file)
+    settings = load_settings(run_file)
     configure_logging(name.value, settings.log_level)
     if name is Job.pretrain:
         from honed.learner.jobs import pretrain
 
-        _guarded(asyncio.to_thread(pretrain.run, settings))
+        asyncio.run(asyncio.to_thread(pretrain.run, settings))
     else:
         from honed.learner.jobs import reward_model
 
-        _guarded(reward_model.run(settings))
+        asyncio.run(reward_model.run(settings))
 
 
 async def _up(settings: RunSettings) -> None:
@@ -128,28 +124,3 @@ async def _up(settings: RunSettings) -> None:
             display.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await display
-
-
-def _loaded(run_file: Path | None) -> RunSettings:
-    from honed.settings_file import SettingsError, load_settings
-
-    try:
-        return load_settings(run_file)
-    except SettingsError as error:
-        _die(str(error))
-
-
-def _guarded(work: Coroutine[Any, Any, None]) -> None:
-    """Runs a command's work; an expected error becomes one message and exit status 1."""
-    try:
-        asyncio.run(work)
-    except BaseException as error:
-        cause = root_cause(error)
-        if isinstance(cause, (HonedError, OSError, ValueError)) and not os.environ.get("HONED_DEBUG"):
-            _die(str(cause))
-        raise
-
-
-def _die(message: str) -> NoReturn:
-    print(f"honed: {message}", file=sys.stderr)  # noqa: T201
-    raise SystemExit(1)

@@ -94,9 +94,11 @@ def _absolute(settings: RunSettings) -> RunSettings:
 
 def _announce(settings: RunSettings, root: Path) -> None:
     """Tells clients on this machine where the services are."""
-    endpoints = {name: getattr(settings, name).target for name in SERVICES}
+    endpoints: dict[str, object] = {name: getattr(settings, name).target for name in SERVICES}
     if settings.security.authentication:
         endpoints["token_file"] = os.path.relpath(settings.tokens_directory / "application.token", root)
+    if settings.security.tls is not None:
+        endpoints["tls"] = settings.security.tls.model_dump(mode="json")
     partial = root / "endpoints.partial"
     partial.write_text(json.dumps(endpoints, indent=2) + "\n")
     partial.rename(root / "endpoints.json")

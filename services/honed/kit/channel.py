@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 
-from honed.kit.server import MAX_MESSAGE_BYTES
+from honed.kit.channel_options import CHANNEL_OPTIONS
 from honed.kit.tls import TlsFiles
-
-_SERVICE_CONFIG = json.dumps(
-    {
-        # Several replicas behind a headless name: spread the calls.
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-    }
-)
-CHANNEL_OPTIONS = (
-    ("grpc.service_config", _SERVICE_CONFIG),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-)
 
 
 def connect(address: str, token: str | None = None, tls: TlsFiles | None = None) -> grpc.aio.Channel:

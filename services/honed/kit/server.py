@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from honed.kit import metrics
+from honed.kit.channel_options import MAX_MESSAGE_BYTES
 from honed.kit.health import Health
 from honed.kit.interceptor import CallInterceptor
 from honed.kit.tls import TlsFiles
@@ -26,7 +27,6 @@ from honed.kit.tokens import TokenTable
 
 logger = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
