@@ -35,13 +35,28 @@ class RewardModel:
         self.bias = bias
 
     @classmethod
-    def from_language_model(cls, directory: Path, *, rng: torch.Generator) -> RewardModel:
+    def from_language_model(cls, directory: Path, *, rng: torch.Generator, layers: int | None = None) -> RewardModel:
         """Body of the language model in `directory`; head drawn from N(0, 1/sqrt(d+1)) (lm-human-preferences).
+
+        Args:
+            directory: a Hugging Face directory with a causal language model.
+            rng: of the head.
+            layers: keep the body's first so many layers and drop the rest; None keeps all. On little data fewer generalise as
+                well and train faster.
 
         Raises:
             NotFound: when the directory holds no model that can carry such a head.
+            InvalidArgument: when it has fewer layers.
         """
         classifier = _load(directory)
+        if layers is not None:
+            body = classifier.base_model
+            if not 1 <= layers <= len(body.layers):
+                raise InvalidArgument("layers", f"the language model has {len(body.layers)}, cannot keep {layers}")
+            body.layers = body.layers[:layers]
+            classifier.config.num_hidden_layers = layers
+            if getattr(classifier.config, "layer_types", None):
+                classifier.config.layer_types = classifier.config.layer_types[:layers]
         with torch.no_grad():
             weight = classifier.score.weight
             weight.normal_(0.0, 1.0 / math.sqrt(weight.shape[1] + 1), generator=rng)

@@ -62,11 +62,12 @@ class RewardTrainingSettings:
         objective: how the responses of one ranking are compared: all pairs of it (InstructGPT), or the best against the rest
             (lm-human-preferences). The same for two responses. Ratings always have the squared error.
         batch_texts: an optimizer step takes judgements until they have this many different texts.
-        learning_rate: at its peak, after `warmup` (share of the steps); it then falls linearly to 0.
+        learning_rate: at its peak, after `warmup` (share of the training); it then falls linearly to 0.
         embedding_dropout: share of the embedding's components that are dropped in training; they are the model's only dropout.
         weight_decay: of matrices.
         gradient_norm: gradients are scaled down to this norm.
-        max_seconds: when this time passes, training stops where it is and the outcome says so.
+        max_seconds: training also stops after this time. The learning rate falls by whichever of epoch and time is nearer its
+            end, so that a slow machine ends with a finished schedule too. None for a run that must repeat exactly.
     """
 
     objective: Literal["ranked_pairs", "best_of_k"] = "ranked_pairs"
@@ -80,6 +81,8 @@ class RewardTrainingSettings:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise InvalidArgument("max_seconds", f"must be positive, got {self.max_seconds}")
         if self.batch_texts < 2:
             raise InvalidArgument("batch_texts", f"must be at least 2, got {self.batch_texts}")
         if not 0 < self.learning_rate < 1 or not 0 <= self.warmup < 1 or not 0 <= self.embedding_dropout < 1:
@@ -206,9 +209,10 @@ def train_reward_model(
     )
     started, seen, losses = clock(), 0, list[float]()
     for step, chosen in enumerate(torch.randperm(len(batches), generator=rng).tolist()):
-        if settings.max_seconds is not None and clock() - started > settings.max_seconds:
+        done = max(step / len(batches), (clock() - started) / settings.max_seconds if settings.max_seconds else 0.0)
+        if done >= 1.0:
             break
-        _set_rate(optimizer, settings, step, len(batches))
+        _set_rate(optimizer, settings, done)
         batch = batches[chosen]
         scores = model.raw_scores(batch.sequences, dropout=settings.embedding_dropout, rng=rng)
         loss = batch_loss(scores, batch, settings.objective)
@@ -220,7 +224,7 @@ def train_reward_model(
         seen += batch.judgements
         if not math.isfinite(losses[-1]):
             raise FailedPrecondition(f"the loss is {losses[-1]} at step {step + 1}; lower the learning rate")
-        progress(RewardProgress(step + 1, len(batches), losses[-1], seen, (step + 1) / len(batches)))
+        progress(RewardProgress(step + 1, len(batches), losses[-1], seen, min(1.0, max(done, (step + 1) / len(batches)))))
     last = losses[-max(1, len(losses) // 10) :]
     mean = sum(last) / len(last) if last else math.nan
     return RewardOutcome(len(losses), seen, mean, clock() - started, len(losses) == len(batches))
@@ -237,7 +241,8 @@ def accuracy(model: RewardModel, comparisons: Sequence[Ranking]) -> float:
     return float(((margins > 0).float() + 0.5 * (margins == 0).float()).mean())
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, settings: RewardTrainingSettings, step: int, steps: int) -> None:
-    warmup = min(1.0, (step + 1) / (settings.warmup * steps + 1))
+def _set_rate(optimizer: torch.optim.Optimizer, settings: RewardTrainingSettings, done: float) -> None:
+    # The first step has a small rate, not none.
+    warmup = min(1.0, (done + 0.002) / (settings.warmup + 0.002))
     for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * warmup * (1.0 - step / steps)
+        group["lr"] = settings.learning_rate * warmup * (1.0 - done)

@@ -9,6 +9,7 @@ from tests.unit.learner_jobs.conftest import TEXTS
 from transformers import AutoModelForSequenceClassification
 
 from honed.kit.errors import InvalidArgument, NotFound
+from honed.learner.pretrain import ModelShape, new_language_model, save_language_model
 from honed.learner.reward_model import RewardModel
 from honed.learner.reward_training import (
     Ranking,
@@ -168,3 +169,14 @@ def test_what_cannot_be_read_is_refused(model, tmp_path):
         Ranking((0,), ((1,),))
     with pytest.raises(InvalidArgument, match="batch_texts"):
         RewardTrainingSettings(batch_texts=1)
+
+
+def test_a_body_of_fewer_layers_loads_as_such(tokenizer, tmp_path):
+    shape = ModelShape(hidden_size=32, layers=3, head_size=32, max_length=64)
+    save_language_model(new_language_model(shape, vocabulary_size=len(tokenizer), rng=rng()), tokenizer, tmp_path / "lm")
+    model = RewardModel.from_language_model(tmp_path / "lm", rng=rng(), layers=2)
+    model.save(tmp_path / "rm", tokenizer)
+    assert json.loads((tmp_path / "rm" / "config.json").read_text())["num_hidden_layers"] == 2
+    assert RewardModel.load(tmp_path / "rm").rewards(SEQUENCES) == pytest.approx(model.rewards(SEQUENCES), abs=1e-6)
+    with pytest.raises(InvalidArgument, match="has 3, cannot keep 4"):
+        RewardModel.from_language_model(tmp_path / "lm", rng=rng(), layers=4)
