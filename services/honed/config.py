@@ -179,23 +179,25 @@ class PretrainSettings(Section):
 
     seconds: Seconds = Field(130.0, description="Ends at the latest after so long.")
     tokens: Positive = Field(1_500_000, description="Ends at the latest after so many.")
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
-    vocabulary: Positive = 2048
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    vocabulary: Positive = 8192
     hidden_size: Positive = 128
     layers: Positive = 4
     head_size: Positive = 32
-    block_tokens: Positive = Field(64, description="Length of a packed training sequence.")
-    block_rows: Positive = 32
+    block_tokens: Positive = Field(128, description="Length of a packed training sequence.")
+    block_rows: Positive = 8
     threads: Positive = 2
 
 
 class RewardTrainingSettings(Section):
     """Reward-model training from exported comparisons."""
 
-    comparisons: Positive = Field(40_000, description="How many the default run draws and imports.")
+    comparisons: Positive = Field(60_000, description="How many the default run draws and imports.")
     seconds: Seconds = Field(110.0, description="Ends at the latest after so long.")
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    batch_texts: Positive = Field(60, description="Different texts of one optimizer step.")
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    batch_texts: Positive = Field(32, description="Different texts of one optimizer step.")
+    embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    layers: Positive | None = Field(2, description="How many layers of the language model to keep; null keeps all.")
     threads: Positive = 2
 
 

@@ -48,9 +48,8 @@ async def run(settings: RunSettings) -> None:
         progress.report(JobProgress(0.0, "judgements from the preference service"), final=True)
         digest, judgements = await _exported(settings, tokenizer)
         chance = rng.generator(settings.seed)
-        model = RewardModel.from_language_model(place.base_model, rng=chance)
-        prompts = [tokenizer(row["text"])["input_ids"] for _, row in read_lines(place.prompts)][:NORMALISING_SAMPLES]
-        samples = sample_reference(place.base_model, prompts, settings.conductor.response_tokens, rng=chance)
+        model = RewardModel.from_language_model(place.base_model, rng=chance, layers=mine.layers)
+        samples = _reference_samples(settings, place, tokenizer, chance)
         # So that the penalty for leaving the reference keeps its meaning: reward gain and bias are set on the reference
         # policy's own samples, before and after (lm-human-preferences).
         model.normalise(samples)
@@ -63,7 +62,12 @@ async def run(settings: RunSettings) -> None:
         train_reward_model(
             model,
             judgements,
-            RewardTrainingSettings(batch_texts=mine.batch_texts, learning_rate=mine.learning_rate, max_seconds=mine.seconds),
+            RewardTrainingSettings(
+                batch_texts=mine.batch_texts,
+                learning_rate=mine.learning_rate,
+                embedding_dropout=mine.embedding_dropout,
+                max_seconds=mine.seconds,
+            ),
             rng=chance,
             progress=tell,
         )
@@ -74,6 +78,15 @@ async def run(settings: RunSettings) -> None:
         place.reward_snapshot.write_text(digest + "\n")
         os.replace(partial, place.reward_model)
     progress.report(JobProgress(1.0, "the reward model is trained"), final=True)
+
+
+def _reference_samples(settings: RunSettings, place: Workspace, tokenizer: Any, chance: torch.Generator) -> list[list[int]]:
+    """Samples of the reference policy, as the scorer will see those of the policy."""
+    prompts = [tokenizer(row["text"])["input_ids"] for _, row in read_lines(place.prompts)][:NORMALISING_SAMPLES]
+    mine = settings.conductor
+    pairs = sample_reference(place.base_model, prompts, mine.response_tokens, temperature=mine.temperature, rng=chance)
+    whole = any(s.sees_prompt for s in settings.reward.scorers if s.source == str(place.reward_model))
+    return [prompt + response if whole else [END_OF_TEXT_ID, *response] for prompt, response in pairs]
 
 
 async def _exported(settings: RunSettings, tokenizer: Any) -> tuple[str, list[Judgement]]:
