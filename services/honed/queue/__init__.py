@@ -14,6 +14,8 @@
 | `admission` | how many prompts may start, and the atomic step that starts them |
 | `embedded` | a redis-server of our own, for one machine |
 
-Redis is transport, not the record: with `appendfsync everysec` a power cut may lose the last second or two, so the
-learner's checkpoint, not Redis, says which rollouts have had their effect.
+Redis is transport, not the record. With `appendfsync everysec` a power cut, or a kill while the disk is slow, may lose the
+last second or two of acknowledged writes. What is left is an earlier state that was consistent, streams, books, prompt
+cursor and all, since every step is atomic: work is done again, none is skipped. That what is done again has no second
+effect is the learner's part: its checkpoint says which rollouts have been trained on.
 """

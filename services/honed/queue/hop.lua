@@ -29,6 +29,7 @@ if token ~= '' then
 end
 
 local function answer(value)
+  if token == '' then return value end
   redis.call('HSET', answers, token, cmsgpack.pack(value))
   redis.call('EXPIRE', answers, answers_live)
   return value
@@ -225,7 +226,7 @@ for _, row in ipairs(found) do
     write_off(row[1])
   end
 end
-return {#found > 0 and found[#found][1] or '', rows}
+return answer({#found > 0 and found[#found][1] or '', rows})
 
 -- @operation leave
 -- Forgets this consumer, unless it holds something: deleting a consumer would lose what it holds.

@@ -24,7 +24,7 @@ from honed.queue.stats import DROPPED, StageStats
 
 Outcome = Literal["retry", "dead", "lost"]
 
-_PAGE: Final = 256
+_PAGE: Final = 64  # entries of a take-over whose bodies may have to be kept until the reply has arrived
 _REASON_CHARS: Final = 2000
 
 
@@ -177,17 +177,22 @@ class WorkQueue:
         answer: bytes = await self._scripts.change("fail", arguments, self._dead)
         return cast(Outcome, answer.decode())
 
-    async def pending_of(self, predecessor: str | None = None) -> list[Delivery]:
-        """Takes up again what this consumer holds, in stream order, with fresh leases and unchanged counts.
+    async def pending_of(self, holder: str | None = None) -> list[Delivery]:
+        """Takes up again what a consumer holds, in stream order, with fresh leases and unchanged counts.
 
         For the learner after a restart: what its last checkpoint has consumed it acknowledges, the rest it trains on in
-        the order in which it came. With a `predecessor`, first takes over all that it holds, which it then holds no more.
-        Call that only when the predecessor is gone (the fenced lease says so).
+        the order in which it came. By default this consumer's own; or a predecessor's, which then holds them no more, so
+        that a second call returns none of them. Call that only when the predecessor is gone (the fenced lease says so).
         """
-        if predecessor is not None:
-            await self._adopt(predecessor)
-        # Read under the own name: had a reply to the take-over been lost, its repeat would have found nothing left.
-        return await self._adopt(self.consumer)
+        # A take-over cannot simply run again: it would find nothing left. So its answer is kept until it has arrived.
+        run = self._scripts.read if holder in (None, self.consumer) else self._scripts.change
+        deliveries: list[Delivery] = []
+        after = "-"
+        while after:
+            last, rows = await run("adopt", [holder or self.consumer, after, _PAGE])
+            deliveries += [from_row(row, self.consumer, self.stage) for row in rows]
+            after = last.decode()
+        return deliveries
 
     async def leave(self) -> bool:
         """Takes this consumer's name off the group, at the end of its life. False, and no change, if it holds something."""
@@ -200,15 +205,6 @@ class WorkQueue:
     async def stats(self) -> StageStats:
         """The stage's books, read at one instant."""
         return StageStats.from_reply(await self._scripts.read("stats", keys=self._dead))
-
-    async def _adopt(self, holder: str) -> list[Delivery]:
-        deliveries: list[Delivery] = []
-        after = "-"
-        while after:
-            last, rows = await self._scripts.read("adopt", [holder, after, _PAGE])
-            deliveries += [from_row(row, self.consumer, self.stage) for row in rows]
-            after = last.decode()
-        return deliveries
 
     async def _sweep(self, room: int) -> list[Delivery]:
         """Takes over expired leases, page by page until the cursor has come round or there is no more room."""

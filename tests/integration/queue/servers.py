@@ -15,8 +15,8 @@ from honed.queue.embedded import embedded_redis_command, embedded_redis_url, fre
 class Server:
     """A redis-server as a process supervisor runs it: the command line, again after each death."""
 
-    def __init__(self, directory: Path) -> None:
-        self._command = embedded_redis_command(directory, free_port())
+    def __init__(self, directory: Path, *options: str) -> None:
+        self._command = [*embedded_redis_command(directory, free_port()), *options]
         self.url = embedded_redis_url(directory)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -34,7 +34,10 @@ class Server:
             runner.run(wait_ready(self.url, 20))
 
     def kill(self) -> None:
-        """SIGKILL: what Redis has written to its append-only file stays, all else is gone."""
+        """SIGKILL: what Redis has written to its append-only file stays, all else is gone.
+
+        With `appendfsync everysec` that may lack acknowledged writes: a write waits while a slow fsync is under way.
+        """
         self._process.kill()
         self._process.wait(20)
 

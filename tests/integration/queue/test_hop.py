@@ -271,6 +271,17 @@ async def test_a_successor_takes_over_and_its_predecessor_can_end_nothing(queue)
     assert ids(await new.take(5)) == ["3"]
 
 
+async def test_what_was_taken_over_from_one_predecessor_is_not_returned_for_the_next(queue):
+    first, second, new = queue("learner-1"), queue("learner-2"), queue("learner-3")
+    await first.put(messages("1", "2", "3"))
+    await first.take(1)
+    await second.take(1)
+    assert ids(await new.pending_of("learner-1")) == ["1"]
+    assert ids(await new.pending_of("learner-2")) == ["2"]
+    assert ids(await new.pending_of("learner-1")) == []
+    assert ids(await new.pending_of()) == ["1", "2"]
+
+
 async def test_a_missing_group_is_made_anew_from_the_first_entry(queue, link, keys):
     a = queue()
     await a.put(messages("1", "2"))

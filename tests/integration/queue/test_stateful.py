@@ -224,7 +224,7 @@ class QueueMachine(RuleBasedStateMachine):
         if lose:
             self.wire.lose_reply_to(b"EVALSHA")
         deliveries = self.run(queue.pending_of(predecessor))
-        held = {i for i, k in self.known.items() if not k.ended and k.holder in (predecessor, queue.consumer)}
+        held = {i for i, k in self.known.items() if not k.ended and k.holder == predecessor}
         assert {d.message.id for d in deliveries} == held
         order = [tuple(map(int, d.entry.split("-"))) for d in deliveries]
         assert order == sorted(order)
@@ -305,12 +305,13 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 def test_every_message_is_in_one_place_whatever_happens(tmp_path):
-    with Server(tmp_path) as server:
+    # The model knows what was acknowledged, so nothing acknowledged may be lost when the server is killed.
+    with Server(tmp_path, "--appendfsync", "always") as server:
         QueueMachine.server = server
         run_state_machine_as_test(
             QueueMachine,
             settings=settings(
-                max_examples=40,
+                max_examples=30,
                 stateful_step_count=40,
                 deadline=None,
                 derandomize=True,
