@@ -97,7 +97,8 @@ class ProcessLauncher:
     async def start(self, spec: ProcessSpec, timeout_s: float) -> None:
         """Starts a service; see the port."""
         ready = asyncio.Event()
-        self._watchers[spec.name] = asyncio.create_task(self._watch(spec, ready))
+        self._watchers[spec.name] = watcher = asyncio.create_task(self._watch(spec, ready))
+        watcher.add_done_callback(lambda done: self._watcher_ended(spec.name, done))
         failure = asyncio.ensure_future(self.failed())
         waiting = asyncio.ensure_future(ready.wait())
         try:
@@ -138,8 +139,7 @@ class ProcessLauncher:
         for name in reversed(list(self._watchers)):
             watcher = self._watchers.pop(name)
             watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
+            await asyncio.gather(watcher, return_exceptions=True)
 
     async def _watch(self, spec: ProcessSpec, ready: asyncio.Event) -> None:
         state = self._states.setdefault(spec.name, ProcessState(spec.name))
@@ -159,11 +159,10 @@ class ProcessLauncher:
                 pause = FIRST_PAUSE_S
             if state.restarts >= self._restart_limit:
                 reason = f"{spec.name} died {state.restarts + 1} times, last: {state.last_exit}; {self._log_tail(spec.name)}"
-                if not self._failure_future().done():
-                    self._failure_future().set_result(reason)
+                self._fail(reason)
                 return
             state.restarts += 1
-            logger.warning("service died; starting it again", extra={"process": spec.name, "exit": state.last_exit})
+            logger.warning("service died; starting it again", extra={"child": spec.name, "exit": state.last_exit})
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -188,6 +187,15 @@ class ProcessLauncher:
             )
         state.pid = process.pid
         return process
+
+    def _watcher_ended(self, name: str, watcher: asyncio.Task[None]) -> None:
+        """Nobody awaits a watcher: one that fails must not leave its service unwatched in silence."""
+        if not watcher.cancelled() and (error := watcher.exception()) is not None:
+            self._fail(f"{name} cannot be kept running: {type(error).__name__}: {error}")
+
+    def _fail(self, reason: str) -> None:
+        if not self._failure_future().done():
+            self._failure_future().set_result(reason)
 
     def _failure_future(self) -> asyncio.Future[str]:
         if self._failure is None:

@@ -1,0 +1,162 @@
+"""Claims about the launcher of one machine, over small child processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.support.run import kill, process, until
+
+from honed.conductor import launcher as module
+from honed.conductor.launcher import ProcessLauncher, ProcessSpec
+from honed.kit.errors import Unavailable
+
+SLEEP = "import time; time.sleep(600)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def spec(name: str, program: str, **more: object) -> ProcessSpec:
+    return ProcessSpec(name, (sys.executable, "-c", program), **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(module, "STOP_S", 1.0)
+
+
+@pytest.fixture
+async def launcher(tmp_path: Path) -> AsyncIterator[ProcessLauncher]:
+    launcher = ProcessLauncher(tmp_path, restart_limit=2)
+    yield launcher
+    await launcher.stop()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie that init has yet to collect does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def test_a_service_that_dies_is_started_again(launcher: ProcessLauncher) -> None:
+    await launcher.start(spec("one", SLEEP), 30)
+    first = process(launcher, "one").pid
+    await kill(launcher, "one", 30)
+    state = process(launcher, "one")
+    assert (state.restarts, state.last_exit) == (1, "killed by SIGKILL")
+    assert state.pid not in (None, first)
+
+
+async def test_a_service_that_dies_too_often_fails_the_run_with_the_end_of_its_log(launcher: ProcessLauncher) -> None:
+    await launcher.start(spec("one", "import sys; print('the disk is full'); sys.exit(3)"), 30)
+    async with asyncio.timeout(30):
+        reason = await launcher.failed()
+    assert "one died 3 times, last: exit code 3" in reason
+    assert "the disk is full" in reason
+    assert process(launcher, "one").restarts == 2
+
+
+async def test_a_service_that_cannot_be_started_at_all_fails_the_run(launcher: ProcessLauncher, tmp_path: Path) -> None:
+    (tmp_path / "one.log").mkdir()
+    with pytest.raises(Unavailable, match="one cannot be kept running: IsADirectoryError"):
+        await launcher.start(spec("one", SLEEP), 30)
+
+
+async def test_a_service_is_ready_when_it_says_so_and_no_sooner(launcher: ProcessLauncher) -> None:
+    ready = asyncio.Event()
+
+    async def wait() -> None:
+        await ready.wait()
+
+    starting = asyncio.ensure_future(launcher.start(spec("one", SLEEP, ready=wait), 30))
+    await until(lambda: launcher.states() and process(launcher, "one").pid, 30, "it runs")
+    assert not starting.done()
+    assert not process(launcher, "one").ready
+    ready.set()
+    await starting
+    assert process(launcher, "one").ready
+
+
+async def test_a_service_that_is_not_ready_in_time_is_named(launcher: ProcessLauncher) -> None:
+    with pytest.raises(Unavailable, match=r"one was not ready within 0\.5 s; the end of .*one\.log:"):
+        await launcher.start(spec("one", SLEEP, ready=asyncio.Event().wait), 0.5)
+
+
+async def test_a_stop_ends_children_of_children_too(launcher: ProcessLauncher, tmp_path: Path) -> None:
+    await launcher.start(spec("parent", PARENT), 30)
+    text = await until(lambda: (tmp_path / "parent.log").read_text().strip(), 30, "the parent tells its child's pid")
+    grandchild, child = int(text), process(launcher, "parent").pid
+    assert alive(grandchild)
+    await launcher.stop()
+    assert child is not None
+    await until(lambda: not alive(child) and not alive(grandchild), 10, "both are gone")
+
+
+async def test_a_killed_service_leaves_no_children_behind(launcher: ProcessLauncher, tmp_path: Path) -> None:
+    await launcher.start(spec("parent", PARENT), 30)
+    text = await until(lambda: (tmp_path / "parent.log").read_text().strip(), 30, "the parent tells its child's pid")
+    await kill(launcher, "parent", 30)
+    await until(lambda: not alive(int(text)), 10, "the first one's child is gone")
+
+
+async def test_who_ignores_the_polite_signal_is_killed(launcher: ProcessLauncher, tmp_path: Path) -> None:
+    await launcher.start(spec("one", STUBBORN), 30)
+    await until(lambda: "up" in (tmp_path / "one.log").read_text(), 30, "it runs")
+    pid = process(launcher, "one").pid
+    assert pid is not None
+    async with asyncio.timeout(20):
+        await launcher.stop()
+    assert not alive(pid)
+
+
+async def test_a_job_runs_to_its_end(launcher: ProcessLauncher, tmp_path: Path) -> None:
+    await launcher.run_job(spec("job", "print('done')"), 30)
+    assert (tmp_path / "job.log").read_text() == "done\n"
+
+
+async def test_a_failed_job_shows_the_end_of_its_log(launcher: ProcessLauncher) -> None:
+    with pytest.raises(Unavailable, match=r"job failed \(exit code 1\)") as raised:
+        await launcher.run_job(spec("job", "raise SystemExit('honed: texts.jsonl is empty')"), 30)
+    assert "honed: texts.jsonl is empty" in str(raised.value)
+
+
+async def test_a_job_that_takes_too_long_is_ended(launcher: ProcessLauncher) -> None:
+    with pytest.raises(Unavailable, match=r"job did not end within 0\.5 s"):
+        await launcher.run_job(spec("job", SLEEP), 0.5)
+    assert process(launcher, "job").pid is None
+
+
+async def test_a_child_does_not_outlive_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    program = f"""
+import asyncio, sys
+from pathlib import Path
+from honed.conductor.launcher import ProcessLauncher, ProcessSpec
+async def main():
+    launcher = ProcessLauncher(Path({str(tmp_path)!r}), 1)
+    await launcher.start(ProcessSpec("one", (sys.executable, "-c", "import time; time.sleep(600)")), 30)
+    print(launcher.states()[0].pid, flush=True)
+    await asyncio.sleep(600)
+asyncio.run(main())
+"""
+    supervisor = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+    assert supervisor.stdout is not None
+    async with asyncio.timeout(60):
+        pid = int(await supervisor.stdout.readline())
+        assert alive(pid)
+        os.kill(supervisor.pid, signal.SIGKILL)
+        await supervisor.wait()
+    await until(lambda: not alive(pid), 10, "the child is gone")
+    supervisor._transport.close()  # type: ignore[attr-defined]
