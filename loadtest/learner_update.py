@@ -1,0 +1,204 @@
+"""How much of the machine a PPO update uses: its tokens/s against bare passes of the same model, as a ratio.
+
+Method. One random model of the demo's shape, `--episodes` episodes of 8 prompt and 24 response tokens. The same process, the
+same threads, the same micro-batches, in turns:
+
+* bare: for each epoch a forward and backward pass of the Hugging Face model over every micro-batch, with plain autograd: hidden
+  states, logits at the action tokens alone, log-softmax, the chosen log-probabilities summed. No optimizer, no value head, no
+  reference, no bookkeeping. That is the limit that `ratio` is against.
+* update: `PPOTrainer.update`: reads the batch with policy and reference, estimates advantages, makes the same epochs of passes
+  with the clipped losses and the value head, and moves the weights.
+
+Response tokens are counted once an epoch on both sides. `ratio_to_needed` is against a bare side that also makes the two
+forward passes, by policy and reference, that no implementation of the algorithm can leave out.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from honed.config import LearnerSettings, RunSettings
+from honed.learner.batches import MicroBatch, micro_batches
+from honed.learner.build import build_trainer
+from honed.learner.episodes import Episode, TokenSpan
+from honed.learner.update import PPOTrainer
+from honed.policy import VersionId
+from loadtest import report
+from loadtest.material import make_model
+from loadtest.scratch import scratch_directory
+from loadtest.work import PROMPT_TOKENS
+
+_PROFILE_LINES = 40
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Seconds of the update, of the bare passes forward and backward, and of the two bare reads."""
+
+    update: float
+    passes: float
+    reads: float
+
+
+def make_episodes(count: int, tokens: int, vocabulary: int, seed: int) -> list[Episode]:
+    """Random episodes with plausible log-probabilities and rewards."""
+    rng = random.Random(seed)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(1, vocabulary) for _ in range(length))
+
+    return [
+        Episode(
+            rollout_id=f"{number}/0",
+            entry_id=f"{number}-0",
+            prompt=ids(PROMPT_TOKENS),
+            response=ids(tokens),
+            logprobs=tuple(rng.uniform(-9.0, -6.0) for _ in range(tokens)),
+            spans=(TokenSpan(VersionId(1, 0), 0, tokens),),
+            reward=rng.gauss(0.0, 1.0),
+        )
+        for number in range(count)
+    ]
+
+
+class Bare:
+    """The passes without the algorithm, in the same precision."""
+
+    def __init__(self, trainer: PPOTrainer, batches: Sequence[MicroBatch], epochs: int, precision: str) -> None:
+        """Uses the trainer's own language model."""
+        self._model: Any = trainer.policy.language_model
+        self._batches = batches
+        self._epochs = epochs
+        self._low = precision == "bfloat16"
+
+    def passes(self) -> None:
+        """Forward and backward, epoch by epoch."""
+        for _ in range(self._epochs):
+            self._model.zero_grad(set_to_none=True)
+            for batch in self._batches:
+                torch.autograd.backward(self._logprobs(batch).sum())
+
+    @torch.no_grad()
+    def reads(self) -> None:
+        """Forward twice: what the policy and the reference say of the batch."""
+        for _ in range(2):
+            for batch in self._batches:
+                self._logprobs(batch)
+
+    def _logprobs(self, batch: MicroBatch) -> torch.Tensor:
+        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=self._low):
+            hidden = self._model.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
+            logits = self._model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, batch.states))
+        chosen: torch.Tensor = logits.float().log_softmax(-1).gather(1, batch.targets.unsqueeze(1))
+        return chosen
+
+
+def measure(settings: RunSettings, model: Path, episodes: Sequence[Episode], rounds: int, profile: Path | None) -> list[Turn]:
+    """Turns of update and bare passes, after a warm-up of each."""
+    trainer = build_trainer(settings, model)
+    mine = settings.learner
+    width = max(len(episode.response) for episode in episodes)
+    packed = micro_batches(episodes, range(len(episodes)), max_tokens=mine.microbatch_tokens, width=width)
+    batches = [batch.to(trainer.policy.device) for batch in packed]
+    bare = Bare(trainer, batches, mine.epochs, mine.precision)
+
+    def update() -> None:
+        trainer.update(episodes, version=VersionId(1, trainer.step))
+
+    turns = []
+    with report.progress() as bar:
+        task = bar.add_task("turns", total=rounds)
+        for number in range(rounds + 1):
+            turn = Turn(passes=_timed(bare.passes), reads=_timed(bare.reads), update=_timed(update))
+            if number:
+                turns.append(turn)
+                bar.advance(task)
+    if profile is not None:
+        _profile(update, profile)
+    return turns
+
+
+def _timed(work: Callable[[], None]) -> float:
+    _synchronise()
+    start = time.perf_counter()
+    work()
+    _synchronise()
+    return time.perf_counter() - start
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _profile(update: Callable[[], None], file: Path) -> None:
+    """One more update under cProfile and under torch's profiler, each on its own: they would time each other."""
+    watch = cProfile.Profile()
+    watch.runcall(update)
+    watch.dump_stats(file)
+    pstats.Stats(watch, stream=sys.stderr).sort_stats("tottime").print_stats(_PROFILE_LINES)
+    with torch.profiler.profile() as operations:
+        update()
+    print(operations.key_averages().table(sort_by="self_cpu_time_total", row_limit=_PROFILE_LINES), file=sys.stderr)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of update and bare passes.")] = 5,
+    episodes: Annotated[int, typer.Option(min=2, help="Episodes of an update.")] = 256,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a response.")] = 24,
+    threads: Annotated[int, typer.Option(min=1, help="Compute threads on a CPU.")] = 1,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    model: Annotated[Path | None, typer.Option(help="Hugging Face model directory, in place of a tiny random model.")] = None,
+    profile: Annotated[Path | None, typer.Option(help="Profile one more update; the raw profile goes to this path.")] = None,
+) -> None:
+    """Compares an update with bare passes of its model, and prints the ratio."""
+    learner = LearnerSettings.model_validate({"threads": threads, "precision": precision, "batch": episodes})
+    with scratch_directory() as directory:
+        chosen = model or directory / "model"
+        if model is None:
+            make_model(chosen)
+        settings = RunSettings(run="loadtest", directory=directory, learner=learner)
+        material = make_episodes(episodes, tokens, _vocabulary(chosen), seed=1)
+        turns = measure(settings, chosen, material, rounds, profile)
+    count = episodes * tokens * learner.epochs
+    pairs = [(count / turn.passes, count / turn.update) for turn in turns]
+    needed = [(count / (turn.passes + turn.reads), count / turn.update) for turn in turns]
+    title = f"{episodes} episodes of {tokens} tokens, {learner.epochs} epochs"
+    report.show(report.pairs_table(title, "bare passes", "update", "tokens/s", pairs))
+    report.finish(
+        {
+            "ratio": report.rounded(report.median_ratio(pairs)),
+            "ratios": [report.rounded(b / a) for a, b in pairs],
+            "ratio_to_needed": report.rounded(report.median_ratio(needed)),
+            "update_tokens_per_second": report.rounded(statistics.median(b for _, b in pairs)),
+            "bare_tokens_per_second": report.rounded(statistics.median(a for a, _ in pairs)),
+            "update_seconds": report.rounded(statistics.median(turn.update for turn in turns)),
+            "episodes": episodes,
+            "tokens": tokens,
+            "epochs": learner.epochs,
+            "threads": threads,
+            "precision": precision,
+        }
+    )
+
+
+def _vocabulary(model: Path) -> int:
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(model, local_files_only=True).vocab_size)
+
+
+if __name__ == "__main__":
+    typer.run(main)

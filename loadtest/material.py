@@ -1,0 +1,71 @@
+"""A tiny language model with random weights, and versions of it in a policy store: what the benchmarks serve and push.
+
+Its speed is that of the demo's model, whatever its weights say. A directory with a real model takes its place by `--model`.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from honed.learner import rng
+from honed.learner.exporter import Exporter
+from honed.learner.model import PolicyModel, load_language_model
+from honed.learner.pretrain import ModelShape, new_language_model
+from honed.learner.tokenizer import train_tokenizer
+from honed.policy import Lineage, Manifest, PolicyStore, VersionDraft, VersionId
+from loadtest.work import random_text
+
+transformers_logging.disable_progress_bar()
+
+LAYERS, WIDTH, VOCABULARY, LONGEST = 4, 128, 2048, 512
+
+
+@dataclass(frozen=True)
+class Published:
+    """What stands in the store.
+
+    Attributes:
+        manifests: Of the versions, oldest first.
+        vocabulary: How many token ids they know.
+    """
+
+    manifests: tuple[Manifest, ...]
+    vocabulary: int
+
+
+def make_model(directory: Path, seed: int = 1, *, width: int = WIDTH, layers: int = LAYERS) -> None:
+    """Writes a random Llama of the demo's shape with a byte-level BPE tokenizer."""
+    words = random.Random(seed)
+    # Made-up words by the thousand, so that the tokenizer finds enough merges to fill its vocabulary.
+    letters = "etaoinshrdlucmfwypvbgk"
+    made = ["".join(words.choices(letters, k=words.randint(2, 9))) for _ in range(4000)]
+    texts = [" ".join(words.choices(made, k=40)) + " " + random_text(words, 40) for _ in range(400)]
+    tokenizer = train_tokenizer(texts, vocabulary_size=VOCABULARY, max_length=LONGEST)
+    shape = ModelShape(hidden_size=width, layers=layers, head_size=32, max_length=LONGEST)
+    model = new_language_model(shape, vocabulary_size=len(tokenizer), rng=rng.generator(seed))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def publish(store: PolicyStore, model: Path, scratch: Path, count: int) -> Published:
+    """Publishes `count` versions of the model, each a little off the one before, with true canaries."""
+    policy = PolicyModel(load_language_model(model, device=torch.device("cpu")))
+    exporter = Exporter(policy, model, scratch)
+    chance = rng.generator(2)
+    manifests = []
+    lineage = Lineage(created_at=datetime.now(UTC).isoformat())
+    for version in (VersionId(1, step) for step in range(count)):
+        directory, canaries = exporter.export(version)
+        manifests.append(store.publish(directory, VersionDraft(version, canaries, lineage)))
+        shutil.rmtree(directory)
+        with torch.no_grad():
+            for parameter in policy.language_model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=chance), alpha=1e-3)
+    return Published(tuple(manifests), policy.vocabulary_size)

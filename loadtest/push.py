@@ -1,0 +1,194 @@
+"""How long a push of new weights holds requests up, through the real control service, under load.
+
+`--in-flight` requests are kept running over gRPC while versions of the model, all published beforehand, are brought in one
+after the other by PrepareVersion and CommitVersion, as the learner's publisher does. Reported: the pause that the service
+states for each commit (from the freeze to the moment that sampled tokens may leave again), the time of both calls as the caller
+sees it, requests that were in flight at a pause and went on, requests whose tokens came from more than one version, and those
+that failed, of which there must be none. `ratio` is the 95th percentile of the pause over the bar of 100 ms: below 1 is good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+
+from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
+from loadtest import report
+from loadtest.generator import Generator, Version, started
+from loadtest.scratch import scratch_directory
+from loadtest.serving import RUN, Setup
+from loadtest.stats import percentile
+from loadtest.work import Plan, Work, parse_range
+
+BAR_MS = 100.0
+CALL_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Push:
+    """One push; times in seconds."""
+
+    pause: float
+    prepare: float
+    commit: float
+    carried: int
+    canary_max_error: float
+
+
+@dataclass
+class Traffic:
+    """What became of the requests around the pushes."""
+
+    succeeded: int = 0
+    failed: int = 0
+    spanning: int = 0
+    tokens: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, sample: generation_pb2.Sample, asked: int) -> None:
+        """Takes note of an answer; one of another length than was asked for is a failure."""
+        if len(sample.token_ids) != asked:
+            self.failed += 1
+            self.reasons.append(f"{len(sample.token_ids)} tokens came, {asked} were asked for")
+            return
+        self.succeeded += 1
+        self.tokens += asked
+        self.spanning += len(sample.version_spans) > 1
+
+
+async def keep_in_flight(
+    stub: generation_pb2_grpc.GenerationServiceAsyncStub,
+    work: Sequence[Work],
+    in_flight: int,
+    stopping: asyncio.Event,
+    traffic: Traffic,
+) -> None:
+    """Sends requests, `in_flight` at a time, until `stopping` is set; then waits for the last answers."""
+    turn = itertools.cycle(work)
+
+    async def one() -> None:
+        while not stopping.is_set():
+            each = next(turn)
+            request = generation_pb2.GenerateRequest(
+                prompt=generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=each.prompt)),
+                sampling=common_pb2.SamplingParams(max_tokens=each.tokens, fixed_length=True),
+                logprobs=True,
+            )
+            try:
+                answer = await stub.Generate(request, timeout=CALL_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                traffic.failed += 1
+                traffic.reasons.append(f"{error.code().name}: {error.details()}")
+            else:
+                traffic.add(answer.samples[0], each.tokens)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(in_flight):
+            group.create_task(one())
+
+
+async def push(control: generation_pb2_grpc.GenerationControlServiceAsyncStub, version: Version) -> Push:
+    """Prepares and commits a version."""
+    message = common_pb2.PolicyVersion(run=RUN, fence=version.fence, step=version.step)
+    key = f"push/{version.step}"
+    began = time.perf_counter()
+    await control.PrepareVersion(
+        generation_pb2.PrepareVersionRequest(version=message, manifest_sha256=version.digest, idempotency_key=key),
+        timeout=CALL_TIMEOUT_S,
+    )
+    prepared = time.perf_counter()
+    answer = await control.CommitVersion(
+        generation_pb2.CommitVersionRequest(version=message, idempotency_key=key), timeout=CALL_TIMEOUT_S
+    )
+    return Push(
+        pause=answer.pause.ToNanoseconds() / 1e9,
+        prepare=prepared - began,
+        commit=time.perf_counter() - prepared,
+        carried=answer.requests_carried,
+        canary_max_error=answer.canary_max_error,
+    )
+
+
+async def measure(setup: Setup, in_flight: int, tokens: tuple[int, int], interval: float) -> tuple[list[Push], Traffic]:
+    """Starts a generator and pushes every version but the first, which it starts with."""
+    traffic, stopping = Traffic(), asyncio.Event()
+    async with started(setup) as generator, generator.channel() as public, generator.channel(control=True) as private:
+        stub: Any = generation_pb2_grpc.GenerationServiceStub(public)
+        control: Any = generation_pb2_grpc.GenerationControlServiceStub(private)
+        work = Plan(1, 4 * in_flight, *tokens, generator.vocabulary).work()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(keep_in_flight(stub, work, in_flight, stopping, traffic))
+            try:
+                pushes = await _push_all(generator, control, interval)
+            finally:
+                stopping.set()
+    return pushes, traffic
+
+
+async def _push_all(generator: Generator, control: Any, interval: float) -> list[Push]:
+    versions = generator.versions[1:]
+    pushes = []
+    with report.progress("pause") as bar:
+        task = bar.add_task("pushes", total=len(versions), pause="")
+        for version in versions:
+            await asyncio.sleep(interval)
+            pushes.append(await push(control, version))
+            bar.update(task, advance=1, pause=f"{pushes[-1].pause * 1e3:.0f} ms")
+    return pushes
+
+
+def figures(pushes: Sequence[Push], traffic: Traffic) -> dict[str, Any]:
+    """What a set of pushes came to."""
+
+    def spread(name: str) -> dict[str, float]:
+        values = [getattr(each, name) * 1e3 for each in pushes]
+        shares = {"p50": 0.5, "p95": 0.95}
+        return {f"{name}_{label}_ms": report.rounded(percentile(values, share)) for label, share in shares.items()}
+
+    times = {**spread("pause"), **spread("prepare"), **spread("commit")}
+    return {
+        "ratio": report.rounded(times["pause_p95_ms"] / BAR_MS),
+        **times,
+        "pushes": len(pushes),
+        "requests_carried": sum(each.carried for each in pushes),
+        "requests_spanning": traffic.spanning,
+        "requests_succeeded": traffic.succeeded,
+        "requests_failed": traffic.failed,
+        "tokens": traffic.tokens,
+        "canary_max_error": report.rounded(max(each.canary_max_error for each in pushes)),
+    }
+
+
+def main(
+    pushes: Annotated[int, typer.Option(min=1, help="Versions to push.")] = 30,
+    in_flight: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 64,
+    tokens: Annotated[str, typer.Option(help="Tokens that a request samples, a range.")] = "64-128",
+    interval: Annotated[float, typer.Option(min=0, help="Seconds between pushes.")] = 0.5,
+    model: Annotated[Path | None, typer.Option(help="Hugging Face model directory, in place of a tiny random model.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Compute threads of the engine on a CPU.")] = 1,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Pushes versions under load and prints their pauses; exits 1 if a request failed."""
+    with scratch_directory() as directory:
+        setup = Setup(str(directory), str(model) if model else None, pushes + 1, in_flight, threads, dtype)
+        done, traffic = asyncio.run(measure(setup, in_flight, parse_range(tokens), interval))
+    result = figures(done, traffic)
+    rows = [(name.replace("_", " "), f"{value:,g}") for name, value in result.items()]
+    report.show(report.figures_table(f"{pushes} pushes, {in_flight} in flight", ("", ""), rows))
+    for reason in traffic.reasons[:5]:
+        typer.echo(f"failed: {reason}", err=True)
+    report.finish({**result, "in_flight": in_flight})
+    if traffic.failed:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
