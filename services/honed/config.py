@@ -249,6 +249,12 @@ class RunSettings(Section):
             raise ValueError("learner.batch must be a multiple of conductor.samples_per_prompt")
         if self.generation.max_prompt_tokens >= self.generation.max_model_tokens:
             raise ValueError("generation.max_prompt_tokens must leave room for a response in generation.max_model_tokens")
+        most = min(self.generation.max_tokens, self.generation.max_model_tokens - 1)
+        if self.conductor.response_tokens > most:
+            raise ValueError(
+                f"conductor.response_tokens must be at most {most}, what generation.max_tokens and max_model_tokens leave: "
+                "the generator would refuse every prompt"
+            )
         return self
 
     @property

@@ -32,14 +32,23 @@ class PromptSequence:
         self._run, self._prompts, self._seed, self._settings = run, prompts, seed, settings
 
     @classmethod
-    def load(cls, run: str, path: Path, model: Path, seed: int, settings: ConductorSettings) -> PromptSequence:
+    def load(cls, run: str, path: Path, model: Path, seed: int, settings: ConductorSettings, *, longest: int) -> PromptSequence:
         """Reads JSON lines with `token_ids`, or `text` for the tokenizer of the model directory.
 
+        Args:
+            run: its name.
+            path: the file.
+            model: whose tokenizer.
+            seed: of order and samples.
+            settings: how to sample.
+            longest: tokens that a prompt may have; the generator would refuse a longer one again and again.
+
         Raises:
-            ValueError: the file is missing, damaged, or a line has neither; names file and line.
+            ValueError: the file is missing, damaged, or a line has no prompt that can be used; names file and line.
         """
         tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-        return cls(run, [_token_ids(path, number, row, tokenizer) for number, row in read_lines(path)], seed, settings)
+        prompts = [_token_ids(path, number, row, tokenizer, longest) for number, row in read_lines(path)]
+        return cls(run, prompts, seed, settings)
 
     def messages(self, first: int, count: int) -> Iterator[Message]:
         """The turns `first` to `first + count`, as entries of the stream `prompts`."""
@@ -66,9 +75,34 @@ class PromptSequence:
         return order
 
 
-def _token_ids(path: Path, number: int, row: dict[str, Any], tokenizer: Tokenizer) -> list[int]:
-    if isinstance(row.get("token_ids"), list):
-        return [int(token) for token in row["token_ids"]]
-    if isinstance(row.get("text"), str):
-        return list(tokenizer.encode(row["text"]).ids)
-    raise ValueError(f"{path}, line {number}: needs `text` or `token_ids`")
+def check_prompts(path: Path) -> None:
+    """Reads a file of prompts as far as that goes without a tokenizer, to find a bad one before any work is done.
+
+    Raises:
+        ValueError: the file is missing, damaged, empty, or a line has no prompt; names file and line.
+    """
+    empty = True
+    for number, row in read_lines(path):
+        empty = False
+        _check_has_prompt(path, number, row)
+    if empty:
+        raise ValueError(f"{path} holds no prompts")
+
+
+def _check_has_prompt(path: Path, number: int, row: dict[str, Any]) -> None:
+    if not isinstance(row.get("token_ids"), list) and not isinstance(row.get("text"), str):
+        raise ValueError(f"{path}, line {number}: needs `text` or `token_ids`")
+
+
+def _token_ids(path: Path, number: int, row: dict[str, Any], tokenizer: Tokenizer, longest: int) -> list[int]:
+    _check_has_prompt(path, number, row)
+    ids: list[int] = row["token_ids"] if "token_ids" in row else tokenizer.encode(row["text"]).ids
+    size = tokenizer.get_vocab_size()
+    if not ids or not all(type(token) is int and 0 <= token < size for token in ids):
+        raise ValueError(f"{path}, line {number}: must hold at least one token id, each from 0 to {size - 1}")
+    if len(ids) > longest:
+        raise ValueError(
+            f"{path}, line {number}: has {len(ids)} tokens; generation.max_prompt_tokens and generation.max_model_tokens "
+            f"leave room for {longest}"
+        )
+    return ids

@@ -17,7 +17,7 @@ from honed.conductor.admitter import Admitter, Depths
 from honed.conductor.launcher import Launcher
 from honed.conductor.material import Material, import_comparisons, prepare_material
 from honed.conductor.processes import Processes
-from honed.conductor.prompts import PromptSequence
+from honed.conductor.prompts import PromptSequence, check_prompts
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, Unavailable, root_cause
 from honed.kit.progress import JobProgress, read_progress
@@ -106,6 +106,8 @@ class Run:
 
     async def _phases(self, before_loop: Hook | None) -> None:
         timeout = self.settings.conductor.start_timeout_s
+        if self.settings.conductor.prompts is not None:
+            await asyncio.to_thread(check_prompts, self.settings.conductor.prompts)
         redis = await asyncio.to_thread(self.processes.redis)
         async with asyncio.TaskGroup() as group:
             if redis is not None:
@@ -211,7 +213,9 @@ class Run:
     def _prompts(self) -> PromptSequence:
         mine = self.settings.conductor
         path = mine.prompts or self.place.prompts
-        return PromptSequence.load(self.settings.run, path, self.place.base_model, self.settings.seed, mine)
+        limits = self.settings.generation
+        longest = min(limits.max_prompt_tokens, limits.max_model_tokens - mine.response_tokens)
+        return PromptSequence.load(self.settings.run, path, self.place.base_model, self.settings.seed, mine, longest=longest)
 
     def _uses_ratings(self) -> bool:
         """Whether the run lives on the default data set."""
