@@ -238,24 +238,27 @@ class VLLM:
             await self._llm.resume_generation()
 
     async def load(self, directory: Path, files: Sequence[str], label: str) -> None:
-        """Replaces all weights and sets the label of what they sample. Only while paused."""
+        """Replaces all weights, sets the label of what they sample, and drops every cached key and value.
+
+        Requests in flight compute their prefix anew. Only while paused. On failure weights and label are undefined.
+        """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
+        update = WeightTransferUpdateRequest(update_info={"directory": str(directory), "files": list(files)})
         with _translated():
-            await self._llm.start_weight_update()
-            update = {"directory": str(directory), "files": list(files)}
-            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update))
-            await self._llm.finish_weight_update(weight_version=label)
-
-    async def label(self, label: str) -> None:
-        """Sets the label of what the weights sample."""
-        with _translated():
-            await self._llm.update_weight_version(label)
-
-    async def forget_prefixes(self) -> None:
-        """Drops every cached key and value; requests in flight compute theirs anew. Only while paused."""
-        with _translated():
-            if not await self._llm.reset_prefix_cache(reset_running_requests=True):
+            # Sent at once: the engine takes calls in the order of sending, and each round trip would lengthen the pause.
+            results = await asyncio.gather(
+                self._llm.start_weight_update(),
+                self._llm.update_weights(update),
+                self._llm.finish_weight_update(),
+                self._llm.update_weight_version(label),
+                self._llm.reset_prefix_cache(reset_running_requests=True),
+                return_exceptions=True,
+            )
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result  # the first is the cause, the others its consequences
+            if results[-1] is not True:
                 raise Unavailable("vLLM refused to reset its prefix cache")
 
     @property

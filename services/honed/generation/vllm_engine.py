@@ -102,7 +102,6 @@ class VLLMEngine:
         swap = VersionSwap(host, candidate, self._admission, self._commits, self._clock)
         self._started = (vllm, swap)
         try:
-            await vllm.label(candidate.version.label)
             await swap.verify_first()
         except BaseException:
             await self.close()
@@ -214,7 +213,6 @@ class _Host:
 
     async def load(self, candidate: Candidate) -> None:
         await self._vllm.load(candidate.directory, candidate.weight_files, candidate.version.label)
-        await self._vllm.forget_prefixes()
 
     async def canary_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         async with asyncio.TaskGroup() as group:
