@@ -201,4 +201,4 @@ def _vocabulary(model: Path) -> int:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    report.run(lambda: typer.run(main))

@@ -29,6 +29,8 @@ from loadtest.open_loop import Answer, run_open_loop
 from loadtest.stats import Objectives, Outcome, Summary, poisson_arrivals, summarise
 from loadtest.work import parse_range, random_text
 
+CONNECT_TIMEOUT_S = 10.0
+
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 Run = Annotated[Path | None, typer.Option("--run", help="Directory of a run that is up: address and token come from it.")]
@@ -79,7 +81,7 @@ def generate(
     ttft_slo: TtftSlo = None,
     e2e_slo: E2eSlo = None,
 ) -> None:
-    """Load on StreamGenerate."""
+    """Load on StreamGenerate; exits 1 if nothing succeeded."""
     rng = random.Random(seed)
     fewest, most = parse_range(tokens)
     short, long = parse_range(words)
@@ -118,7 +120,7 @@ def score(
     words: Annotated[str, typer.Option("--words", help="Words of a response, a range.")] = "8-24",
     e2e_slo: E2eSlo = None,
 ) -> None:
-    """Load on Score."""
+    """Load on Score; exits 1 if nothing succeeded."""
     rng = random.Random(seed)
     fewest, most = parse_range(words)
     load = Load("Score", "items", rate, seconds, seed, _objectives(None, e2e_slo))
@@ -145,7 +147,11 @@ async def _run(
     arrivals = list(poisson_arrivals(load.rate, load.seconds, random.Random(load.seed)))
     counts: dict[str, Any] = {"sent": 0, "failed": 0}
     async with open_channel() as channel:
-        await asyncio.wait_for(channel.channel_ready(), 10.0)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await channel.channel_ready()
+        except TimeoutError as error:
+            raise ValueError(f"nothing answered there within {CONNECT_TIMEOUT_S:g} s: is the service up?") from error
         with report.progress("sent", "failed") as bar:
             task = bar.add_task(load.name, total=len(arrivals), **counts)
 
@@ -172,6 +178,8 @@ def _finish(load: Load, outcomes: list[Outcome]) -> None:
         typer.echo(f"{outcome.code}, for example: {outcome.reason}", err=True)
     asked = {"method": load.name, "rate": load.rate, "seed": load.seed, "objectives_s": asdict(load.objectives)}
     report.finish({**asked, **_json(summary)})
+    if not summary.succeeded:
+        raise typer.Exit(1)
 
 
 def _figures(load: Load, summary: Summary) -> list[tuple[str, str]]:
@@ -217,4 +225,4 @@ def _open(service: str, run: Path | None, address: str | None, token_file: Path 
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m loadtest.load")
+    report.run(lambda: app(prog_name="python -m loadtest.load"))

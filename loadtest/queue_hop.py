@@ -119,4 +119,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    report.run(lambda: typer.run(main))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from honed.kit.errors import HonedError
 from loadtest.stats import Quantiles
 
 _PIPE_WIDTH = 160
@@ -68,6 +69,15 @@ def show(*tables: Table) -> None:
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     for table in tables:
         console.print(table)
+
+
+def run(command: Callable[[], None]) -> None:
+    """Runs a command; what a person can put right is told in one line, without a traceback."""
+    try:
+        command()
+    except (HonedError, ValueError, OSError, TimeoutError) as error:
+        print(f"loadtest: {error or type(error).__name__}", file=sys.stderr)
+        sys.exit(1)
 
 
 def finish(figures: Mapping[str, Any]) -> None:
