@@ -1,0 +1,68 @@
+"""kill -9 of the learner and a new start equal a run that was never killed, to the last bit (P6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from tests.integration.learner.harness import Learner, a_generator, recorded
+from tests.integration.queue.servers import Server
+
+from honed.learner.ledger import read_steps
+from honed.queue.connection import Link
+from honed.queue.keys import SCORED, RunKeys
+from honed.queue.messages import Message
+from honed.queue.stream import WorkQueue
+
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
+
+STEPS, BATCH = 8, 8
+STALE = 3
+
+
+async def stream(link: Link, run: str) -> WorkQueue:
+    """The same work for both: the batches in order, one entry that nobody can read, and a late-comer's stale rollouts."""
+    queue = WorkQueue(link, RunKeys(run), SCORED, "recorder")
+    messages = list(recorded(STEPS * BATCH, BATCH))
+    stale = [Message(f"late-{m.id}", m.body.replace(b"small-", b"later-")) for m in messages[:STALE]]
+    at = BATCH * 5
+    await queue.put([*messages[:at], Message("junk", b"\xff\xff"), *stale, *messages[at:]])
+    return queue
+
+
+def bits(directory: Path) -> Mapping[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
+
+
+async def test_a_learner_killed_again_and_again_ends_with_the_same_bits(
+    link: Link, redis_server: Server, tmp_path: Path
+) -> None:
+    async with a_generator() as (_, address):
+        steady = Learner(tmp_path / "steady", "steady", redis_server.url, [address], batch=BATCH, steps=STEPS)
+        killed = Learner(tmp_path / "killed", "killed", redis_server.url, [address], batch=BATCH, steps=STEPS)
+        queues = [await stream(link, "steady"), await stream(link, "killed")]
+
+        async def undisturbed() -> Path:
+            async with steady.process() as process:
+                return await steady.checkpointed(STEPS, process)
+
+        async def disturbed() -> Path:
+            for step in (2, 5):  # wherever the learner is just then: in an update, a checkpoint, an export, a push
+                async with killed.process() as process:
+                    await killed.checkpointed(step, process)
+                    process.kill()
+                    await process.wait()
+            async with killed.process() as process:
+                return await killed.checkpointed(STEPS, process)
+
+        ends = await asyncio.gather(undisturbed(), disturbed())
+    assert bits(ends[0]).keys() >= {"model.safetensors", "optimizer.safetensors", "generator.safetensors"}
+    assert bits(ends[0]) == bits(ends[1])
+    books = [read_steps(learner.place.learner) for learner in (steady, killed)]
+    assert [step.rollout_ids for step in books[0]] == [step.rollout_ids for step in books[1]]
+    assert [step.step for step in books[1]] == list(range(1, STEPS + 1))
+    for queue in queues:
+        stats = await queue.stats()
+        assert (stats.dead, stats.dropped, stats.balance) == (1, {"stale": STALE}, 0)
