@@ -177,7 +177,7 @@ class LearnerSettings(ServerSettings):
 class PretrainSettings(Section):
     """Language-model pretraining, the first phase of a run that starts from nothing."""
 
-    seconds: Seconds = Field(130.0, description="Ends at the latest after so long.")
+    seconds: Seconds = Field(190.0, description="Ends at the latest after so long.")
     tokens: Positive = Field(1_500_000, description="Ends at the latest after so many.")
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     vocabulary: Positive = 8192
@@ -192,13 +192,13 @@ class PretrainSettings(Section):
 class RewardTrainingSettings(Section):
     """Reward-model training from exported comparisons."""
 
-    comparisons: Positive = Field(60_000, description="How many the default run draws and imports.")
+    comparisons: Positive = Field(70_000, description="How many the default run draws and imports.")
     seconds: Seconds = Field(110.0, description="Ends at the latest after so long.")
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     batch_texts: Positive = Field(32, description="Different texts of one optimizer step.")
     embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     layers: Positive | None = Field(2, description="How many layers of the language model to keep; null keeps all.")
-    threads: Positive = 2
+    threads: Positive = Field(1, description="The generation service starts beside it.")
 
 
 class ConductorSettings(ServerSettings):

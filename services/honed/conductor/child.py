@@ -1,4 +1,4 @@
-"""Becomes a child process that does not outlive its supervisor: `python -m honed.conductor.child COMMAND …`.
+"""Becomes a child process that does not outlive its supervisor: `python -m honed.conductor.child NICE COMMAND …`.
 
 On Linux the kernel sends SIGTERM when the supervisor dies, however it dies; the setting survives the exec. Elsewhere the
 supervisor's own clean-up has to do.
@@ -20,7 +20,8 @@ def main() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() == 1:  # the supervisor died before the line above
             sys.exit(1)
-    os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  # the command is the supervisor's own
+    os.nice(int(sys.argv[1]))
+    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606  # the command is the supervisor's own
 
 
 if __name__ == "__main__":

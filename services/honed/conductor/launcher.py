@@ -36,12 +36,14 @@ class ProcessSpec:
         name: the service's name; its output goes to `<name>.log`.
         command: what to execute.
         environment: variables over the launcher's own.
+        nice: how far the process stands back when cores are short, 0 to 19.
         ready: returns once the process serves; raises nothing, may be cancelled. None: it is ready when it runs.
     """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    nice: int = 0
     ready: Callable[[], Awaitable[None]] | None = None
 
 
@@ -177,7 +179,7 @@ class ProcessLauncher:
         with (self._logs / f"{spec.name}.log").open("ab") as log:
             # A group of its own, so that grandchildren (vLLM's engine process) end with it.
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "honed.conductor.child"),
+                *(sys.executable, "-m", "honed.conductor.child", str(spec.nice)),
                 *spec.command,
                 env={**os.environ, **spec.environment},
                 stdin=asyncio.subprocess.DEVNULL,

@@ -19,6 +19,7 @@ READINESS = {
     "reward": "honed.v1.RewardService",
     "learner": "honed.v1.LearnerService",
 }
+LEARNER_NICE = 5
 
 
 class Processes:
@@ -52,7 +53,9 @@ class Processes:
         """A service of honed."""
         section = getattr(self._settings, name)
         command = (sys.executable, "-m", "honed.cli.main", "serve", name, "--run-file", str(self._run_file))
-        return ProcessSpec(name, command, self._environment(), ready_probe(section, READINESS[name]))
+        # Where cores are short, serving goes before learning: a push pauses people for as long as the engine waits for a core.
+        nice = LEARNER_NICE if name == "learner" else 0
+        return ProcessSpec(name, command, self._environment(), nice, ready_probe(section, READINESS[name]))
 
     def job(self, name: str) -> ProcessSpec:
         """A training job."""
@@ -61,7 +64,10 @@ class Processes:
 
     def _environment(self) -> Mapping[str, str]:
         settings = self._settings
-        variables = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
+        # Threads that wait must not spin: on a small machine another process needs the core.
+        variables = {
+            name: os.environ.get(name, value) for name, value in (("HF_HUB_OFFLINE", "1"), ("OMP_WAIT_POLICY", "PASSIVE"))
+        }
         if self._redis_url is not None:
             variables["HONED_QUEUE__URL"] = self._redis_url
         if settings.queue.password is not None:

@@ -121,11 +121,14 @@ class Run:
             self._enter(conductor_pb2.RUN_PHASE_PRETRAIN, "training the language model")
             group.create_task(self.launcher.run_job(self.processes.job("pretrain"), JOB_TIMEOUT_S))
         self._enter(conductor_pb2.RUN_PHASE_REWARD_MODEL, "training the reward model")
-        if self._trains_reward_model():
-            await self.launcher.run_job(self.processes.job("reward-model"), JOB_TIMEOUT_S)
-        self._enter(conductor_pb2.RUN_PHASE_PPO, "starting generation, reward and learner")
         async with asyncio.TaskGroup() as group:
-            for name in ("generation", "reward", "learner"):
+            # The engine takes its time to start, and it can serve the base model already.
+            group.create_task(self.launcher.start(self.processes.service("generation"), timeout))
+            if self._trains_reward_model():
+                group.create_task(self.launcher.run_job(self.processes.job("reward-model"), JOB_TIMEOUT_S))
+        self._enter(conductor_pb2.RUN_PHASE_PPO, "starting reward and learner")
+        async with asyncio.TaskGroup() as group:
+            for name in ("reward", "learner"):
                 group.create_task(self.launcher.start(self.processes.service(name), timeout))
         if before_loop is not None:
             self.state.doing = "sampling the base policy"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from honed.generation.engine import Chunk, EngineRequest, FinishReason, GenerationEngine, Sampling
 from honed.kit.busy import BusyTime
 from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailable
+from honed.policy.version import VersionId
 from honed.v1 import common_pb2, generation_pb2
 
 _FINISH = {
@@ -54,6 +55,7 @@ class Sampler:
         self.tokens = 0
         self.draining = False
         self._ids = itertools.count()
+        self._last_version = (VersionId(0, 0), common_pb2.PolicyVersion(run=run))
 
     def requests(
         self, prompt: generation_pb2.Prompt, sampling: common_pb2.SamplingParams, n: int, *, text: bool, logprobs: bool
@@ -118,6 +120,12 @@ class Sampler:
 
     async def stream(self, requests: Sequence[EngineRequest]) -> AsyncIterator[tuple[int, Chunk]]:
         """Draws all samples at once and yields (index, chunk) as tokens come."""
+        if len(requests) == 1:  # the common case needs no queue between the engine and the caller
+            with self._counted():
+                async for chunk in self.engine.generate(requests[0]):
+                    self.tokens += len(chunk.token_ids)
+                    yield 0, chunk
+            return
         ready: asyncio.Queue[tuple[int, Chunk] | None] = asyncio.Queue(maxsize=4 * len(requests))
 
         async def pump(index: int, request: EngineRequest) -> None:
@@ -148,13 +156,15 @@ class Sampler:
     def spans(self, chunk: Chunk) -> list[common_pb2.VersionSpan]:
         """The version spans of a chunk, as messages."""
         return [
-            common_pb2.VersionSpan(
-                version=common_pb2.PolicyVersion(run=self.run, fence=span.version.fence, step=span.version.step),
-                start=span.start,
-                end=span.end,
-            )
-            for span in chunk.spans
+            common_pb2.VersionSpan(version=self._version(span.version), start=span.start, end=span.end) for span in chunk.spans
         ]
+
+    def _version(self, version: VersionId) -> common_pb2.PolicyVersion:
+        """The version as a message; the last one asked for is kept, because nearly every span has it."""
+        if version != self._last_version[0]:
+            message = common_pb2.PolicyVersion(run=self.run, fence=version.fence, step=version.step)
+            self._last_version = (version, message)
+        return self._last_version[1]
 
     def message(self, index: int, chunk: Chunk) -> generation_pb2.Sample:
         """A chunk as the contract's message."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -38,22 +38,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._tokens = tokens
         self._deadline_s = deadline_s
         self._open_ended = open_ended
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Returns the handler, wrapped."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        call = _Call(self, handler_call_details)
-        if handler.request_streaming and handler.response_streaming:
-            return _remake(grpc.stream_stream_rpc_method_handler, handler, call.stream(handler.stream_stream, True))
-        if handler.response_streaming:
-            return _remake(grpc.unary_stream_rpc_method_handler, handler, call.stream(handler.unary_stream, False))
-        if handler.request_streaming:
-            return _remake(grpc.stream_unary_rpc_method_handler, handler, call.unary(handler.stream_unary, True))
-        return _remake(grpc.unary_unary_rpc_method_handler, handler, call.unary(handler.unary_unary, False))
+        """Returns the handler, wrapped; each method is wrapped once."""
+        method: str = handler_call_details.method
+        if method not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            self._wrapped[method] = _wrap(_Method(self, method), handler)
+        return self._wrapped[method]
 
     def timeout(self, method: str, context: Context) -> asyncio.Timeout:
         """The deadline of a call: its caller's, or ours when there is none."""
@@ -68,25 +65,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._tokens.authorize(authorization, method)
 
 
-class _Call:
-    """One call on its way through the interceptor."""
+class _Method:
+    """One method of a server: what surrounds its handler at each call."""
 
-    def __init__(self, interceptor: CallInterceptor, details: grpc.HandlerCallDetails) -> None:
-        metadata = {str(k): v for k, v in details.invocation_metadata or ()}
+    def __init__(self, interceptor: CallInterceptor, method: str) -> None:
         self._interceptor = interceptor
-        self._method: str = details.method
-        self._authorization = str(metadata["authorization"]) if "authorization" in metadata else None
-        self._request_id = str(metadata.get("x-request-id") or uuid.uuid4().hex)[:128]
+        self._method = method
+        self._metrics = metrics.MethodMetrics(method)
 
-    def _begin(self) -> None:
-        log.request_id.set(self._request_id)
-        self._interceptor.authorize(self._method, self._authorization)
+    def _begin(self, context: Context) -> None:
+        metadata = {str(k): v for k, v in context.invocation_metadata() or ()}
+        request_id = str(metadata.get("x-request-id") or os.urandom(8).hex())[:128]
+        log.request_id.set(request_id)
+        authorization = metadata.get("authorization")
+        self._interceptor.authorize(self._method, None if authorization is None else str(authorization))
 
     def unary(self, handler: Any, request_streaming: bool) -> Callable[[Any, Context], Awaitable[Message]]:
         async def serve(request: Any, context: Context) -> Message:
-            with metrics.observe(self._method) as outcome:
+            with self._metrics.observe() as outcome:
                 try:
-                    self._begin()
+                    self._begin(context)
                     async with self._interceptor.timeout(self._method, context):
                         checked = _validated_stream(request) if request_streaming else _validated(request)
                         response: Message = await handler(checked, context)
@@ -98,9 +96,9 @@ class _Call:
 
     def stream(self, handler: Any, request_streaming: bool) -> Callable[[Any, Context], AsyncIterator[Message]]:
         async def serve(request: Any, context: Context) -> AsyncIterator[Message]:
-            with metrics.observe(self._method) as outcome:
+            with self._metrics.observe() as outcome:
                 try:
-                    self._begin()
+                    self._begin(context)
                     async with self._interceptor.timeout(self._method, context):
                         checked = _validated_stream(request) if request_streaming else _validated(request)
                         async for response in handler(checked, context):
@@ -113,7 +111,7 @@ class _Call:
     async def _fail(self, error: Exception, context: Context, outcome: metrics.Outcome) -> NoReturn:
         if isinstance(error, grpc.aio.AbortError):
             raise error
-        status = rich_status(error, self._request_id)
+        status = rich_status(error, log.request_id.get())
         outcome.code = status.code.name
         if not isinstance(error, (HonedError, TimeoutError)):
             logger.error("call failed", exc_info=error, extra={"method": self._method})
@@ -134,6 +132,16 @@ def _validated(request: Message) -> Message:
 async def _validated_stream(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
     async for request in requests:
         yield _validated(request)
+
+
+def _wrap(method: _Method, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    if handler.request_streaming and handler.response_streaming:
+        return _remake(grpc.stream_stream_rpc_method_handler, handler, method.stream(handler.stream_stream, True))
+    if handler.response_streaming:
+        return _remake(grpc.unary_stream_rpc_method_handler, handler, method.stream(handler.unary_stream, False))
+    if handler.request_streaming:
+        return _remake(grpc.stream_unary_rpc_method_handler, handler, method.unary(handler.stream_unary, True))
+    return _remake(grpc.unary_unary_rpc_method_handler, handler, method.unary(handler.unary_unary, False))
 
 
 def _remake(factory: Any, handler: grpc.RpcMethodHandler[Any, Any], behavior: Any) -> grpc.RpcMethodHandler[Any, Any]:

@@ -24,17 +24,28 @@ class Outcome:
     code = "OK"
 
 
-@contextmanager
-def observe(method: str) -> Iterator[Outcome]:
-    """Counts and times one call; set `code` on what it yields when the call fails."""
-    outcome = Outcome()
-    started = time.monotonic()
-    with IN_FLIGHT.labels(method).track_inprogress():
+class MethodMetrics:
+    """The metrics of one method; looking labels up at each call would cost more than counting."""
+
+    def __init__(self, method: str) -> None:
+        """`method` is the full name."""
+        self._method = method
+        self._in_flight = IN_FLIGHT.labels(method)
+        self._latency = LATENCY.labels(method)
+        self._ok = CALLS.labels(method, "OK")
+
+    @contextmanager
+    def observe(self) -> Iterator[Outcome]:
+        """Counts and times one call; set `code` on what it yields when the call fails."""
+        outcome = Outcome()
+        started = time.monotonic()
+        self._in_flight.inc()
         try:
             yield outcome
         finally:
-            CALLS.labels(method, outcome.code).inc()
-            LATENCY.labels(method).observe(time.monotonic() - started)
+            self._in_flight.dec()
+            (self._ok if outcome.code == "OK" else CALLS.labels(self._method, outcome.code)).inc()
+            self._latency.observe(time.monotonic() - started)
 
 
 def expose(host: str, port: int) -> None:
