@@ -1,0 +1,91 @@
+"""Mutual TLS: peers with a certificate of the authority talk, others do not."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from honed.kit.channel import connect
+from honed.kit.server import Listener, Server, ServerOptions, Servicer
+from honed.kit.tls import TlsFiles
+from honed.v1 import preference_pb2, preference_pb2_grpc
+
+
+class Preference(preference_pb2_grpc.PreferenceServiceServicer):
+    async def GetStats(self, request: Any, context: Any) -> Any:
+        return preference_pb2.GetStatsResponse(judgements=7)
+
+
+class Authority:
+    """Signs certificates for localhost."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory, self.name = directory, name
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate = self._sign(name, self.key.public_key(), authority=True)
+        (directory / f"{name}.pem").write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, name: str) -> TlsFiles:
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate, private = self.directory / f"{name}.crt", self.directory / f"{name}.key"
+        signed = self._sign(name, key.public_key(), authority=False)
+        certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        private.write_bytes(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+        return TlsFiles(self.directory / f"{self.name}.pem", certificate, private)
+
+    def _sign(self, name: str, key: Any, *, authority: bool) -> x509.Certificate:
+        issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.name)])
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(issuer)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(minutes=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+
+
+async def test_only_peers_of_the_same_authority_are_served(tmp_path: Path) -> None:
+    ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
+    servicer = Servicer("honed.v1.PreferenceService", preference_pb2_grpc.add_PreferenceServiceServicer_to_server, Preference())
+    server = Server([Listener("localhost", 0, [servicer])], ServerOptions(tls=ours.issue("server")))
+    await server.start()
+    target = f"localhost:{server.ports[0]}"
+
+    async def ask(tls: TlsFiles | None) -> int:
+        async with connect(target, tls=tls) as channel:
+            stub = preference_pb2_grpc.PreferenceServiceStub(channel)
+            answer = await stub.GetStats(preference_pb2.GetStatsRequest(), timeout=3)
+            return int(answer.judgements)
+
+    try:
+        assert await ask(ours.issue("client")) == 7
+        for stranger in (None, TlsFiles(tmp_path / "ours.pem", *_pair(other.issue("stranger")))):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await ask(stranger)
+            assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    finally:
+        await server.stop()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    files = TlsFiles(tmp_path / "ca.pem", tmp_path / "a.crt", tmp_path / "a.key")
+    with pytest.raises(ValueError, match=r"a\.key cannot be read"):
+        files.server_credentials()
+
+
+def _pair(files: TlsFiles) -> tuple[Path, Path]:
+    return files.certificate, files.key
