@@ -11,15 +11,15 @@ def main() -> int:
         import torch
     except (ImportError, OSError) as error:
         print(
-            f"torch does not load ({error}). The lock installs packages without their dependencies, so it needs the CPU build of "
-            "torch: point pip at an index that has it (PIP_EXTRA_INDEX_URL; PyTorch publishes one for CPUs), remove .venv, "
+            f"torch does not load ({error}). The lock installs packages without their dependencies, so it needs the CPU build "
+            "of torch: point pip at an index that has it (PIP_EXTRA_INDEX_URL; PyTorch publishes one for CPUs), remove .venv, "
             "and run make again.",
             file=sys.stderr,
         )
         return 1
     try:
-        import transformers  # noqa: F401
-        import vllm  # noqa: F401
+        import transformers
+        import vllm
 
         import honed.generation.vllm_plugin  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:

@@ -49,7 +49,7 @@ def test_environment_wins_over_file_and_file_over_default(tmp_path: Path) -> Non
 
 
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="multiple of conductor.samples_per_prompt"):
+    with pytest.raises(SettingsError, match=r"multiple of conductor\.samples_per_prompt"):
         load_settings(written(tmp_path, "learner: {batch: 10}\nconductor: {samples_per_prompt: 4}"), {})
 
 
