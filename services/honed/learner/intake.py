@@ -1,12 +1,17 @@
 """What the learner takes from the stream `scored`: a full batch of fresh rollouts, in stream order, each one once.
 
 Every entry that does not train leaves under a reason that is counted where it is settled, in Redis: `stale` (its oldest token
-is more than `max_staleness` versions behind at the moment of consumption), `consumed` (it trained already, and its
-acknowledgement was lost), `run_finished` (it came after the last step). One that cannot be read is a dead letter.
+is more than `max_staleness` versions behind at the moment of consumption), `run_finished` (it came after the last step). One
+that cannot be read is a dead letter.
+
+A rollout can come a second time: its lease ran out while Redis or this process stood still, or Redis crashed and lost the
+acknowledgement. What is in hand then stays in hand once, under the newer delivery; what has trained for good is acknowledged
+again.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +23,9 @@ from honed.queue.holding import Holding
 from honed.queue.messages import Delivery
 from honed.queue.stream import WorkQueue
 from honed.v1 import common_pb2
+
+REMEMBERED = 100_000
+"""Rollouts whose training is remembered; a crash of Redis loses seconds, not hours."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,9 @@ class Intake:
         self._max_staleness = max_staleness
         self._max_tokens = max_tokens
         self._waiting: list[Held] = []
+        self._in_hand: dict[str, Delivery] = {}
+        """The newest delivery of each entry that waits, or is collected and not yet let go."""
+        self._trained: dict[str, None] = {}
 
     async def take_over(self, predecessors: Iterable[str], consumed: frozenset[str]) -> None:
         """Takes up what earlier learners of the run held; what they trained on for good is acknowledged.
@@ -57,12 +68,12 @@ class Intake:
             predecessors: their consumer names.
             consumed: rollout ids that the checkpoint has trained on and that may not have been acknowledged.
         """
+        self._remember(consumed)
         deliveries: list[Delivery] = []
         for name in predecessors:
             deliveries += await self._queue.pending_of(name)
         deliveries.sort(key=lambda d: tuple(int(part) for part in d.entry.split("-")))
-        await self._queue.ack([d for d in deliveries if d.message.id in consumed])
-        await self._accept(d for d in deliveries if d.message.id not in consumed)
+        await self._accept(deliveries)
 
     async def collect(self, size: int, step: int) -> list[Held]:
         """Waits for `size` rollouts that are fresh enough for an update of the weights of `step`.
@@ -78,6 +89,7 @@ class Intake:
 
     async def acknowledge(self, held: Sequence[Held]) -> None:
         """Ends collected rollouts, once their effect is durable."""
+        self._remember(each.episode.rollout_id for each in held)
         await self._queue.ack(self._let_go(held))
 
     async def discard(self, reason: str) -> int:
@@ -98,13 +110,20 @@ class Intake:
 
     async def _accept(self, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:
+            if (earlier := self._in_hand.get(delivery.entry)) is not None:
+                self._leases.discard([earlier])
+                self._hold(delivery)
+                continue
+            if delivery.message.id in self._trained:
+                await self._queue.ack([delivery])
+                continue
             try:
                 scored = common_pb2.ScoredRollout.FromString(delivery.message.body)
                 episode = Episode.from_scored(delivery.entry, scored, self._vocabulary, max_tokens=self._max_tokens)
             except (DecodeError, InvalidArgument) as error:
                 await self._queue.fail(delivery, str(error), retry=False)
                 continue
-            self._leases.add([delivery])
+            self._hold(delivery)
             self._waiting.append(Held(delivery, episode, _reward_models(scored.scores)))
 
     async def _drop_stale(self, step: int) -> None:
@@ -114,9 +133,18 @@ class Intake:
             self._waiting = [held for held in self._waiting if held.staleness(step) <= self._max_staleness]
 
     def _let_go(self, held: Sequence[Held]) -> list[Delivery]:
-        deliveries = [each.delivery for each in held]
+        deliveries = [self._in_hand.pop(each.delivery.entry, each.delivery) for each in held]
         self._leases.discard(deliveries)
         return deliveries
+
+    def _hold(self, delivery: Delivery) -> None:
+        self._in_hand[delivery.entry] = delivery
+        self._leases.add([delivery])
+
+    def _remember(self, rollout_ids: Iterable[str]) -> None:
+        self._trained.update(dict.fromkeys(rollout_ids))
+        for rollout_id in list(itertools.islice(self._trained, max(0, len(self._trained) - REMEMBERED))):
+            del self._trained[rollout_id]
 
 
 def _reward_models(scores: Sequence[common_pb2.Score]) -> str:

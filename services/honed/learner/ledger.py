@@ -82,6 +82,10 @@ class Ledger:
         _append(self._pushes_path, [record])
         self.pushes.append(record)
 
+    def has_pushed(self, version: str) -> bool:
+        """Whether the book has a push of this version that succeeded."""
+        return any(push.version == version and push.succeeded for push in reversed(self.pushes))
+
     async def announce(self) -> None:
         """Wakes those who follow."""
         async with self._grown:

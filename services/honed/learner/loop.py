@@ -25,7 +25,7 @@ from honed.learner.ledger import Ledger, PushRecord, StepRecord
 from honed.learner.publisher import Publisher
 from honed.learner.stats import SAMPLER_GAP_ALARM, UpdateStats
 from honed.learner.update import PPOTrainer
-from honed.policy.manifest import Lineage
+from honed.policy.manifest import Lineage, Manifest
 from honed.policy.store import VersionDraft
 from honed.policy.version import VersionId
 from honed.v1 import learner_pb2
@@ -139,13 +139,16 @@ class TrainingLoop:
         """
         if newest is None or newest.step != self.trainer.step:
             await self._publish([])
+        elif newest.step:
+            # Its publisher may have died before any generator had it, and no fresher rollout would ever come.
+            self._pushing = asyncio.create_task(self._bring_in(await self._publisher.published(newest)))
         while self.trainer.step < self._settings.steps and not stopping.is_set():
             if not self.unpaused.is_set():
                 self.status.state = learner_pb2.LEARNER_STATE_PAUSED
                 await unless(stopping, self.unpaused.wait())
                 continue
             self.status.state = learner_pb2.LEARNER_STATE_WAITING
-            held = await unless(stopping, self._intake.collect(self._settings.batch, self.trainer.step))
+            held = await unless(stopping, self._collect())
             if held is not None:
                 async with self._weights:
                     await self._learn(held)
@@ -175,6 +178,20 @@ class TrainingLoop:
         """As `save`, after the update in hand, if there is one."""
         async with self._weights:
             return await self.save()
+
+    async def _collect(self) -> list[Held]:
+        """Waits for a batch. A push that fails for good ends the wait: without it there may never be a fresh batch."""
+        collecting = asyncio.ensure_future(self._intake.collect(self._settings.batch, self.trainer.step))
+        try:
+            if self._pushing is not None:
+                await asyncio.wait({collecting, self._pushing}, return_when=asyncio.FIRST_COMPLETED)
+                if self._pushing.done():
+                    await self._pushed()
+            return await collecting
+        finally:
+            if not collecting.done():
+                collecting.cancel()
+                await asyncio.wait([collecting])
 
     async def _learn(self, held: list[Held]) -> None:
         self.status.state = learner_pb2.LEARNER_STATE_TRAINING
@@ -224,14 +241,18 @@ class TrainingLoop:
         self._pushing = asyncio.create_task(self._push(directory, VersionDraft(version, canaries, lineage)))
 
     async def _push(self, directory: Path, draft: VersionDraft) -> None:
-        """Publishes a version and brings it in, trying again while a generator is down: without it no fresh rollout comes."""
-        manifest = await self._publisher.publish(directory, draft)
+        """Publishes a version and brings it in."""
+        await self._bring_in(await self._publisher.publish(directory, draft))
+
+    async def _bring_in(self, manifest: Manifest) -> None:
+        """Brings a version in, trying again while a generator is down: without it no fresh rollout comes."""
         end = time.monotonic() + self._settings.push_retry_s
         while True:
             report = await self._publisher.bring_in(manifest)
             fields = {name: value for name, value in asdict(report).items() if name != "version"}
             record = PushRecord(version=report.version.label, ended_at=self._clock(), **fields)
-            self.ledger.add_push(record)
+            if not self.ledger.has_pushed(record.version):
+                self.ledger.add_push(record)
             if record.succeeded:
                 self.status.served = report.version
                 return

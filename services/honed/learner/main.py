@@ -137,7 +137,8 @@ async def _train(
             )
             progress = await asyncio.to_thread(loop.resume)
             predecessors = [f"learner-{fence}" for fence in range(max(1, claim.fence - PREDECESSORS), claim.fence)]
-            await intake.take_over(predecessors, frozenset(progress.consumed))
+            trained = frozenset(progress.consumed).union(*(record.rollout_ids for record in ledger.steps))
+            await intake.take_over(predecessors, trained)
             service.loop = loop
             await server.ready()
             await loop.run(stopping, newest)

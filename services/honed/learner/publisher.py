@@ -86,6 +86,14 @@ class Publisher:
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
+    async def published(self, version: VersionId) -> Manifest:
+        """The manifest of a version that is in the store.
+
+        Raises:
+            DataLoss: it is damaged.
+        """
+        return await asyncio.to_thread(self._store.manifest, version)
+
     async def bring_in(self, manifest: Manifest) -> PushReport:
         """Brings a published version into every generator, once; failures are in the report.
 

@@ -134,10 +134,12 @@ class Link:
         """
         gone_since: float | None = None
         pause_s = self._outage.first_s
+        asked_before = _cancellations()
         while True:
             try:
-                return await operation()
+                answer = await operation()
             except (rex.RedisError, OSError) as error:
+                _end_if_cancelled(asked_before)
                 if isinstance(error, rex.ResponseError) and needs_group(error):
                     raise
                 self._refuse_if_final(error)
@@ -149,6 +151,9 @@ class Link:
                         f"Redis at {self._name} has not served for {self._outage.deadline_s:g} s ({error}): "
                         "check that it runs, has disk and memory to write, and that queue.url is right; a retry is safe"
                     ) from error
+            else:
+                _end_if_cancelled(asked_before)
+                return answer
             await self._sleep(min(left_s, self._rng.uniform(0, pause_s)))
             pause_s = min(self._outage.cap_s, pause_s * 2)
 
@@ -166,6 +171,21 @@ class Link:
         if isinstance(error, rex.AuthenticationError):
             raise Unauthenticated(f"Redis at {self._name} refused the credentials ({error}): correct queue.url") from error
         raise FailedPrecondition(f"Redis at {self._name} refused the operation: {error}") from error
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _end_if_cancelled(asked_before: int) -> None:
+    """Raises a cancellation that the client has swallowed.
+
+    redis-py waits for its writes by `asyncio.wait_for`, which up to Python 3.11 forgets a cancellation that comes in the moment
+    in which the write ends. Whoever cancelled would wait for ever for a task that goes on.
+    """
+    if _cancellations() > asked_before:
+        raise asyncio.CancelledError
 
 
 def needs_group(error: rex.ResponseError) -> bool:
