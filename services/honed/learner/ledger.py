@@ -60,6 +60,8 @@ class Ledger:
         """Opens the books, or begins new ones."""
         directory.mkdir(parents=True, exist_ok=True)
         self._steps_path, self._pushes_path = directory / "steps.jsonl", directory / "pushes.jsonl"
+        for path in (self._steps_path, self._pushes_path):
+            _cut_torn_line(path)
         self.steps = read_steps(directory)
         self.pushes = read_pushes(directory)
         self._grown = asyncio.Condition()
@@ -128,6 +130,14 @@ def _append(path: Path, records: Iterable[StepRecord | PushRecord]) -> None:
         file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Removes a last line that a crash cut short: the next one must not be glued to it."""
+    if path.exists():
+        content = path.read_bytes()
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
