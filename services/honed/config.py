@@ -111,7 +111,7 @@ class ScorerSettings(Section):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     kind: Literal["reward_model", "function"]
-    source: str = Field(description="Model directory, or the name of a function in the entry-point group honed.scorers.")
+    source: str = Field(description="Model directory, `trained` for the run's own, or a function of the group honed.scorers.")
     weight: float = 1.0
     sees_prompt: bool = Field(True, description="Score prompt and response; otherwise the response alone.")
 

@@ -7,6 +7,7 @@ import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,16 @@ def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ
         SettingsError: the file cannot be read, a key is unknown (names the nearest), or a value is wrong.
     """
     return _load(path, environment)[0]
+
+
+def recipe_settings(path: Path | None, recipe: str, environment: Mapping[str, str] = os.environ) -> RunSettings:
+    """Reads a run file; without one, the recipe of that name which the package carries.
+
+    Raises:
+        SettingsError: as `load_settings`.
+    """
+    with resources.as_file(resources.files("honed.recipes").joinpath(f"{recipe}.yaml")) as carried:
+        return load_settings(path or carried, environment)
 
 
 def explain_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Iterator[tuple[str, Any, Source]]:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
@@ -25,9 +24,8 @@ from honed.kit.jsonl import read_lines
 from honed.kit.log import configure_logging
 from honed.kit.tokens import read_token
 from honed.learner.ledger import read_pushes, read_steps
-from honed.settings_file import load_settings
+from honed.settings_file import recipe_settings
 from honed.v1 import common_pb2
-from honed.workspace import Workspace
 
 
 def demo_settings(run_file: Path | None, directory: Path) -> RunSettings:
@@ -36,16 +34,8 @@ def demo_settings(run_file: Path | None, directory: Path) -> RunSettings:
     Raises:
         SettingsError: the file is wrong.
     """
-    with resources.as_file(resources.files("honed.recipes").joinpath("demo.yaml")) as recipe:
-        settings = load_settings(run_file or recipe)
-    settings = settings.model_copy(update={"directory": directory.absolute()})
-    scorers = tuple(
-        scorer.model_copy(update={"source": str(Workspace(settings.directory).reward_model)})
-        if scorer.source == "trained"
-        else scorer
-        for scorer in settings.reward.scorers
-    )
-    return settings.model_copy(update={"reward": settings.reward.model_copy(update={"scorers": scorers})})
+    settings = recipe_settings(run_file, "demo")
+    return settings.model_copy(update={"directory": directory.absolute()})
 
 
 async def run_demo(settings: RunSettings, *, keep: bool, fresh: bool) -> None:

@@ -46,13 +46,14 @@ def register(app: typer.Typer) -> None:
 def up(run_file: RunFile = None) -> None:
     """Run everything on this machine: all services, the training phases, the online loop.
 
-    Services that die are started again. Ctrl-C ends the run cleanly; the same command goes on where it was.
+    Services that die are started again. Ctrl-C ends the run cleanly; the same command goes on where it was. Without a run file
+    it is the demo's run, served in out/demo.
 
     Example: honed up --run-file run.yaml
     """
-    from honed.settings_file import load_settings
+    from honed.settings_file import recipe_settings
 
-    asyncio.run(_up(load_settings(run_file)))
+    asyncio.run(_up(recipe_settings(run_file, "demo")))
 
 
 def demo(

@@ -29,6 +29,7 @@ from honed.v1 import conductor_pb2_grpc
 from honed.workspace import Workspace
 
 LOCK = "run.lock"
+TRAINED = "trained"
 SERVICES = ("generation", "reward", "preference", "learner", "conductor")
 
 
@@ -51,7 +52,7 @@ async def local_run(settings: RunSettings, *, fresh: bool = False) -> AsyncItera
         await asyncio.to_thread(stop_leftover, place.redis)
         if fresh:
             _clear(place.root)
-        settings = with_ports(_absolute(settings))
+        settings = with_ports(_resolved(settings))
         place = Workspace(settings.directory)
         if settings.security.authentication:
             ensure_local_tokens(settings.tokens_directory)
@@ -87,9 +88,15 @@ def _clear(directory: Path) -> None:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def _absolute(settings: RunSettings) -> RunSettings:
-    """Child processes must not depend on where they are started."""
-    return settings.model_copy(update={"directory": settings.directory.absolute()})
+def _resolved(settings: RunSettings) -> RunSettings:
+    """Makes paths absolute, for child processes, and puts the run's own reward model where a source is `trained`."""
+    settings = settings.model_copy(update={"directory": settings.directory.absolute()})
+    trained = str(Workspace(settings.directory).reward_model)
+    scorers = tuple(
+        scorer.model_copy(update={"source": trained}) if scorer.source == TRAINED else scorer
+        for scorer in settings.reward.scorers
+    )
+    return settings.model_copy(update={"reward": settings.reward.model_copy(update={"scorers": scorers})})
 
 
 def _announce(settings: RunSettings, root: Path) -> None:
