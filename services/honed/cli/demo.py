@@ -65,6 +65,8 @@ async def run_demo(settings: RunSettings, *, keep: bool, fresh: bool) -> None:
         figures = await asyncio.to_thread(session.figures, started)
         await asyncio.to_thread(session.report, figures)
         console.print(_summary(figures))
+        if slow := figures.slow():
+            console.print(f"[yellow]Slower than its bar:[/yellow] {slow}. A busy machine shows here first.")
         console.print(f"Report: {run.place.root / 'report.html'}")
         if keep:
             console.print(

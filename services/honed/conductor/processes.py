@@ -19,7 +19,7 @@ READINESS = {
     "reward": "honed.v1.RewardService",
     "learner": "honed.v1.LearnerService",
 }
-LEARNER_NICE = 5
+NICE = {"learner": 10, "reward": 5}
 
 
 class Processes:
@@ -54,8 +54,7 @@ class Processes:
         section = getattr(self._settings, name)
         command = (sys.executable, "-m", "honed.cli.main", "serve", name, "--run-file", str(self._run_file))
         # Where cores are short, serving goes before learning: a push pauses people for as long as the engine waits for a core.
-        nice = LEARNER_NICE if name == "learner" else 0
-        return ProcessSpec(name, command, self._environment(), nice, ready_probe(section, READINESS[name]))
+        return ProcessSpec(name, command, self._environment(), NICE.get(name, 0), ready_probe(section, READINESS[name]))
 
     def job(self, name: str) -> ProcessSpec:
         """A training job."""

@@ -14,7 +14,7 @@ from honed.learner.model import PolicyModel
 from honed.policy.manifest import Canary
 from honed.policy.version import VersionId
 
-CANARIES = 4
+CANARIES = 2
 CANARY_TOKENS = 24
 CANARY_SEED = 20_221_204
 
