@@ -54,8 +54,8 @@ def generate(into: Path) -> None:
     bin_dir = Path(sys.executable).parent
     protoc(
         f"--python_out={into}", f"--grpc_python_out={into}",
-        f"--plugin=protoc-gen-mypy={bin_dir}/protoc-gen-mypy", f"--mypy_out={into}",
-        f"--plugin=protoc-gen-mypy_grpc={bin_dir}/protoc-gen-mypy_grpc", f"--mypy_grpc_out={into}",
+        f"--plugin=protoc-gen-mypy={bin_dir}/protoc-gen-mypy", f"--mypy_out=quiet:{into}",
+        f"--plugin=protoc-gen-mypy_grpc={bin_dir}/protoc-gen-mypy_grpc", f"--mypy_grpc_out=quiet:{into}",
     )  # fmt: skip
     for path in sorted((into / "honed/v1").glob("*_pb2.py")):
         # A client has only protobuf: the rules' schema comes through a module of ours that does without protovalidate.

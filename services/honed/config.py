@@ -95,7 +95,7 @@ class GenerationSettings(ServerSettings):
     weights_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of published versions.")
     canary_tolerance: Annotated[float, Field(gt=0)] = Field(1e-3, description="Nats; more, and a version is rolled back.")
     commit_timeout_s: Seconds = 60.0
-    rollout_concurrency: Positive = Field(64, description="Training samples in flight at once.")
+    rollout_concurrency: Positive = Field(64, description="Training prompts in flight at once.")
 
 
 class TruncateSettings(Section):
@@ -212,7 +212,9 @@ class ConductorSettings(ServerSettings):
     response_tokens: Positive = 24
     fixed_length: bool = True
     restart_limit: Positive = Field(10, description="Restarts of one service before the run fails.")
+    dead_letter_limit: Positive = Field(1000, description="Dead letters of one run after which it fails.")
     start_timeout_s: Seconds = 180.0
+    drain_timeout_s: Seconds = Field(300.0, description="How long the streams may take to empty after the last step.")
 
 
 class DataSettings(Section):

@@ -20,12 +20,13 @@ TICK_S = 0.05
 
 @dataclass(frozen=True)
 class Depths:
-    """Rollouts in each stage, those in hand included, and rollouts that have trained for good."""
+    """Rollouts in each stage, those in hand included, those that have trained for good, and the dead letters of all stages."""
 
     prompts: int
     rollouts: int
     scored: int
     trained: int
+    dead: int = 0
 
     @property
     def in_flight(self) -> int:
@@ -67,9 +68,10 @@ class Admitter:
     async def depths(self) -> Depths:
         """Where the rollouts of the run are."""
         prompts, rollouts, scored = await asyncio.gather(
-            self._queues[PROMPTS].depth(), self._queues[ROLLOUTS].depth(), self._queues[SCORED].stats()
+            *(self._queues[stage].stats() for stage in (PROMPTS, ROLLOUTS, SCORED))
         )
-        return Depths(prompts * self._samples, rollouts, scored.depth, scored.acked)
+        dead = prompts.dead + rollouts.dead + scored.dead
+        return Depths(prompts.depth * self._samples, rollouts.depth, scored.depth, scored.acked, dead)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Admits until `stopping` is set.

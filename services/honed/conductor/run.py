@@ -172,19 +172,34 @@ class Run:
                 await self._watch(admitter)
                 finished.set()
                 await feeding
-            while (await admitter.depths()).in_flight:  # noqa: ASYNC110  # the streams drain
-                await asyncio.sleep(0.2)
-            self.state.depths = await admitter.depths()
+            await self._drained(admitter)
             self.state.admitted = admitter.position
             self.state.books = {stage: await queue.stats() for stage, queue in queues.items()}
+
+    async def _drained(self, admitter: Admitter) -> None:
+        """Waits until the streams are empty: each rollout has then trained, or left for a reason that is counted."""
+        end = time.monotonic() + self.settings.conductor.drain_timeout_s
+        while (depths := await admitter.depths()).in_flight:
+            self.state.depths = depths
+            if time.monotonic() > end:
+                raise Unavailable(
+                    f"the streams were not empty {self.settings.conductor.drain_timeout_s:g} s after the last step "
+                    f"({depths}): `honed status` tells which service stands still"
+                )
+            await asyncio.sleep(0.2)
+        self.state.depths = depths
 
     async def _watch(self, admitter: Admitter) -> None:
         """Follows the learner to the end of its steps, through its restarts."""
         async with internal_channel(self.settings, self.settings.learner.target) as channel:
             stub = learner_pb2_grpc.LearnerServiceStub(channel)
             while True:
-                self.state.depths = await admitter.depths()
+                depths = self.state.depths = await admitter.depths()
                 self.state.admitted = admitter.position
+                if depths.dead > self.settings.conductor.dead_letter_limit:
+                    raise FailedPrecondition(
+                        f"{depths.dead} prompts and rollouts have become dead letters: `honed dead list` shows the reasons"
+                    )
                 try:
                     self.state.learner = await stub.GetStatus(learner_pb2.GetStatusRequest(), timeout=5)
                 except Exception as error:  # it may be starting again; the launcher knows when to give up

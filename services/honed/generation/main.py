@@ -111,6 +111,7 @@ def make_engine(mine: GenerationSettings, initial: InitialVersion) -> Generation
                 threads=mine.threads,
             ),
             commit,
+            max_in_flight=mine.max_queued,
         )
     from honed.generation.transformers_engine import TransformersEngine, TransformersSettings
 

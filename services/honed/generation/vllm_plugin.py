@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import threading
 
-PARENT_VARIABLE = "HONED_VLLM_PARENT"
+PARENT_VARIABLE = "_HONED_VLLM_PARENT"
 """Names, by process id, the process whose engine processes must not outlive it. `vllm_adapter` sets it."""
 
 BACKEND = "honed"

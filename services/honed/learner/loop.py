@@ -2,7 +2,8 @@
 
 The order carries the promises. A batch is acknowledged only after the checkpoint that contains its effect is durable, and that
 checkpoint names the batch's rollouts: so a rollout that comes again is recognised, and trains once (P2). A version is published
-only after its checkpoint: what people are served can always be continued from (P6). Everything is done under a fenced lease.
+after its step's checkpoint, if the step has one; a step without one is made again, bit for bit, from rollouts that are not yet
+acknowledged (P6). Everything is done under a fenced lease.
 """
 
 from __future__ import annotations

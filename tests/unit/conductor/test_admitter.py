@@ -42,11 +42,9 @@ class FakeQueue:
     loop: FakeLoop
     stage: str
 
-    async def depth(self) -> int:
-        return int(getattr(self.loop, self.stage))
-
     async def stats(self) -> StageStats:
-        return StageStats(depth=self.loop.scored, acked=self.loop.trained)
+        acked = self.loop.trained if self.stage == "scored" else 0
+        return StageStats(depth=int(getattr(self.loop, self.stage)), acked=acked)
 
 
 @dataclass
