@@ -22,7 +22,8 @@ from honed.preference.database import Database, DatabaseOptions
 from honed.preference.store import StoreOptions
 from honed.preference.writing import Recorded
 
-IMPATIENT = StoreOptions(database=DatabaseOptions(deadline_s=5, lock_wait_s=0.2))
+# Short for locks alone: making the tables may take a slow disk some seconds.
+IMPATIENT = StoreOptions(database=DatabaseOptions(deadline_s=60, lock_wait_s=0.2))
 
 WRITER = """
 import asyncio, itertools, sys
