@@ -222,7 +222,7 @@ class DataSettings(Section):
 
     cache: Path = Field(Path("~/.cache/honed"), description="Where downloads are kept.")
     held_out: Positive = Field(1500, description="Movie texts that nothing trains on.")
-    judge: Positive = Field(2500, description="Movie texts of the independent judge, which also give the training prompts.")
+    judge: Positive = Field(3000, description="Movie texts of the independent judge, which also give the training prompts.")
     evaluation_prompts: Positive = 256
 
 
