@@ -171,6 +171,9 @@ class LearnerSettings(ServerSettings):
     checkpoint_every: Positive = 1
     keep_checkpoints: Positive = 2
     push_timeout_s: Seconds = Field(120.0, description="Deadline of each call to a generator.")
+    overlap_push: bool | None = Field(
+        None, description="Train on while a version is brought in. Unset: only with a GPU, where no core is shared."
+    )
     push_retry_s: Seconds = Field(300.0, description="How long a push is tried again while a generator is down.")
 
 
@@ -197,7 +200,8 @@ class RewardTrainingSettings(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     batch_texts: Positive = Field(32, description="Different texts of one optimizer step.")
     embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    layers: Positive | None = Field(2, description="How many layers of the language model to keep; null keeps all.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1.0, description="Of matrices.")
+    layers: Positive | None = Field(1, description="How many layers of the language model to keep; null keeps all.")
     threads: Positive = Field(1, description="The generation service starts beside it.")
 
 

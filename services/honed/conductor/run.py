@@ -7,6 +7,7 @@ whose conductor was killed, goes on where it was.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -19,7 +20,7 @@ from honed.conductor.material import Material, import_comparisons, prepare_mater
 from honed.conductor.processes import Processes
 from honed.conductor.prompts import PromptSequence, check_prompts
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition, Unavailable, root_cause
+from honed.kit.errors import FailedPrecondition, HonedError, Unavailable, root_cause
 from honed.kit.progress import JobProgress, read_progress
 from honed.kit.wiring import consumer_name, internal_channel, redis_url
 from honed.queue.admission import Admission, AdmissionPolicy
@@ -33,6 +34,7 @@ from honed.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
+RELEASE_TIMEOUT_S = 2.0
 LEASE_MS = 10_000
 JOB_TIMEOUT_S = 24 * 3600.0
 Hook = Callable[[], Awaitable[None]]
@@ -222,11 +224,16 @@ class Run:
                 if time.monotonic() > end:
                     raise
                 await asyncio.sleep(0.5)
-        async with asyncio.TaskGroup() as group:
-            keeping = group.create_task(leases.keep(claim, LEASE_MS))
-            yield claim
-            keeping.cancel()
-        await leases.release(claim)
+        try:
+            async with asyncio.TaskGroup() as group:
+                keeping = group.create_task(leases.keep(claim, LEASE_MS))
+                yield claim
+                keeping.cancel()
+        finally:
+            # Also of a run that was stopped or failed, for its successor; without Redis the lease runs out by itself.
+            with contextlib.suppress(HonedError, TimeoutError):
+                async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                    await leases.release(claim)
 
     def _prompts(self) -> PromptSequence:
         mine = self.settings.conductor

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServicer):
     """Fetches versions into a local directory while the old one serves, and swaps them in.
 
-    One change at a time. The directories of the serving version and the one before stay, for a roll-back; older ones go.
+    One change at a time. The directories of the serving version and the one before stay, for a roll-back; at a commit the
+    others go.
     """
 
     def __init__(self, sampler: Sampler, store: PolicyStore, directory: Path) -> None:
@@ -35,7 +36,6 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
         self._store = store
         self._directory = directory
         self._changing = asyncio.Lock()
-        self._kept: list[Path] = []
         self._prepare: Once[generation_pb2.PrepareVersionResponse] = Once()
         self._commit: Once[CommitReport | None] = Once()
 
@@ -68,9 +68,8 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
         version = self._version(request.version)
         async with self._changing:
             await self._engine.abort_version(version)
-            target = self._target(version)
-            if version != self._engine.version and target not in self._kept:
-                await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
+            if version > self._engine.version:
+                await asyncio.to_thread(shutil.rmtree, self._target(version), ignore_errors=True)
         return generation_pb2.AbortVersionResponse()
 
     async def Pause(self, request: generation_pb2.PauseRequest, context: Any) -> generation_pb2.PauseResponse:
@@ -123,8 +122,9 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
                 raise FailedPrecondition(
                     f"version {version} is older than {self._engine.version}, which serves: a newer learner has taken over"
                 )
+            before = self._engine.version
             report = await self._engine.commit(version)
-            await self._keep(self._target(version))
+            await asyncio.to_thread(self._clear, before, version)
         logger.info(
             "version committed",
             extra={
@@ -136,10 +136,11 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
         )
         return report
 
-    async def _keep(self, directory: Path) -> None:
-        self._kept.append(directory)
-        while len(self._kept) > 2:
-            await asyncio.to_thread(shutil.rmtree, self._kept.pop(0), ignore_errors=True)
+    def _clear(self, before: VersionId, now: VersionId) -> None:
+        """Removes every fetched version older than `now` but `before`: those that were refused, too."""
+        for path in self._directory.glob("[0-9]*"):  # a fetch under way has a hidden name
+            if path != self._target(before) and VersionId.parse(path.name) < now:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _target(self, version: VersionId) -> Path:
         return self._directory / version.label

@@ -58,6 +58,8 @@ class LoopSettings:
         push_retry_s: how long a push is tried again while a generator is down.
         config_hash: digest of the settings, for the lineage of versions.
         preference_snapshot: content hash of the judgements behind the reward model, for the lineage; empty if unknown.
+        overlap_push: train on while a version is brought in. Where learner and generator share cores, waiting for the push
+            keeps the generator's pause short.
     """
 
     batch: int
@@ -66,6 +68,7 @@ class LoopSettings:
     push_retry_s: float
     config_hash: str
     preference_snapshot: str = ""
+    overlap_push: bool = True
 
 
 class TrainingLoop:
@@ -150,6 +153,8 @@ class TrainingLoop:
                 continue
             self.status.state = learner_pb2.LEARNER_STATE_WAITING
             held = await unless(stopping, self._collect())
+            if not self._settings.overlap_push:
+                await self._pushed()
             if held is not None:
                 async with self._weights:
                     await self._learn(held)

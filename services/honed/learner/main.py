@@ -131,6 +131,7 @@ async def _train(
                     mine.push_retry_s,
                     config_hash(settings),
                     _snapshot(settings),
+                    overlap_push=trainer.policy.device.type != "cpu" if mine.overlap_push is None else mine.overlap_push,
                 ),
                 status,
                 check_lease=lambda: leases.check(claim),

@@ -64,7 +64,7 @@ class RewardTrainingSettings:
         batch_texts: an optimizer step takes judgements until they have this many different texts.
         learning_rate: at its peak, after `warmup` (share of the training); it then falls linearly to 0.
         embedding_dropout: share of the embedding's components that are dropped in training; they are the model's only dropout.
-        weight_decay: of matrices.
+        weight_decay: of matrices; gains of norms do not decay.
         gradient_norm: gradients are scaled down to this norm.
         max_seconds: training also stops after this time. The learning rate falls by whichever of epoch and time is nearer its
             end, so that a slow machine ends with a finished schedule too. None for a run that must repeat exactly.
@@ -204,9 +204,12 @@ def train_reward_model(
     batches = batch_judgements(judgements, texts=settings.batch_texts)
     if not batches:
         raise InvalidArgument("judgements", "there are none to learn from")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True
-    )
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
     started, seen, losses = clock(), 0, list[float]()
     for step, chosen in enumerate(torch.randperm(len(batches), generator=rng).tolist()):
         done = max(step / len(batches), (clock() - started) / settings.max_seconds if settings.max_seconds else 0.0)
@@ -217,7 +220,7 @@ def train_reward_model(
         scores = model.raw_scores(batch.sequences, dropout=settings.embedding_dropout, rng=rng)
         loss = batch_loss(scores, batch, settings.objective)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_norm)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())

@@ -93,6 +93,11 @@ async def test_weights_that_are_not_the_learners_are_rolled_back(service: Servic
     assert "canaries" in text
     assert await service.serving() == serving
     assert (await generate(service, seed=3, max_tokens=8)).samples == before.samples
+    truth = service.publish(0)
+    await service.prepare(truth)
+    await service.commit(truth)
+    there = {path.name for path in service.directory.iterdir()}
+    assert there == {serving.label, truth.version.label}, "what is neither served nor gone back to is removed"
 
 
 async def test_a_wrong_digest_an_unknown_version_and_another_run_are_refused(service: Service) -> None:

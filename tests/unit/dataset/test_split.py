@@ -42,6 +42,13 @@ def test_other_sets_give_texts_but_none_that_is_hidden():
     assert not hidden & {normal_form(text) for text in again.language_texts}
 
 
+def test_placeholders_of_removed_names_and_addresses_are_no_language():
+    texts = ("@anonymous look http://url_removed at  this", "@anonymous @anonymous", "me@anonymous.org", "nothing to remove")
+    tweets = tuple(RatedText("tweets", str(at), text, (1,)) for at, text in enumerate(texts))
+    parts = split({MOVIES: movies(20), "tweets": tweets}, seed=0, held_out=5, judge=5)
+    assert parts.unrated == ("look at this", "me@anonymous.org", "nothing to remove")
+
+
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(InvalidArgument, match="10 different texts"):
         split({MOVIES: movies(10)}, seed=0, held_out=5, judge=5)

@@ -36,12 +36,14 @@ class FakeGenerator:
         self.broken: dict[str, int] = {}
         """How many more times a call fails."""
         self.serving = ""
+        self.commit_takes_s = 0.0
 
     async def PrepareVersion(self, request: Any, timeout: float) -> Any:
         self._note("prepare", request)
         return generation_pb2.PrepareVersionResponse()
 
     async def CommitVersion(self, request: Any, timeout: float) -> Any:
+        await asyncio.sleep(self.commit_takes_s)
         label = self._note("commit", request)
         if label == self.serving:
             return generation_pb2.CommitVersionResponse(version=request.version)
@@ -117,7 +119,7 @@ class World:
             self.store, generators or (self.generator,), keep=keep, timeout_s=5, check_lease=self.lease.check  # type: ignore[arg-type]
         )  # fmt: skip
 
-    def loop(self, *, fence: int = 1, push_retry_s: float = 0.0) -> TrainingLoop:
+    def loop(self, *, fence: int = 1, push_retry_s: float = 0.0, overlap_push: bool = True) -> TrainingLoop:
         trainer = make_trainer()
         return TrainingLoop(
             trainer,
@@ -126,7 +128,7 @@ class World:
             Ledger(self.home),
             Exporter(trainer.policy, self.root / "base", self.root / "export"),
             self.publisher(),
-            LoopSettings(4, self.steps, self.checkpoint_every, push_retry_s, "hash"),
+            LoopSettings(4, self.steps, self.checkpoint_every, push_retry_s, "hash", overlap_push=overlap_push),
             Status(fence=fence),
             check_lease=self.lease.check,
             clock=lambda: 0.0,

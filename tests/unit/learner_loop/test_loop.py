@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from tests.unit.learner_loop.conftest import FakeIntake, World, batches
 
 from honed.kit.errors import Unavailable
 from honed.learner.checkpoint import CheckpointStore
+from honed.learner.episodes import Episode
 from honed.learner.ledger import read_pushes, read_steps
 from honed.learner.loop import TrainingLoop
+from honed.learner.stats import UpdateStats
 from honed.policy import StoreFull, VersionId
 from honed.queue.lease import LeaseLost
 from honed.v1 import learner_pb2
@@ -82,6 +84,27 @@ async def test_a_push_is_tried_again_while_a_generator_is_down(world: World, mon
     pushes = read_pushes(world.home)
     assert [push.version for push in pushes] == ["1.0"] * 4 + ["1.1", "1.2", "1.3"]
     assert [bool(push.failures) for push in pushes] == [True] * 3 + [False] * 4
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+async def test_an_update_waits_for_the_push_before_it_only_where_pushes_must_not_overlap(
+    world: World, monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    world.generator.commit_takes_s = 0.2
+    loop = world.loop(overlap_push=overlap)
+    loop.resume()
+    update = loop.trainer.update
+
+    def noted(episodes: Sequence[Episode], *, version: VersionId | None = None) -> UpdateStats:
+        world.generator.calls.append(f"update {version}")
+        return update(episodes, version=version)
+
+    monkeypatch.setattr(loop.trainer, "update", noted)
+    await world.to_the_end(loop)
+    calls = [call for call in world.generator.calls if not call.startswith("prepare")]
+    one_by_one = ["commit 1.0", "update 1.0", "commit 1.1", "update 1.1", "commit 1.2", "update 1.2", "commit 1.3"]
+    assert sorted(calls) == sorted(one_by_one)
+    assert (calls == one_by_one) is not overlap
 
 
 async def test_a_push_that_fails_for_good_ends_the_learner_though_no_batch_ever_comes(world: World) -> None:

@@ -18,6 +18,8 @@ from honed.kit.errors import InvalidArgument
 HELD_OUT = 1_500
 JUDGE = 3_000
 
+_PLACEHOLDERS = re.compile(r"(?<!\w)@anonymous\b(?!\.\w)|http://url_removed")
+
 
 @dataclass(frozen=True)
 class Split:
@@ -27,7 +29,8 @@ class Split:
         reward: trains the language model (texts) and the reward model (ratings).
         judge: trains the independent judge; its texts give the prompts of training. No other model sees its ratings.
         held_out: measures agreement and gives the prompts of evaluation. Nothing trains on it, in any stage.
-        unrated: texts of the other sets, for the language model; their ratings stay untouched.
+        unrated: texts of the other sets, for the language model, without the data set's placeholders; their ratings stay
+            untouched.
     """
 
     reward: tuple[RatedText, ...]
@@ -44,6 +47,15 @@ class Split:
 def normal_form(text: str) -> str:
     """The text's letters and digits in lower case: equal for texts that differ in case, punctuation or spacing only."""
     return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def without_placeholders(text: str) -> str:
+    """The text without what stands for a removed user name or address in the tweets, white space collapsed.
+
+    A policy that may say such a token says nothing else: the reward model read only film reviews, where it never occurs, and
+    cannot find fault with it.
+    """
+    return " ".join(_PLACEHOLDERS.sub(" ", text).split())
 
 
 def split(sets: Mapping[str, Sequence[RatedText]], *, seed: int, held_out: int = HELD_OUT, judge: int = JUDGE) -> Split:
@@ -74,13 +86,8 @@ def split(sets: Mapping[str, Sequence[RatedText]], *, seed: int, held_out: int =
     parts = order[:held_out], order[held_out : held_out + judge], order[held_out + judge :]
     held_part, judge_part, reward_part = (tuple(rated for group in part for rated in group) for part in parts)
     hidden = {normal_form(rated.text) for rated in held_part + judge_part}
-    unrated = tuple(
-        rated.text
-        for name, rows in sorted(sets.items())
-        if name != MOVIES
-        for rated in rows
-        if normal_form(rated.text) not in hidden
-    )
+    others = (rated.text for name, rows in sorted(sets.items()) if name != MOVIES for rated in rows)
+    unrated = tuple(text for text in map(without_placeholders, others) if text and normal_form(text) not in hidden)
     return Split(reward_part, judge_part, held_part, unrated)
 
 

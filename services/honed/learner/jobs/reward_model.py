@@ -66,6 +66,7 @@ async def run(settings: RunSettings) -> None:
                 batch_texts=mine.batch_texts,
                 learning_rate=mine.learning_rate,
                 embedding_dropout=mine.embedding_dropout,
+                weight_decay=mine.weight_decay,
                 max_seconds=mine.seconds,
             ),
             rng=chance,
