@@ -76,7 +76,7 @@ class Launcher(Protocol):
         """
 
     def states(self) -> list[ProcessState]:
-        """What is known of each process, in the order of their start."""
+        """What is known of each service, and of each job that has not ended well, in the order of their start."""
 
     async def failed(self) -> str:
         """Returns the reason when a service has died too often for another start."""
@@ -126,10 +126,12 @@ class ProcessLauncher:
             await _end(process)
             state.pid, state.ready = None, False
         if code:
-            raise Unavailable(f"{spec.name} failed ({_exit_text(code)}); {self._log_tail(spec.name)}")
+            state.last_exit = _exit_text(code)
+            raise Unavailable(f"{spec.name} failed ({state.last_exit}); {self._log_tail(spec.name)}")
+        del self._states[spec.name]
 
     def states(self) -> list[ProcessState]:
-        """What is known of each process."""
+        """See the port."""
         return list(self._states.values())
 
     async def failed(self) -> str:

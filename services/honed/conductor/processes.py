@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ class Processes:
         directory = Workspace(self._settings.directory).redis
         command = embedded_redis_command(directory, self._settings.queue.port)
         url = self._redis_url = embedded_redis_url(directory)
-        return ProcessSpec("redis", command, ready=lambda: wait_ready(url, deadline_s=60.0))
+        return ProcessSpec("redis", command, ready=lambda: wait_ready(url, deadline_s=math.inf))
 
     def service(self, name: str) -> ProcessSpec:
         """A service of honed."""

@@ -125,12 +125,14 @@ async def test_who_ignores_the_polite_signal_is_killed(launcher: ProcessLauncher
 async def test_a_job_runs_to_its_end(launcher: ProcessLauncher, tmp_path: Path) -> None:
     await launcher.run_job(spec("job", "print('done')"), 30)
     assert (tmp_path / "job.log").read_text() == "done\n"
+    assert launcher.states() == [], "what ended well is no process any more"
 
 
 async def test_a_failed_job_shows_the_end_of_its_log(launcher: ProcessLauncher) -> None:
     with pytest.raises(Unavailable, match=r"job failed \(exit code 1\)") as raised:
         await launcher.run_job(spec("job", "raise SystemExit('honed: texts.jsonl is empty')"), 30)
     assert "honed: texts.jsonl is empty" in str(raised.value)
+    assert process(launcher, "job").last_exit == "exit code 1"
 
 
 async def test_a_job_that_takes_too_long_is_ended(launcher: ProcessLauncher) -> None:
