@@ -20,7 +20,7 @@ READINESS = {
     "reward": "honed.v1.RewardService",
     "learner": "honed.v1.LearnerService",
 }
-NICE = {"learner": 10, "reward": 5}
+NICE = {"learner": 10, "reward": 10}
 
 
 class Processes:
