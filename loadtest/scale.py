@@ -9,6 +9,7 @@ JSON object; exit status 1: a bar was missed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ async def scale(root: Path, updates: int, engine: str) -> dict[str, Any]:
             if replicas > 1:
                 sampled = await _tokens_by_replica(run)
         ends, stale = await _updates(run)
-    gaps = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(ends)]
     figures = {
         "engine": engine,
         "updates": len(ends),
