@@ -9,6 +9,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from honed.artifacts.store import PolicyStore
 from honed.config import GenerationSettings, RunSettings
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import CommitSettings, GenerationEngine, InitialVersion
@@ -18,7 +19,6 @@ from honed.generation.worker import RolloutWorker
 from honed.kit.errors import FailedPrecondition, Unavailable
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, redis_url, server_options
-from honed.policy.store import PolicyStore
 from honed.queue.connection import Link, Outage
 from honed.queue.keys import PROMPTS, RunKeys
 from honed.queue.stream import QueueSettings, WorkQueue
@@ -98,7 +98,7 @@ def caps(mine: GenerationSettings) -> Caps:
 
 def make_engine(mine: GenerationSettings, initial: InitialVersion) -> GenerationEngine:
     """The engine that the settings name; `auto` takes vLLM where it is installed."""
-    commit = CommitSettings(canary_tolerance=mine.canary_tolerance, timeout_s=mine.commit_timeout_s)
+    commit = CommitSettings(canary_tolerance=mine.canary_tolerance or 1e-3, timeout_s=mine.commit_timeout_s)
     kind = mine.engine
     if kind == "auto":
         kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"

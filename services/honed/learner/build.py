@@ -63,7 +63,7 @@ def ppo_settings(mine: LearnerSettings) -> PPOSettings:
     """The algorithm's numbers."""
     return PPOSettings(
         learning_rate=mine.learning_rate,
-        total_updates=mine.steps if mine.schedule == "linear" else None,
+        total_updates=None if mine.schedule == "constant" else mine.steps,
         epochs=mine.epochs,
         minibatches=mine.minibatches,
         clip_ratio=mine.clip_ratio,

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
@@ -20,8 +22,6 @@ from honed.learner.ledger import Ledger
 from honed.learner.loop import LoopSettings, Status, TrainingLoop
 from honed.learner.publisher import Publisher
 from honed.learner.service import LearnerService
-from honed.policy.store import PolicyStore
-from honed.policy.version import VersionId
 from honed.queue.connection import Link, Outage
 from honed.queue.holding import holding
 from honed.queue.keys import SCORED, RunKeys
@@ -55,7 +55,7 @@ async def run(settings: RunSettings) -> None:
         stats = await counting.stats()
         return {**stats.dropped, **({"dead_letter": stats.dead} if stats.dead else {})}
 
-    service = LearnerService(settings.run, mine.steps, status, ledger, dropped)
+    service = LearnerService(settings.run, mine.steps or 0, status, ledger, dropped)
     servicer = Servicer(SERVICE, learner_pb2_grpc.add_LearnerServiceServicer_to_server, service)
     server = Server([Listener(mine.host, mine.port, [servicer])], server_options(settings, mine, [f"/{SERVICE}/WatchMetrics"]))
 
@@ -126,9 +126,9 @@ async def _train(
                 publisher,
                 LoopSettings(
                     mine.batch,
-                    mine.steps,
+                    mine.steps or 1 << 40,
                     mine.checkpoint_every,
-                    mine.push_retry_s,
+                    300.0,
                     config_hash(settings),
                     _snapshot(settings),
                     overlap_push=trainer.policy.device.type != "cpu" if mine.overlap_push is None else mine.overlap_push,
@@ -168,7 +168,7 @@ async def _base(store: PolicyStore, directory: Path) -> Path:
 
 def _generators(settings: RunSettings) -> tuple[str, ...]:
     mine = settings.generation
-    return mine.control_addresses or (f"{mine.host}:{mine.control_port}",)
+    return (mine.control_address or f"{mine.host}:{mine.control_port}",)
 
 
 def _snapshot(settings: RunSettings) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import AsyncIterable, AsyncIterator
@@ -30,7 +31,6 @@ from honed.v1 import preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace
 
 NAME = "reward-model"
-NORMALISING_SAMPLES = 256
 
 
 async def run(settings: RunSettings) -> None:
@@ -83,7 +83,10 @@ async def run(settings: RunSettings) -> None:
 
 def _reference_samples(settings: RunSettings, place: Workspace, tokenizer: Any, chance: torch.Generator) -> list[list[int]]:
     """Samples of the reference policy, as the scorer will see those of the policy."""
-    prompts = [tokenizer(row["text"])["input_ids"] for _, row in read_lines(place.prompts)][:NORMALISING_SAMPLES]
+    if settings.data.prompts is None:
+        raise FailedPrecondition("data.prompts is not set: the reward's gain and bias are set on samples of the policy")
+    rows = itertools.islice((row for _, row in read_lines(settings.data.prompts)), settings.reward_training.normalising_samples)
+    prompts = [row.get("token_ids") or tokenizer(row["text"])["input_ids"] for row in rows]
     mine = settings.conductor
     pairs = sample_reference(place.base_model, prompts, mine.response_tokens, temperature=mine.temperature, rng=chance)
     whole = any(s.sees_prompt for s in settings.reward.scorers if s.source == str(place.reward_model))
