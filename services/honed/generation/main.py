@@ -103,7 +103,7 @@ def make_engine(mine: GenerationSettings, initial: InitialVersion) -> Generation
     if kind == "auto":
         kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
     if kind == "vllm":
-        from honed.generation.vllm_engine import VLLMEngine, VLLMSettings
+        from honed.generation.vllm.engine import VLLMEngine, VLLMSettings
 
         return VLLMEngine(
             initial,
@@ -117,7 +117,7 @@ def make_engine(mine: GenerationSettings, initial: InitialVersion) -> Generation
             commit,
             max_in_flight=mine.max_queued,
         )
-    from honed.generation.transformers_engine import TransformersEngine, TransformersSettings
+    from honed.generation.hf.engine import TransformersEngine, TransformersSettings
 
     return TransformersEngine(
         initial,

@@ -21,7 +21,7 @@ from honed.generation.engine import InitialVersion
 from honed.generation.main import CONTROL, PUBLIC
 from honed.generation.sampler import Caps, Sampler
 from honed.generation.service import GenerationService
-from honed.generation.transformers_engine import TransformersEngine, TransformersSettings
+from honed.generation.hf.engine import TransformersEngine, TransformersSettings
 from honed.kit.channel import connect
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import TokenTable, ensure_local_tokens, read_token

@@ -26,8 +26,8 @@ from honed.generation.engine import (
     check_request,
 )
 from honed.generation.swap import VersionSwap, finish
-from honed.generation.vllm_adapter import VLLM, Sampled, VLLMSettings
-from honed.generation.vllm_plugin import CANARY_PREFIX
+from honed.generation.vllm.adapter import VLLM, Sampled, VLLMSettings
+from honed.generation.vllm.plugin import CANARY_PREFIX
 from honed.kit.errors import DeadlineExceeded, Unavailable
 from honed.policy.version import VersionId
 

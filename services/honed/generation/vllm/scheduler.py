@@ -15,7 +15,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from honed.generation.vllm_plugin import CANARY_PREFIX
+from honed.generation.vllm.plugin import CANARY_PREFIX
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request, RequestStatus

@@ -16,7 +16,7 @@ import transformers
 
 from honed.generation.admission import Admission
 from honed.generation.candidate import Candidate, read_candidate
-from honed.generation.decoder import Decoder, Row, make_row
+from honed.generation.hf.decoder import Decoder, Row, make_row
 from honed.generation.engine import (
     Chunk,
     CommitReport,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from honed.generation.engine import Chunk, EngineLimits, EngineRequest, FinishReason, Span
-from honed.generation.vllm_plugin import BACKEND, PARENT_VARIABLE
+from honed.generation.vllm.plugin import BACKEND, PARENT_VARIABLE
 from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailable
 from honed.policy.version import VersionId
 
@@ -176,7 +176,7 @@ class VLLM:
         with _translated():
             config = arguments.create_engine_config()
             name = "AsyncCanariesFirst" if config.scheduler_config.async_scheduling else "CanariesFirst"
-            config.scheduler_config.scheduler_cls = f"honed.generation.vllm_scheduler.{name}"
+            config.scheduler_config.scheduler_cls = f"honed.generation.vllm.scheduler.{name}"
             return cls(AsyncLLM.from_vllm_config(config, disable_log_stats=True), version)
 
     async def submit(self, request: EngineRequest, cache_salt: str, *, stream: bool) -> Sampled:
