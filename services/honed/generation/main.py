@@ -98,7 +98,7 @@ def caps(mine: GenerationSettings) -> Caps:
 
 def make_engine(mine: GenerationSettings, initial: InitialVersion) -> GenerationEngine:
     """The engine that the settings name; `auto` takes vLLM where it is installed."""
-    commit = CommitSettings(canary_tolerance=mine.canary_tolerance, timeout_s=mine.commit_timeout_s)
+    commit = CommitSettings(mine.canary_tolerance, mine.call_timeout_s, mine.commit_timeout_s)
     kind = mine.engine
     if kind == "auto":
         kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
@@ -111,7 +111,12 @@ def make_engine(mine: GenerationSettings, initial: InitialVersion) -> Generation
                 dtype=mine.dtype,
                 max_model_len=mine.max_model_tokens,
                 max_num_seqs=mine.max_num_seqs,
+                max_batched_tokens=mine.max_batched_tokens,
                 kv_cache_gib=mine.kv_cache_gib,
+                gpu_memory_share=mine.gpu_memory_share,
+                cuda_graphs=mine.cuda_graphs,
+                tensor_parallel=mine.tensor_parallel,
+                staged_load=mine.staged_load,
                 threads=mine.threads,
             ),
             commit,
@@ -121,7 +126,9 @@ def make_engine(mine: GenerationSettings, initial: InitialVersion) -> Generation
 
     return TransformersEngine(
         initial,
-        TransformersSettings(dtype=mine.dtype, max_model_len=mine.max_model_tokens, max_batch=mine.max_num_seqs),
+        TransformersSettings(
+            dtype=mine.dtype, max_model_len=mine.max_model_tokens, max_batch=mine.max_num_seqs, staged_load=mine.staged_load
+        ),
         commit,
     )
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from honed.generation.admission import Admission
-from honed.generation.hf.decoder import sample
 from honed.generation.engine import EngineLimits, EngineRequest, Sampling, Span, check_request
+from honed.generation.hf.decoder import sample
 from honed.generation.text_stream import TextStream
 from honed.generation.vllm.adapter import _spans, vllm_version
 from honed.kit.errors import InvalidArgument, Overloaded, Unavailable

@@ -1,82 +1,59 @@
 """The engine on vLLM.
 
-Requests pass straight through. A push pauses the scheduler (requests stay), loads the weights, makes every request in flight
-compute its prefix anew, and lets the canaries run alone (`vllm_scheduler`), so that nothing is sampled by unverified weights;
-`swap` has the order of events and what happens on failure.
+Requests pass straight through. A push loads the weights beside those that serve, pauses the
+scheduler (requests stay), exchanges the two sets, makes every request in flight compute its prefix
+anew, and lets the canaries run alone (`scheduler`), so that nothing is sampled by unverified
+weights; `swap` has the order of events and what happens on failure.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Callable, Sequence
-from pathlib import Path
-from time import monotonic
-from typing import cast
+import logging
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from typing import Any, Unpack
 
-from honed.generation.admission import Admission
-from honed.generation.candidate import Candidate, read_candidate
-from honed.generation.engine import (
-    Chunk,
-    CommitReport,
-    CommitSettings,
-    EngineLimits,
-    EngineRequest,
-    InitialVersion,
-    check_request,
-)
-from honed.generation.swap import VersionSwap, finish
-from honed.generation.vllm.adapter import VLLM, Sampled, VLLMSettings
+from honed.generation.candidate import Candidate
+from honed.generation.engine import Chunk, CommitSettings, EngineLimits, EngineRequest, InitialVersion, check_request
+from honed.generation.swap import VersionSwap, WeightHost, finish
+from honed.generation.swapping import EngineOptions, SwappingEngine
+from honed.generation.vllm.adapter import VLLM, Sampled
 from honed.generation.vllm.plugin import CANARY_PREFIX
+from honed.generation.vllm.settings import VLLMSettings
 from honed.kit.errors import DeadlineExceeded, Unavailable
 from honed.policy.version import VersionId
 
 __all__ = ["VLLMEngine", "VLLMSettings"]
 
+logger = logging.getLogger(__name__)
+
 _SHUTDOWN_S = 10.0
 
 
-class VLLMEngine:
+class VLLMEngine(SwappingEngine):
     """`GenerationEngine` on vLLM's `AsyncLLM`, whose engine runs in a child process."""
 
     def __init__(
         self,
-        initial: InitialVersion,
+        initial: InitialVersion | Iterable[InitialVersion],
         settings: VLLMSettings | None = None,
         commits: CommitSettings | None = None,
-        *,
-        max_in_flight: int = 1024,
-        request_timeout_s: float = 600.0,
-        clock: Callable[[], float] = monotonic,
+        **options: Unpack[EngineOptions],
     ) -> None:
         """Nothing starts yet.
 
         Args:
-            initial: What to serve first.
+            initial: See `SwappingEngine`.
             settings: How to run vLLM.
             commits: Bounds of a push.
-            max_in_flight: Requests beyond this are refused as `Overloaded`.
-            request_timeout_s: The longest that the engine may take for a request, or for the next chunk of a stream.
-            clock: Counts seconds.
+            options: See `SwappingEngine`.
         """
-        self._initial = initial
         self._settings = settings or VLLMSettings()
-        self._commits = commits or CommitSettings()
-        self._admission = Admission(max_in_flight)
-        self._request_timeout_s = request_timeout_s
-        self._clock = clock
-        self._started: tuple[VLLM, VersionSwap] | None = None
+        super().__init__(initial, commits, dtype=self._settings.dtype, **options)
+        self._vllm_or_none: VLLM | None = None
         self._watch: asyncio.Task[None] | None = None
-
-    @property
-    def version(self) -> VersionId:
-        """See `GenerationEngine`."""
-        return self._swap.version if self._started else self._initial.version
-
-    @property
-    def in_flight(self) -> int:
-        """See `GenerationEngine`."""
-        return self._admission.in_flight
 
     @property
     def limits(self) -> EngineLimits:
@@ -87,26 +64,6 @@ class VLLMEngine:
     def description(self) -> str:
         """See `GenerationEngine`."""
         return f"vllm {self._vllm.version}"
-
-    async def start(self) -> None:
-        """See `GenerationEngine`. Takes about half a minute."""
-        candidate = await asyncio.to_thread(read_candidate, self._initial.version, self._initial.directory)
-        starting = asyncio.create_task(asyncio.to_thread(VLLM.create, self._settings, candidate.directory))
-        try:
-            vllm = await finish(starting)
-        except asyncio.CancelledError:
-            if not starting.cancelled() and starting.exception() is None:
-                await asyncio.to_thread(starting.result().shutdown, _SHUTDOWN_S)
-            raise
-        host = _Host(vllm)
-        swap = VersionSwap(host, candidate, self._admission, self._commits, self._clock)
-        self._started = (vllm, swap)
-        try:
-            await swap.verify_first()
-        except BaseException:
-            await self.close()
-            raise
-        self._watch = asyncio.create_task(self._watch_process())
 
     async def complete(self, request: EngineRequest) -> Chunk:
         """See `GenerationEngine`."""
@@ -137,63 +94,48 @@ class VLLMEngine:
                 await self._give_up(sampled, error)
                 raise
 
-    async def prepare(self, version: VersionId, directory: Path) -> None:
-        """See `GenerationEngine`."""
-        await self._swap.prepare(version, directory)
+    async def _launch(self, candidate: Candidate) -> WeightHost:
+        """Takes about half a minute."""
+        starting = asyncio.create_task(asyncio.to_thread(VLLM.create, self._settings, candidate.directory))
+        try:
+            vllm = await finish(starting)
+        except asyncio.CancelledError:
+            if not starting.cancelled() and starting.exception() is None:
+                await asyncio.to_thread(starting.result().shutdown, _SHUTDOWN_S)
+            raise
+        try:
+            async with asyncio.timeout(self._commits.call_timeout_s):
+                await vllm.open()
+        except BaseException:
+            await asyncio.to_thread(vllm.shutdown, _SHUTDOWN_S)
+            raise
+        if vllm.unstaged_because:
+            logger.info("a push holds the whole load in its pause: %s", vllm.unstaged_because)
+        self._vllm_or_none = vllm
+        return VLLMHost(vllm, candidate.version)
 
-    async def commit(self, version: VersionId) -> CommitReport:
-        """See `GenerationEngine`."""
-        return await self._swap.commit(version)
+    def _swapping(self, swap: VersionSwap) -> None:
+        self._watch = asyncio.create_task(self._watch_process(swap))
 
-    async def abort_version(self, version: VersionId) -> None:
-        """See `GenerationEngine`."""
-        self._swap.forget(version)
-
-    async def pause(self) -> None:
-        """See `GenerationEngine`."""
-        await self._swap.pause()
-
-    async def resume(self) -> None:
-        """See `GenerationEngine`."""
-        await self._swap.resume()
-
-    async def wait_dead(self) -> str:
-        """See `GenerationEngine`."""
-        return await self._swap.wait_dead()
-
-    async def close(self) -> None:
-        """See `GenerationEngine`."""
-        self._admission.end("the engine is closed")
+    async def _stop(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])
             self._watch = None
-        if self._started is not None:
-            await self._swap.die("the engine is closed")
 
-    def encode(self, text: str) -> list[int]:
-        """See `GenerationEngine`."""
-        return cast("list[int]", self._vllm.tokenizer.encode(text))
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """See `GenerationEngine`."""
-        return cast(str, self._vllm.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    @property
+    def _tokenizer(self) -> Any:
+        return self._vllm.tokenizer
 
     @property
     def _vllm(self) -> VLLM:
-        if self._started is None:
+        if self._vllm_or_none is None:
             raise Unavailable("the engine has not started")
-        return self._started[0]
+        return self._vllm_or_none
 
-    @property
-    def _swap(self) -> VersionSwap:
-        if self._started is None:
-            raise Unavailable("the engine has not started")
-        return self._started[1]
-
-    async def _watch_process(self) -> None:
+    async def _watch_process(self, swap: VersionSwap) -> None:
         await self._vllm.wait_dead()
-        await self._swap.die("the vLLM engine process died; the service must restart. The log above has the cause")
+        await swap.die("the vLLM engine process died; the service must restart. The log above has the cause")
 
     async def _give_up(self, sampled: Sampled, error: BaseException) -> None:
         await sampled.abort()
@@ -201,20 +143,57 @@ class VLLMEngine:
             raise DeadlineExceeded(f"the engine gave nothing within {self._request_timeout_s:g} s") from error
 
 
-class _Host:
+class VLLMHost:
     """vLLM as the transaction of a push sees it."""
 
-    def __init__(self, vllm: VLLM) -> None:
+    def __init__(self, vllm: VLLM, loaded: VersionId) -> None:
+        """`loaded` is the version that vLLM started with."""
         self._vllm = vllm
         self._numbers = itertools.count()
+        self._live: VersionId | None = loaded
+        self._second: tuple[int, VersionId] | None = None  # the ticket of the second set, and what it holds
 
     async def freeze(self) -> None:
+        """See `WeightHost`."""
         await self._vllm.pause()
 
+    async def stage(self, candidate: Candidate) -> None:
+        """See `WeightHost`. Does nothing where no second set is possible."""
+        if self._vllm.unstaged_because:
+            return
+        self._second, ticket = None, next(self._numbers)
+        try:
+            await self._vllm.stage(ticket, candidate.directory, candidate.weight_files)
+        except BaseException:
+            # Also when the caller gave up: the workers must not go on reading.
+            with contextlib.suppress(Exception):
+                await finish(asyncio.create_task(self._vllm.unstage()))
+            raise
+        self._second = (ticket, candidate.version)
+
+    async def unstage(self) -> None:
+        """See `WeightHost`."""
+        self._second = None
+        if not self._vllm.unstaged_because:
+            await self._vllm.unstage()
+
     async def load(self, candidate: Candidate) -> None:
-        await self._vllm.load(candidate.directory, candidate.weight_files, candidate.version.label)
+        """See `WeightHost`."""
+        live, second = self._live, self._second
+        self._live = self._second = None  # so they stay if this ends half-way: then only the files are to be trusted
+        label = candidate.version.label
+        if candidate.version == live:
+            await self._vllm.relabel(label)
+        elif second is not None and candidate.version == second[1]:
+            await self._vllm.exchange(second[0], label)
+            second = None if live is None else (second[0], live)
+        else:
+            await self._vllm.load(candidate.directory, candidate.weight_files, label)
+            second = None
+        self._live, self._second = candidate.version, second
 
     async def canary_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `WeightHost`."""
         async with asyncio.TaskGroup() as group:
             tasks = []
             for token_ids in prompts:
@@ -223,8 +202,10 @@ class _Host:
         return [task.result() for task in tasks]
 
     async def thaw(self) -> None:
+        """See `WeightHost`."""
         await self._vllm.resume()
 
     async def halt(self, reason: str) -> None:
+        """See `WeightHost`."""
         self._vllm.fail_all()
         await asyncio.to_thread(self._vllm.shutdown, _SHUTDOWN_S)

@@ -1,7 +1,7 @@
 """What vLLM loads of honed in each of its processes, by the entry point group `vllm.general_plugins`.
 
-It registers the weight transfer backend `honed`, and makes an engine process end when the process that started it is gone: vLLM
-itself leaves the engine running after a kill -9 of its parent.
+It makes an engine process end when the process that started it is gone: vLLM itself leaves the
+engine running after a kill -9 of its parent.
 """
 
 from __future__ import annotations
@@ -11,25 +11,15 @@ import os
 import threading
 
 PARENT_VARIABLE = "_HONED_VLLM_PARENT"
-"""Names, by process id, the process whose engine processes must not outlive it. `vllm_adapter` sets it."""
+"""Names, by process id, the process whose engine processes must not outlive it. `adapter` sets it."""
 
-BACKEND = "honed"
-"""The name of the weight transfer backend."""
-
-CANARY_PREFIX = "honed-canary-"
-"""Request ids that begin so run while everything else is paused; see `vllm_scheduler`."""
+CANARY_PREFIX = "!canary-"
+"""Request ids that begin so run while everything else is paused; see `scheduler`. No run's name can
+begin so, hence no prompt's id, and the adapter refuses such ids from anybody else."""
 
 
 def register() -> None:
-    """Registers with vLLM. Called once or more in each process, in the serving one too."""
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, "honed.generation.vllm.weights", "DirectoryWeightTransfer")
-    _follow_parent()
-
-
-def _follow_parent() -> None:
+    """Called by vLLM once or more in each process, in the serving one too."""
     owner = os.environ.get(PARENT_VARIABLE)
     parent = multiprocessing.parent_process()
     name = "honed-follow-parent"
