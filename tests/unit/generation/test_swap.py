@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from honed.generation.engine import CommitSettings
 from honed.generation.swap import VersionSwap
 from honed.kit.errors import Aborted, FailedPrecondition, HonedError, Unavailable
 from honed.policy import Canary, Manifest, VersionId
+from honed.policy.manifest import FileEntry
 
 OLD, NEW = VersionId(1, 1), VersionId(1, 2)
 
@@ -276,3 +278,57 @@ async def test_a_forgotten_version_is_freed_and_not_committed(host: FakeHost, sw
     assert host.calls == ["unstage"]
     with pytest.raises(FailedPrecondition, match="PrepareVersion"):
         await swap.commit(NEW)
+
+
+async def test_a_load_that_did_nothing_is_refused_within_any_tolerance(host: FakeHost, swap: VersionSwap) -> None:
+    swap._settings = CommitSettings(10.0, 0.2, 0.5)
+    honest = host.load
+
+    async def lazily(candidate: Candidate) -> None:
+        if candidate.version == OLD:
+            await honest(candidate)
+        else:
+            await host._note(f"load {candidate.version}")
+
+    host.load = lazily  # type: ignore[method-assign]
+    with pytest.raises(Aborted, match="the load changed nothing"):
+        await swap.commit(NEW)
+    assert (swap.version, host.sampled_by) == (OLD, [OLD])
+    host.load = honest  # type: ignore[method-assign]
+    await swap.prepare(NEW, Path("/nowhere"))
+    assert (await swap.commit(NEW)).canaries_tell_apart is True
+
+
+async def test_what_reads_weights_has_a_deadline_that_grows_with_their_size(host: FakeHost, swap: VersionSwap) -> None:
+    swap._settings = CommitSettings(1e-3, 0.02, 0.02, load_bytes_per_s=1000.0)
+    large = candidate(NEW)
+    files = (FileEntry("model.safetensors", 5000, "0" * 64), FileEntry("tokenizer.json", 1 << 40, "0" * 64))
+    swap._prepared[NEW] = Candidate(large.directory, replace(large.manifest, files=files))
+    go_on = asyncio.Event()
+    host.broken["load 1.2"] = go_on
+    asyncio.get_running_loop().call_later(0.1, go_on.set)
+    assert (await swap.commit(NEW)).version == NEW
+    host.broken["stage 1.2"] = asyncio.Event()
+    with pytest.raises(Unavailable, match=r"did not answer stage within 0\.02 s"):
+        await swap.prepare(NEW, Path("/nowhere"))
+
+
+async def test_a_second_set_that_cannot_be_freed_does_not_fail_the_push(host: FakeHost, swap: VersionSwap) -> None:
+    host.broken["unstage"] = Unavailable("no answer")
+    assert (await swap.commit(NEW)).version == NEW
+
+
+async def test_nothing_is_staged_while_a_commit_may_still_need_the_old_weights(host: FakeHost, swap: VersionSwap) -> None:
+    go_on = asyncio.Event()
+    host.broken["canary 1.2"] = go_on
+    commit = asyncio.create_task(swap.commit(NEW))
+    while "canary 1.2" not in host.calls:
+        await asyncio.sleep(0)
+    third = asyncio.create_task(swap.prepare(VersionId(1, 3), Path("/nowhere")))
+    while not swap._staging._waiters:  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+    assert "stage 1.3" not in host.calls
+    go_on.set()
+    await commit
+    await third
+    assert host.calls[-2:] == ["unstage", "stage 1.3"]
