@@ -111,7 +111,7 @@ async def swap(fresh: VersionSwap, host: FakeHost) -> VersionSwap:
 
 async def test_the_host_goes_on_only_after_the_canaries_passed(host: FakeHost, swap: VersionSwap) -> None:
     report = await swap.commit(NEW)
-    assert host.calls == ["freeze", "load 1.2", "canary 1.2", "thaw", "unstage"]
+    assert host.calls == ["freeze", "load 1.2", "canary 1.2", "unstage", "thaw"]
     assert swap.version == report.version == NEW
     assert report.pause_s == 1.0
 
@@ -176,7 +176,7 @@ async def test_whatever_fails_the_old_version_serves_again(
     host.broken = fault
     with pytest.raises(Aborted, match=r"version 1\.2 did not take, 1\.1 serves"):
         await swap.commit(NEW)
-    assert host.calls[-5:] == ["freeze", "load 1.1", "canary 1.1", "thaw", "unstage"]
+    assert host.calls[-5:] == ["freeze", "load 1.1", "canary 1.1", "unstage", "thaw"]
     assert host.sampled_by == [OLD]
     assert swap.version == OLD
     async with admission.enter():
@@ -267,8 +267,8 @@ async def test_two_commits_run_one_after_the_other(host: FakeHost, swap: Version
     host.calls.clear()
     await asyncio.gather(swap.commit(NEW), swap.commit(third))
     assert host.calls == [
-        *("freeze", "load 1.2", "canary 1.2", "thaw", "unstage"),
-        *("freeze", "load 1.3", "canary 1.3", "thaw", "unstage"),
+        *("freeze", "load 1.2", "canary 1.2", "unstage", "thaw"),
+        *("freeze", "load 1.3", "canary 1.3", "unstage", "thaw"),
     ]
 
 
@@ -331,4 +331,4 @@ async def test_nothing_is_staged_while_a_commit_may_still_need_the_old_weights(h
     go_on.set()
     await commit
     await third
-    assert host.calls[-2:] == ["unstage", "stage 1.3"]
+    assert host.calls[-3:] == ["unstage", "thaw", "stage 1.3"]
