@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from honed.artifacts.version import VersionId
+from honed.generation.gate import RequestKind
 from honed.kit.errors import InvalidArgument
 
 
@@ -73,6 +74,7 @@ class EngineRequest:
         sampling: How to sample.
         want_text: Decode the response. Rollouts leave it off: decoding costs time on the path of every token.
         want_logprobs: Record the log-probability of each sampled token.
+        kind: On whose behalf; decides when it may enter the engine.
     """
 
     request_id: str
@@ -80,6 +82,7 @@ class EngineRequest:
     sampling: Sampling
     want_text: bool = True
     want_logprobs: bool = True
+    kind: RequestKind = RequestKind.APPLICATION
 
 
 @dataclass(frozen=True, slots=True)

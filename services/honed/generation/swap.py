@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from honed.artifacts.version import VersionId
-from honed.generation.admission import Admission
+from honed.generation.gate import RequestGate
 from honed.generation.candidate import Candidate, check_fits, read_candidate
 from honed.generation.engine import CommitReport, CommitSettings
 from honed.kit.errors import Aborted, FailedPrecondition, Unavailable
@@ -52,14 +52,14 @@ class VersionSwap:
         self,
         host: WeightHost,
         serving: Candidate,
-        admission: Admission,
+        gate: RequestGate,
         settings: CommitSettings,
         clock: Callable[[], float],
     ) -> None:
         """`serving` is what the host has loaded; `clock` counts seconds."""
         self._host = host
         self._serving = serving
-        self._admission = admission
+        self._gate = gate
         self._settings = settings
         self._clock = clock
         self._prepared: dict[VersionId, Candidate] = {}
@@ -86,7 +86,7 @@ class VersionSwap:
         await self._call("load", self._host.load(self._serving))
         await self._check(self._serving)
         await self._call("thaw", self._host.thaw())
-        self._admission.open()
+        self._gate.open()
 
     async def prepare(self, version: VersionId, directory: Path) -> None:
         """See `GenerationEngine.prepare`."""
@@ -115,7 +115,7 @@ class VersionSwap:
         async with self._lock:
             self._check_alive()
             self._paused = True
-            self._admission.shut()
+            self._gate.shut()
             await self._call("freeze", self._host.freeze())
 
     async def resume(self) -> None:
@@ -124,7 +124,7 @@ class VersionSwap:
             self._check_alive()
             self._paused = False
             await self._call("thaw", self._host.thaw())
-            self._admission.open()
+            self._gate.open()
 
     async def wait_dead(self) -> str:
         """Returns the reason when the engine can no longer serve."""
@@ -134,17 +134,17 @@ class VersionSwap:
         """Ends the engine's service. Idempotent."""
         if not self._dead.done():
             self._dead.set_result(reason)
-            self._admission.end(reason)
+            self._gate.end(reason)
             await self._host.halt(reason)
 
     async def _transaction(self, candidate: Candidate) -> CommitReport:
         started = self._clock()
-        self._admission.shut()
+        self._gate.shut()
         carried = 0
         try:
             async with self._deadline():
                 await self._call("freeze", self._host.freeze())
-                carried = self._admission.running
+                carried = self._gate.running
                 await self._call("load", self._host.load(candidate))
                 error = await self._check(candidate)
         except Exception as failure:  # whatever it was: what is loaded now must not serve
@@ -173,7 +173,7 @@ class VersionSwap:
             await self._or_die("freeze", self._host.freeze())
         else:
             await self._or_die("thaw", self._host.thaw())
-            self._admission.open()
+            self._gate.open()
 
     async def _or_die(self, name: str, call: Awaitable[None]) -> None:
         try:

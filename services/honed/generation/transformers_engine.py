@@ -15,7 +15,6 @@ import torch
 import transformers
 
 from honed.artifacts.version import VersionId
-from honed.generation.admission import Admission
 from honed.generation.candidate import Candidate, read_candidate
 from honed.generation.decoder import Decoder, Row, make_row
 from honed.generation.engine import (
@@ -27,6 +26,7 @@ from honed.generation.engine import (
     InitialVersion,
     check_request,
 )
+from honed.generation.gate import RequestGate
 from honed.generation.swap import VersionSwap
 from honed.kit.errors import DeadlineExceeded, Unavailable
 
@@ -72,7 +72,7 @@ class TransformersEngine:
         settings: TransformersSettings | None = None,
         commits: CommitSettings | None = None,
         *,
-        max_in_flight: int = 1024,
+        gate: RequestGate | None = None,
         request_timeout_s: float = 600.0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
@@ -82,14 +82,14 @@ class TransformersEngine:
             initial: What to serve first.
             settings: How to run the model.
             commits: Bounds of a push.
-            max_in_flight: Requests beyond this are refused as `Overloaded`.
+            gate: Who may sample, and when; None takes one for 1024 requests.
             request_timeout_s: The longest that the engine may take for a request, or for the next chunk of a stream.
             clock: Counts seconds.
         """
         self._initial = initial
         self._settings = settings or TransformersSettings()
         self._commits = commits or CommitSettings()
-        self._admission = Admission(max_in_flight)
+        self._gate = gate or RequestGate(window=1024, queue_limit=1025)
         self._request_timeout_s = request_timeout_s
         self._clock = clock
         self._running: _Running | None = None
@@ -104,7 +104,7 @@ class TransformersEngine:
     @property
     def in_flight(self) -> int:
         """See `GenerationEngine`."""
-        return self._admission.in_flight
+        return self._gate.in_flight
 
     @property
     def limits(self) -> EngineLimits:
@@ -127,7 +127,7 @@ class TransformersEngine:
         longest = min(self._settings.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
         decoder = Decoder(model, candidate.version, _end_tokens(model), self._settings.max_batch)
         host = _Host(decoder, self._load_model, self._fail_all)
-        swap = VersionSwap(host, candidate, self._admission, self._commits, self._clock)
+        swap = VersionSwap(host, candidate, self._gate, self._commits, self._clock)
         stepping = asyncio.create_task(self._step(host, swap))
         self._running = _Running(swap, host, tokenizer, EngineLimits(longest, config.vocab_size), stepping)
         try:
@@ -176,7 +176,7 @@ class TransformersEngine:
 
     async def close(self) -> None:
         """See `GenerationEngine`."""
-        self._admission.end("the engine is closed")
+        self._gate.end("the engine is closed")
         if self._running is not None:
             self._running.stepping.cancel()
             await asyncio.wait([self._running.stepping])
@@ -200,7 +200,7 @@ class TransformersEngine:
     async def _ticket(self, request: EngineRequest, *, whole: bool) -> AsyncIterator[_Ticket]:
         it = self._it
         check_request(request, it.limits)
-        async with self._admission.enter():
+        async with self._gate.enter(request.kind):
             seed = request.sampling.seed
             generator = self._unseeded if seed is None else torch.Generator(self._settings.device).manual_seed(seed)
             row = make_row(request, self.decode, generator)

@@ -15,7 +15,6 @@ from time import monotonic
 from typing import cast
 
 from honed.artifacts.version import VersionId
-from honed.generation.admission import Admission
 from honed.generation.candidate import Candidate, read_candidate
 from honed.generation.engine import (
     Chunk,
@@ -26,6 +25,7 @@ from honed.generation.engine import (
     InitialVersion,
     check_request,
 )
+from honed.generation.gate import RequestGate
 from honed.generation.swap import VersionSwap, finish
 from honed.generation.vllm_adapter import VLLM, Sampled, VLLMSettings
 from honed.generation.vllm_plugin import CANARY_PREFIX
@@ -45,7 +45,7 @@ class VLLMEngine:
         settings: VLLMSettings | None = None,
         commits: CommitSettings | None = None,
         *,
-        max_in_flight: int = 1024,
+        gate: RequestGate | None = None,
         request_timeout_s: float = 600.0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
@@ -55,14 +55,14 @@ class VLLMEngine:
             initial: What to serve first.
             settings: How to run vLLM.
             commits: Bounds of a push.
-            max_in_flight: Requests beyond this are refused as `Overloaded`.
+            gate: Who may sample, and when; None takes one for 1024 requests.
             request_timeout_s: The longest that the engine may take for a request, or for the next chunk of a stream.
             clock: Counts seconds.
         """
         self._initial = initial
         self._settings = settings or VLLMSettings()
         self._commits = commits or CommitSettings()
-        self._admission = Admission(max_in_flight)
+        self._gate = gate or RequestGate(window=1024, queue_limit=1025)
         self._request_timeout_s = request_timeout_s
         self._clock = clock
         self._started: tuple[VLLM, VersionSwap] | None = None
@@ -76,7 +76,7 @@ class VLLMEngine:
     @property
     def in_flight(self) -> int:
         """See `GenerationEngine`."""
-        return self._admission.in_flight
+        return self._gate.in_flight
 
     @property
     def limits(self) -> EngineLimits:
@@ -99,7 +99,7 @@ class VLLMEngine:
                 await asyncio.to_thread(starting.result().shutdown, _SHUTDOWN_S)
             raise
         host = _Host(vllm)
-        swap = VersionSwap(host, candidate, self._admission, self._commits, self._clock)
+        swap = VersionSwap(host, candidate, self._gate, self._commits, self._clock)
         self._started = (vllm, swap)
         try:
             await swap.verify_first()
@@ -111,7 +111,7 @@ class VLLMEngine:
     async def complete(self, request: EngineRequest) -> Chunk:
         """See `GenerationEngine`."""
         check_request(request, self.limits)
-        async with self._admission.enter():
+        async with self._gate.enter(request.kind):
             sampled = await self._vllm.submit(request, self.version.label, stream=False)
             try:
                 async with asyncio.timeout(self._request_timeout_s):
@@ -124,7 +124,7 @@ class VLLMEngine:
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Chunk, None]:
         """See `GenerationEngine`."""
         check_request(request, self.limits)
-        async with self._admission.enter():
+        async with self._gate.enter(request.kind):
             sampled = await self._vllm.submit(request, self.version.label, stream=True)
             try:
                 while True:
@@ -163,7 +163,7 @@ class VLLMEngine:
 
     async def close(self) -> None:
         """See `GenerationEngine`."""
-        self._admission.end("the engine is closed")
+        self._gate.end("the engine is closed")
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])
