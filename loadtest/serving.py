@@ -27,7 +27,7 @@ from honed.generation.engine import InitialVersion
 from honed.generation.main import CONTROL, PUBLIC, caps, make_engine
 from honed.generation.sampler import Sampler
 from honed.generation.service import GenerationService
-from honed.generation.vllm_engine import VLLMEngine
+from honed.generation.vllm.engine import VLLMEngine
 from honed.kit.server import Listener, Server, Servicer
 from honed.kit.wiring import server_options
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc

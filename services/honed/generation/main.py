@@ -9,7 +9,6 @@ import logging
 import shutil
 from pathlib import Path
 
-from honed.artifacts.store import PolicyStore
 from honed.config import GenerationSettings, RunSettings
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import CommitSettings, GenerationEngine, InitialVersion
@@ -19,6 +18,7 @@ from honed.generation.worker import RolloutWorker
 from honed.kit.errors import FailedPrecondition, Unavailable
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, redis_url, server_options
+from honed.policy.store import PolicyStore
 from honed.queue.connection import Link, Outage
 from honed.queue.keys import PROMPTS, RunKeys
 from honed.queue.stream import QueueSettings, WorkQueue
@@ -98,12 +98,12 @@ def caps(mine: GenerationSettings) -> Caps:
 
 def make_engine(mine: GenerationSettings, initial: InitialVersion) -> GenerationEngine:
     """The engine that the settings name; `auto` takes vLLM where it is installed."""
-    commit = CommitSettings(canary_tolerance=mine.canary_tolerance or 1e-3, timeout_s=mine.commit_timeout_s)
+    commit = CommitSettings(mine.canary_tolerance, mine.call_timeout_s, mine.commit_timeout_s)
     kind = mine.engine
     if kind == "auto":
         kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
     if kind == "vllm":
-        from honed.generation.vllm_engine import VLLMEngine, VLLMSettings
+        from honed.generation.vllm.engine import VLLMEngine, VLLMSettings
 
         return VLLMEngine(
             initial,
@@ -111,17 +111,24 @@ def make_engine(mine: GenerationSettings, initial: InitialVersion) -> Generation
                 dtype=mine.dtype,
                 max_model_len=mine.max_model_tokens,
                 max_num_seqs=mine.max_num_seqs,
+                max_batched_tokens=mine.max_batched_tokens,
                 kv_cache_gib=mine.kv_cache_gib,
+                gpu_memory_share=mine.gpu_memory_share,
+                cuda_graphs=mine.cuda_graphs,
+                tensor_parallel=mine.tensor_parallel,
+                staged_load=mine.staged_load,
                 threads=mine.threads,
             ),
             commit,
             max_in_flight=mine.max_queued,
         )
-    from honed.generation.transformers_engine import TransformersEngine, TransformersSettings
+    from honed.generation.hf.engine import TransformersEngine, TransformersSettings
 
     return TransformersEngine(
         initial,
-        TransformersSettings(dtype=mine.dtype, max_model_len=mine.max_model_tokens, max_batch=mine.max_num_seqs),
+        TransformersSettings(
+            dtype=mine.dtype, max_model_len=mine.max_model_tokens, max_batch=mine.max_num_seqs, staged_load=mine.staged_load
+        ),
         commit,
     )
 

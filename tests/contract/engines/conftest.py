@@ -86,10 +86,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def make_engine(kind: str, initial: InitialVersion) -> GenerationEngine:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if kind == "vllm":
-        from honed.generation.vllm_engine import VLLMEngine, VLLMSettings
+        from honed.generation.vllm.engine import VLLMEngine, VLLMSettings
 
         return VLLMEngine(initial, VLLMSettings(max_num_seqs=MAX_BATCH), max_in_flight=MAX_IN_FLIGHT)
-    from honed.generation.transformers_engine import TransformersEngine, TransformersSettings
+    from honed.generation.hf.engine import TransformersEngine, TransformersSettings
 
     return TransformersEngine(initial, TransformersSettings(max_batch=MAX_BATCH), max_in_flight=MAX_IN_FLIGHT)
 

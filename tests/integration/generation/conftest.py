@@ -19,10 +19,10 @@ from tests.support.tiny import make_canaries, make_tiny_model, publish_version
 from honed.artifacts import Canary, Manifest, PolicyStore, VersionId
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import InitialVersion
+from honed.generation.hf.engine import TransformersEngine, TransformersSettings
 from honed.generation.main import CONTROL, PUBLIC
 from honed.generation.sampler import Caps, Sampler
 from honed.generation.service import GenerationService
-from honed.generation.transformers_engine import TransformersEngine, TransformersSettings
 from honed.kit.channel import connect
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import TokenTable, ensure_local_tokens, read_token

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from honed.artifacts import Canary, Manifest, VersionId
+from honed.generation import swap as swap_module
 from honed.generation.gate import RequestGate
 from honed.generation.candidate import Candidate
 from honed.generation.engine import CommitSettings
 from honed.generation.swap import VersionSwap
 from honed.kit.errors import Aborted, FailedPrecondition, HonedError, Unavailable
+from honed.policy import Canary, Manifest, VersionId
 
 OLD, NEW = VersionId(1, 1), VersionId(1, 2)
 
@@ -31,6 +32,7 @@ class FakeHost:
         self.calls: list[str] = []
         self.broken: dict[str, object] = {}
         self.loaded = OLD
+        self.staged: VersionId | None = None
         self.frozen = False
         self.halted = ""
         self.sampled_by: list[VersionId] = []
@@ -38,6 +40,14 @@ class FakeHost:
     async def freeze(self) -> None:
         await self._note("freeze")
         self.frozen = True
+
+    async def stage(self, candidate: Candidate) -> None:
+        await self._note(f"stage {candidate.version}")
+        self.staged = candidate.version
+
+    async def unstage(self) -> None:
+        self.staged = None
+        await self._note("unstage")
 
     async def load(self, candidate: Candidate) -> None:
         assert self.frozen
@@ -79,28 +89,70 @@ def gate() -> RequestGate:
 
 
 @pytest.fixture
-async def swap(host: FakeHost, gate: RequestGate) -> VersionSwap:
+async def fresh(host: FakeHost, gate: RequestGate, monkeypatch: pytest.MonkeyPatch) -> VersionSwap:
+    """Nothing serves yet."""
+    monkeypatch.setattr(swap_module, "read_candidate", lambda version, directory: candidate(version))
     clock = itertools.count()
-    swap = VersionSwap(host, candidate(OLD), gate, CommitSettings(1e-3, 0.2, 0.5), lambda: float(next(clock)))
-    swap._prepared[NEW] = candidate(NEW)
-    return swap
+    return VersionSwap(host, candidate(OLD), gate, CommitSettings(1e-3, 0.2, 0.5), lambda: float(next(clock)))
+
+
+@pytest.fixture
+async def swap(fresh: VersionSwap, host: FakeHost) -> VersionSwap:
+    """`OLD` serves, `NEW` is prepared."""
+    await fresh.start(candidate(OLD))
+    await fresh.prepare(NEW, Path("/nowhere"))
+    assert host.sampled_by == [OLD]
+    host.calls.clear()
+    host.sampled_by.clear()
+    return fresh
 
 
 async def test_the_host_goes_on_only_after_the_canaries_passed(host: FakeHost, swap: VersionSwap) -> None:
     report = await swap.commit(NEW)
-    assert host.calls == ["freeze", "load 1.2", "canary 1.2", "thaw"]
+    assert host.calls == ["freeze", "load 1.2", "canary 1.2", "thaw", "unstage"]
     assert swap.version == report.version == NEW
     assert report.pause_s == 1.0
 
 
 async def test_the_first_version_is_checked_before_the_door_opens(
-    host: FakeHost, swap: VersionSwap, gate: RequestGate
+    host: FakeHost, fresh: VersionSwap, gate: RequestGate
 ) -> None:
     host.broken["error 1.1"] = 0.5
     with pytest.raises(Aborted, match=r"off by 0\.5"):
-        await swap.verify_first()
+        await fresh.start(candidate(OLD))
     assert host.sampled_by == []
     assert gate._shut
+
+
+async def test_a_first_version_that_is_refused_makes_way_for_another(host: FakeHost, fresh: VersionSwap) -> None:
+    host.broken["error 1.1"] = 0.5
+    with pytest.raises(Aborted):
+        await fresh.start(candidate(OLD))
+    await fresh.start(candidate(VersionId(1, 0)))
+    assert fresh.version == VersionId(1, 0)
+    assert host.sampled_by == [VersionId(1, 0)]
+
+
+async def test_before_the_first_version_has_passed_nothing_is_prepared_committed_or_said_to_serve(
+    host: FakeHost, fresh: VersionSwap
+) -> None:
+    go_on = asyncio.Event()
+    host.broken["canary 1.1"] = go_on
+    starting = asyncio.create_task(fresh.start(candidate(OLD)))
+    while "canary 1.1" not in host.calls:
+        await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="no version serves yet"):
+        _ = fresh.version
+    with pytest.raises(Unavailable, match="no version serves yet"):
+        await fresh.prepare(NEW, Path("/nowhere"))
+    commit = asyncio.create_task(fresh.commit(OLD))  # waits for the lock: the start is a transaction like any other
+    await asyncio.sleep(0)
+    assert host.calls == ["freeze", "load 1.1", "canary 1.1"]
+    go_on.set()
+    await starting
+    with pytest.raises(FailedPrecondition, match="not prepared"):
+        await commit
+    assert host.calls == ["freeze", "load 1.1", "canary 1.1", "thaw"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +174,7 @@ async def test_whatever_fails_the_old_version_serves_again(
     host.broken = fault
     with pytest.raises(Aborted, match=r"version 1\.2 did not take, 1\.1 serves"):
         await swap.commit(NEW)
-    assert host.calls[-4:] == ["freeze", "load 1.1", "canary 1.1", "thaw"]
+    assert host.calls[-5:] == ["freeze", "load 1.1", "canary 1.1", "thaw", "unstage"]
     assert host.sampled_by == [OLD]
     assert swap.version == OLD
     async with gate.enter():
@@ -131,9 +183,8 @@ async def test_whatever_fails_the_old_version_serves_again(
         await swap.commit(NEW)
 
 
-async def test_the_whole_has_a_deadline_too(host: FakeHost, gate: RequestGate) -> None:
-    swap = VersionSwap(host, candidate(OLD), gate, CommitSettings(1e-3, 60.0, 0.05), lambda: 0.0)
-    swap._prepared[NEW] = candidate(NEW)
+async def test_the_whole_has_a_deadline_too(host: FakeHost, swap: VersionSwap) -> None:
+    swap._settings = CommitSettings(1e-3, 60.0, 0.05)
     host.broken["load 1.2"] = asyncio.Event()
     with pytest.raises(Aborted, match=r"more than 0\.05 s"):
         await swap.commit(NEW)
@@ -165,7 +216,6 @@ async def test_a_host_that_cannot_go_on_is_dead(host: FakeHost, swap: VersionSwa
 
 
 async def test_requests_wait_at_the_door_while_weights_change(host: FakeHost, swap: VersionSwap, gate: RequestGate) -> None:
-    await swap.verify_first()
     go_on = asyncio.Event()
     host.broken["load 1.2"] = go_on
 
@@ -186,14 +236,13 @@ async def test_requests_wait_at_the_door_while_weights_change(host: FakeHost, sw
 
 
 async def test_a_commit_during_a_pause_leaves_the_pause(host: FakeHost, swap: VersionSwap, gate: RequestGate) -> None:
-    await swap.verify_first()
     await swap.pause()
     await swap.commit(NEW)
     assert host.frozen
-    assert host.sampled_by == [OLD]
+    assert host.sampled_by == []
     assert gate._shut
     await swap.resume()
-    assert host.sampled_by == [OLD, NEW]
+    assert host.sampled_by == [NEW]
 
 
 async def test_a_cancelled_commit_runs_to_its_end(host: FakeHost, swap: VersionSwap) -> None:
@@ -212,16 +261,18 @@ async def test_a_cancelled_commit_runs_to_its_end(host: FakeHost, swap: VersionS
 
 async def test_two_commits_run_one_after_the_other(host: FakeHost, swap: VersionSwap) -> None:
     third = VersionId(1, 3)
-    swap._prepared[third] = candidate(third)
+    await swap.prepare(third, Path("/nowhere"))
+    host.calls.clear()
     await asyncio.gather(swap.commit(NEW), swap.commit(third))
     assert host.calls == [
-        *("freeze", "load 1.2", "canary 1.2", "thaw"),
-        *("freeze", "load 1.3", "canary 1.3", "thaw"),
+        *("freeze", "load 1.2", "canary 1.2", "thaw", "unstage"),
+        *("freeze", "load 1.3", "canary 1.3", "thaw", "unstage"),
     ]
 
 
-async def test_a_forgotten_version_is_not_committed(swap: VersionSwap) -> None:
-    swap.forget(NEW)
-    swap.forget(NEW)
+async def test_a_forgotten_version_is_freed_and_not_committed(host: FakeHost, swap: VersionSwap) -> None:
+    await swap.forget(NEW)
+    await swap.forget(NEW)
+    assert host.calls == ["unstage"]
     with pytest.raises(FailedPrecondition, match="PrepareVersion"):
         await swap.commit(NEW)
