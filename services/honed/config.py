@@ -110,14 +110,6 @@ class GenerationSettings(ReplicatedSettings):
     kv_cache_gib: Rate = Field(2.0, description="KV cache on a machine without a GPU.")
     threads: Positive = Field(1, description="Compute threads of the engine on a machine without a GPU.")
     weights_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of published versions.")
-<<<<<<< HEAD
-    canary_tolerance: Rate | None = Field(
-        None, description="Nats; more, and a version is rolled back. Unset: what the dtype allows."
-    )
-    commit_timeout_s: Seconds = 60.0
-    rollout_concurrency: Positive = Field(64, description="Training samples in flight at once.")
-    stall_s: Seconds = Field(120.0, description="An engine with work that gives no token for so long is started anew.")
-=======
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = Field(0.85, description="Share of a GPU's memory for the engine.")
     cuda_graphs: bool | None = Field(None, description="Compile and replay CUDA graphs. Unset: on a GPU yes; a CPU cannot.")
     max_batched_tokens: Positive = Field(2048, description="Tokens that one step of the engine processes, prompts included.")
@@ -128,8 +120,8 @@ class GenerationSettings(ReplicatedSettings):
     )
     call_timeout_s: Seconds = Field(30.0, description="Deadline of a call into the engine; a load has 1 s more for each 50 MB.")
     commit_timeout_s: Seconds = Field(60.0, description="Deadline of a change of weights, with as much more.")
-    rollout_concurrency: Positive = Field(64, description="Training prompts in flight at once.")
->>>>>>> h/pause
+    rollout_concurrency: Positive = Field(64, description="Training samples in flight at once.")
+    stall_s: Seconds = Field(120.0, description="An engine with work that gives no token for so long is started anew.")
 
     @model_validator(mode="after")
     def _a_step_holds_every_sequence(self) -> Self:

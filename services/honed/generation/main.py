@@ -18,7 +18,7 @@ from honed.generation.worker import RolloutWorker
 from honed.kit.errors import FailedPrecondition, Unavailable
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, redis_url, server_options
-from honed.policy.store import PolicyStore
+from honed.artifacts.store import PolicyStore
 from honed.queue.connection import Link, Outage
 from honed.queue.keys import PROMPTS, RunKeys
 from honed.queue.stream import QueueSettings, WorkQueue

@@ -25,7 +25,7 @@ from honed.generation.canaries import Measured, check_tolerance, default_toleran
 from honed.generation.candidate import Candidate, check_fits, read_candidate
 from honed.generation.engine import CommitReport, CommitSettings
 from honed.kit.errors import Aborted, FailedPrecondition, Unavailable
-from honed.policy.version import VersionId
+from honed.artifacts.version import VersionId
 
 logger = logging.getLogger(__name__)
 

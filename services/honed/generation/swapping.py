@@ -25,7 +25,7 @@ from honed.kit.errors import (
     Unavailable,
     Unimplemented,
 )
-from honed.policy.version import VersionId
+from honed.artifacts.version import VersionId
 
 logger = logging.getLogger(__name__)
 

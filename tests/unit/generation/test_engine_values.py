@@ -14,7 +14,7 @@ from honed.generation.hf.decoder import sample
 from honed.generation.text_stream import TextStream
 from honed.generation.vllm.adapter import _spans, vllm_version
 from honed.kit.errors import InvalidArgument, Unavailable
-from honed.policy import VersionId
+from honed.artifacts import VersionId
 
 
 @pytest.mark.parametrize(

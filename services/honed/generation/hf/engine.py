@@ -19,7 +19,7 @@ from honed.generation.hf.decoder import Decoder, Row, make_row
 from honed.generation.swap import VersionSwap, WeightHost
 from honed.generation.swapping import EngineOptions, SwappingEngine
 from honed.kit.errors import DeadlineExceeded, Unavailable
-from honed.policy.version import VersionId
+from honed.artifacts.version import VersionId
 
 logger = logging.getLogger(__name__)
 

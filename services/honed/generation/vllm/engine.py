@@ -23,7 +23,7 @@ from honed.generation.vllm.adapter import VLLM, Sampled
 from honed.generation.vllm.plugin import CANARY_PREFIX
 from honed.generation.vllm.settings import VLLMSettings
 from honed.kit.errors import DeadlineExceeded, Unavailable
-from honed.policy.version import VersionId
+from honed.artifacts.version import VersionId
 
 __all__ = ["VLLMEngine", "VLLMSettings"]
 
