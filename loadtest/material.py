@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
+from honed.artifacts import Lineage, Manifest, PolicyStore, VersionDraft, VersionId
 from honed.learner import rng
 from honed.learner.exporter import Exporter
 from honed.learner.model import PolicyModel, load_language_model
 from honed.learner.pretrain import ModelShape, new_language_model
 from honed.learner.tokenizer import train_tokenizer
-from honed.policy import Lineage, Manifest, PolicyStore, VersionDraft, VersionId
 from loadtest.work import random_text
 
 transformers_logging.disable_progress_bar()

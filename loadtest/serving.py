@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from honed.artifacts.store import PolicyStore
 from honed.config import GenerationSettings, RunSettings
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import InitialVersion
@@ -29,7 +30,6 @@ from honed.generation.service import GenerationService
 from honed.generation.vllm_engine import VLLMEngine
 from honed.kit.server import Listener, Server, Servicer
 from honed.kit.wiring import server_options
-from honed.policy.store import PolicyStore
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace
 from loadtest.bare import BareEngine

@@ -21,7 +21,7 @@ def fetch(
     to: Annotated[Path | None, typer.Option("--to", help="Directory. Unset: where runs look, under data.cache.")] = None,
 ) -> None:
     """Download the human ratings, check their digest, and print where they are. What is there is only checked."""
-    from honed.conductor.dataset import fetch as dataset
+    from honed.demo.data import fetch as dataset
     from honed.settings_file import load_settings
 
     directory = to if to is not None else load_settings(None).data.cache.expanduser() / "data"

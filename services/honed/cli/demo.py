@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from honed.cli.display import show
-from honed.conductor.dataset.judge import RidgeJudge
-from honed.conductor.demo import measures
-from honed.conductor.demo.report import write_report
-from honed.conductor.demo.sampling import Application, Continuation
 from honed.conductor.local import local_run
 from honed.conductor.run import Run
 from honed.config import RunSettings
+from honed.demo import measures
+from honed.demo.judge import RidgeJudge
+from honed.demo.report import write_report
+from honed.demo.sampling import Application, Continuation
 from honed.kit.errors import FailedPrecondition
 from honed.kit.jsonl import read_lines
 from honed.kit.log import configure_logging

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 from honed.conductor.admitter import Admitter, Depths
 from honed.conductor.launcher import Launcher
-from honed.conductor.material import Material, import_comparisons, prepare_material
 from honed.conductor.processes import Processes
 from honed.conductor.prompts import PromptSequence, check_prompts
 from honed.config import RunSettings
+from honed.demo.material import Material, import_comparisons, prepare_material
 from honed.kit.errors import FailedPrecondition, HonedError, Unavailable, root_cause
 from honed.kit.progress import JobProgress, read_progress
 from honed.kit.wiring import consumer_name, internal_channel, redis_url

@@ -7,10 +7,10 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from honed.artifacts.manifest import Manifest
+from honed.artifacts.store import PolicyStore
 from honed.conductor.run import Run
 from honed.kit.errors import InvalidArgument, NotFound, Unimplemented
-from honed.policy.manifest import Manifest
-from honed.policy.store import PolicyStore
 from honed.v1 import common_pb2, conductor_pb2, conductor_pb2_grpc
 
 DEFAULT_PAGE = 100

@@ -11,12 +11,12 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.generation.engine import CommitReport
 from honed.generation.sampler import Sampler
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.kit.idempotency import Once
-from honed.policy.store import PolicyStore
-from honed.policy.version import VersionId
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from honed.artifacts.version import VersionId
 from honed.kit.errors import InvalidArgument
-from honed.policy.version import VersionId
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from honed.artifacts.version import VersionId
 from honed.generation.engine import Chunk, EngineRequest, FinishReason, GenerationEngine, Sampling
 from honed.kit.busy import BusyTime
 from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailable
-from honed.policy.version import VersionId
 from honed.v1 import common_pb2, generation_pb2
 
 _FINISH = {

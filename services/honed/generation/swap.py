@@ -17,11 +17,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from honed.artifacts.version import VersionId
 from honed.generation.admission import Admission
 from honed.generation.candidate import Candidate, check_fits, read_candidate
 from honed.generation.engine import CommitReport, CommitSettings
 from honed.kit.errors import Aborted, FailedPrecondition, Unavailable
-from honed.policy.version import VersionId
 
 T = TypeVar("T")
 

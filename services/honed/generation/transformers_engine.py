@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 import transformers
 
+from honed.artifacts.version import VersionId
 from honed.generation.admission import Admission
 from honed.generation.candidate import Candidate, read_candidate
 from honed.generation.decoder import Decoder, Row, make_row
@@ -28,7 +29,6 @@ from honed.generation.engine import (
 )
 from honed.generation.swap import VersionSwap
 from honed.kit.errors import DeadlineExceeded, Unavailable
-from honed.policy.version import VersionId
 
 logger = logging.getLogger(__name__)
 

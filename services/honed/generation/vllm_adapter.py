@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from honed.artifacts.version import VersionId
 from honed.generation.engine import Chunk, EngineLimits, EngineRequest, FinishReason, Span
 from honed.generation.vllm_plugin import BACKEND, PARENT_VARIABLE
 from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailable
-from honed.policy.version import VersionId
 
 OLDEST, BEYOND = (0, 22), (0, 33)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import cast
 
+from honed.artifacts.version import VersionId
 from honed.generation.admission import Admission
 from honed.generation.candidate import Candidate, read_candidate
 from honed.generation.engine import (
@@ -29,7 +30,6 @@ from honed.generation.swap import VersionSwap, finish
 from honed.generation.vllm_adapter import VLLM, Sampled, VLLMSettings
 from honed.generation.vllm_plugin import CANARY_PREFIX
 from honed.kit.errors import DeadlineExceeded, Unavailable
-from honed.policy.version import VersionId
 
 __all__ = ["VLLMEngine", "VLLMSettings"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from honed.artifacts import Canary
 from honed.kit.errors import InvalidArgument
 from honed.learner.model import TokenModel
-from honed.policy import Canary
 
 
 @torch.no_grad()

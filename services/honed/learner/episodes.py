@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from honed.artifacts import VersionId
 from honed.kit.errors import InvalidArgument
-from honed.policy import VersionId
 from honed.v1 import common_pb2
 
 

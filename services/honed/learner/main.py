@@ -7,6 +7,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
@@ -20,8 +22,6 @@ from honed.learner.ledger import Ledger
 from honed.learner.loop import LoopSettings, Status, TrainingLoop
 from honed.learner.publisher import Publisher
 from honed.learner.service import LearnerService
-from honed.policy.store import PolicyStore
-from honed.policy.version import VersionId
 from honed.queue.connection import Link, Outage
 from honed.queue.holding import holding
 from honed.queue.keys import SCORED, RunKeys

@@ -8,10 +8,10 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition, Unimplemented
 from honed.learner.ledger import Ledger
 from honed.learner.loop import Status, TrainingLoop
-from honed.policy.version import VersionId
 from honed.v1 import common_pb2, learner_pb2, learner_pb2_grpc
 
 

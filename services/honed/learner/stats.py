@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from honed.artifacts import VersionId
 from honed.learner.episodes import Episode
-from honed.policy import VersionId
 
 SAMPLER_GAP_ALARM = 1.05
 """Mean exp|difference| between sampler and learner on the same weights above which one of the two computes something else."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from honed.artifacts import VersionId
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.learner import advantage, rng
 from honed.learner.batches import MicroBatch, Rows, micro_batches, padding_share
@@ -30,7 +31,6 @@ from honed.learner.objectives import ppo
 from honed.learner.optimizer import linear_rate, load_optimizer_tensors, optimizer_tensors, set_rate
 from honed.learner.stats import MeanOverTokens, UpdateStats, same_weights_mask
 from honed.learner.trainer_state import TrainerState
-from honed.policy import VersionId
 
 
 @dataclass(frozen=True)

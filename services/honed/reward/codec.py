@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from honed.artifacts.files import hash_file
 from honed.kit.errors import DataLoss
-from honed.policy.files import hash_file
 
 
 class HfCodec:

@@ -11,9 +11,9 @@ from typing import Any, Final
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from honed.artifacts.files import hash_file
+from honed.artifacts.tensors import read_tensor_entries
 from honed.kit.errors import DataLoss, FailedPrecondition
-from honed.policy.files import hash_file
-from honed.policy.tensors import read_tensor_entries
 
 # What decides a score. A README or a training log beside them changes no version.
 _DECIDING: Final = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json")

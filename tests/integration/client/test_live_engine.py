@@ -17,12 +17,12 @@ from honed.client import Client, RequestError, Version
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    from honed.artifacts import PolicyStore, VersionId
     from honed.generation.engine import InitialVersion
     from honed.generation.sampler import Caps, Sampler
     from honed.generation.service import GenerationService
     from honed.generation.transformers_engine import TransformersEngine
     from honed.kit.server import Servicer
-    from honed.policy import PolicyStore, VersionId
     from honed.v1 import generation_pb2_grpc
 
     root = tmp_path_factory.mktemp("live")

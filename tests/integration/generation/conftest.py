@@ -16,6 +16,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from tests.support.tiny import make_canaries, make_tiny_model, publish_version
 
+from honed.artifacts import Canary, Manifest, PolicyStore, VersionId
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import InitialVersion
 from honed.generation.main import CONTROL, PUBLIC
@@ -25,7 +26,6 @@ from honed.generation.transformers_engine import TransformersEngine, Transformer
 from honed.kit.channel import connect
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import TokenTable, ensure_local_tokens, read_token
-from honed.policy import Canary, Manifest, PolicyStore, VersionId
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 CAPS = Caps(max_samples=4, max_tokens=64, default_max_tokens=8, max_prompt_tokens=20, max_in_flight=6)

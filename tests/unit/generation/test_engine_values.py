@@ -9,13 +9,13 @@ from collections import Counter
 import pytest
 import torch
 
+from honed.artifacts import VersionId
 from honed.generation.admission import Admission
 from honed.generation.decoder import sample
 from honed.generation.engine import EngineLimits, EngineRequest, Sampling, Span, check_request
 from honed.generation.text_stream import TextStream
 from honed.generation.vllm_adapter import _spans, vllm_version
 from honed.kit.errors import InvalidArgument, Overloaded, Unavailable
-from honed.policy import VersionId
 
 
 @pytest.mark.parametrize(

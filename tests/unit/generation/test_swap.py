@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from honed.artifacts import Canary, Manifest, VersionId
 from honed.generation.admission import Admission
 from honed.generation.candidate import Candidate
 from honed.generation.engine import CommitSettings
 from honed.generation.swap import VersionSwap
 from honed.kit.errors import Aborted, FailedPrecondition, HonedError, Unavailable
-from honed.policy import Canary, Manifest, VersionId
 
 OLD, NEW = VersionId(1, 1), VersionId(1, 2)
 

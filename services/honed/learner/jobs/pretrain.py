@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 
 import torch
 
+from honed.artifacts.manifest import Lineage
+from honed.artifacts.store import PolicyStore, VersionDraft
+from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.errors import InvalidArgument
 from honed.kit.jsonl import read_lines
@@ -26,9 +29,6 @@ from honed.learner.pretrain import (
 )
 from honed.learner.texts import packed_batches
 from honed.learner.tokenizer import END_OF_TEXT_ID, encode_texts, train_tokenizer
-from honed.policy.manifest import Lineage
-from honed.policy.store import PolicyStore, VersionDraft
-from honed.policy.version import VersionId
 from honed.workspace import Workspace
 
 NAME = "pretrain"

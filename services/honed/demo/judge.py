@@ -14,8 +14,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from honed.conductor.dataset.comparisons import Comparison
-from honed.conductor.dataset.ratings import RatedText
+from honed.demo.data.comparisons import Comparison
+from honed.demo.data.ratings import RatedText
 from honed.kit.errors import InvalidArgument
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from honed.conductor.dataset.ratings import MOVIES, RatedText
+from honed.demo.data.ratings import MOVIES, RatedText
 from honed.kit.errors import InvalidArgument
 
 HELD_OUT = 1_500

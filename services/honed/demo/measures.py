@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from honed.conductor.dataset.comparisons import Comparison
-from honed.conductor.dataset.judge import RidgeJudge, agreement, distinct_n
-from honed.conductor.demo.sampling import Continuation
+from honed.demo.data.comparisons import Comparison
+from honed.demo.judge import RidgeJudge, agreement, distinct_n
+from honed.demo.sampling import Continuation
 from honed.learner.ledger import PushRecord, StepRecord
 from honed.learner.model import load_language_model
 from honed.learner.reward_model import RewardModel

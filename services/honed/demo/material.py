@@ -6,12 +6,12 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
-from honed.conductor.dataset.comparisons import Comparison, draw_comparisons
-from honed.conductor.dataset.fetch import fetch
-from honed.conductor.dataset.prompts import first_words
-from honed.conductor.dataset.ratings import read_ratings
-from honed.conductor.dataset.split import Split, split, texts_of
 from honed.config import RunSettings
+from honed.demo.data.comparisons import Comparison, draw_comparisons
+from honed.demo.data.fetch import fetch
+from honed.demo.data.openings import first_words
+from honed.demo.data.ratings import read_ratings
+from honed.demo.data.split import Split, split, texts_of
 from honed.kit.jsonl import write_lines
 from honed.v1 import preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace

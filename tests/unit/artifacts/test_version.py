@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from honed.artifacts import VersionId
 from honed.kit.errors import InvalidArgument
-from honed.policy import VersionId
 
 NUMBERS = st.integers(0, 10**18)
 

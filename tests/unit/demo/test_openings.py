@@ -1,6 +1,6 @@
 import pytest
 
-from honed.conductor.dataset.prompts import first_words
+from honed.demo.data.openings import first_words
 from honed.kit.errors import InvalidArgument
 
 TEXTS = ["one two three four five six seven eight", "too short here", "just four words here", ""]

@@ -1,8 +1,8 @@
 """What a policy version is: its name, its manifest, its store."""
 
-from honed.policy.manifest import MANIFEST_NAME, Canary, FileEntry, Lineage, Manifest, TensorEntry
-from honed.policy.store import PolicyStore, StoreFull, VersionDraft, verify_directory
-from honed.policy.version import VersionId
+from honed.artifacts.manifest import MANIFEST_NAME, Canary, FileEntry, Lineage, Manifest, TensorEntry
+from honed.artifacts.store import PolicyStore, StoreFull, VersionDraft, verify_directory
+from honed.artifacts.version import VersionId
 
 __all__ = [
     "MANIFEST_NAME",

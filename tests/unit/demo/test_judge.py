@@ -2,9 +2,9 @@ from itertools import islice
 
 import pytest
 
-from honed.conductor.dataset.comparisons import draw_comparisons
-from honed.conductor.dataset.judge import RidgeJudge, agreement, distinct_n
-from honed.conductor.dataset.ratings import MOVIES, RatedText
+from honed.demo.data.comparisons import draw_comparisons
+from honed.demo.data.ratings import MOVIES, RatedText
+from honed.demo.judge import RidgeJudge, agreement, distinct_n
 from honed.kit.errors import InvalidArgument
 
 TEXTS = tuple(

@@ -12,9 +12,8 @@ import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from honed.kit.errors import Conflict, DataLoss, InvalidArgument, NotFound
-from honed.policy.files import CHUNK_BYTES, Backend, StoreFull, hash_file, open_backend
-from honed.policy.manifest import (
+from honed.artifacts.files import CHUNK_BYTES, Backend, StoreFull, hash_file, open_backend
+from honed.artifacts.manifest import (
     MANIFEST_MAX_BYTES,
     MANIFEST_NAME,
     Canary,
@@ -25,8 +24,9 @@ from honed.policy.manifest import (
     check_path,
     check_run,
 )
-from honed.policy.tensors import read_tensor_entries
-from honed.policy.version import VersionId
+from honed.artifacts.tensors import read_tensor_entries
+from honed.artifacts.version import VersionId
+from honed.kit.errors import Conflict, DataLoss, InvalidArgument, NotFound
 
 __all__ = ["PolicyStore", "StoreFull", "VersionDraft", "verify_directory"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from honed.conductor.dataset.fetch import SourceDistribution
-from honed.conductor.dataset.ratings import MOVIES, SETS, RatedText
+from honed.demo.data.fetch import SourceDistribution
+from honed.demo.data.ratings import MOVIES, SETS, RatedText
 
 INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 

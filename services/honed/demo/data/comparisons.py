@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from honed.conductor.dataset.ratings import RatedText
+from honed.demo.data.ratings import RatedText
 from honed.kit.errors import InvalidArgument
 
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+from honed.artifacts.fields import Fields
+from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, HonedError, InvalidArgument, Unimplemented
-from honed.policy.fields import Fields
-from honed.policy.version import VersionId
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_MAX_BYTES = 64 << 20

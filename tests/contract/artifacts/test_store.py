@@ -12,9 +12,9 @@ import fsspec
 import pytest
 from safetensors.numpy import save_file
 
+from honed.artifacts import Canary, Lineage, PolicyStore, StoreFull, VersionDraft, VersionId, verify_directory
+from honed.artifacts.files import RemoteBackend
 from honed.kit.errors import Conflict, DataLoss, InvalidArgument, NotFound, Unavailable
-from honed.policy import Canary, Lineage, PolicyStore, StoreFull, VersionDraft, VersionId, verify_directory
-from honed.policy.files import RemoteBackend
 
 V1, V2, V3, V4 = (VersionId(1, step) for step in range(1, 5))
 CANARY = Canary((5, 6, 7), 1, (-0.5, -1.5))

@@ -1,7 +1,7 @@
 import pytest
-from tests.unit.dataset.conftest import INNER, inner_files, packed
+from tests.unit.demo.conftest import INNER, inner_files, packed
 
-from honed.conductor.dataset.ratings import MOVIES, SETS, parse_set, read_ratings
+from honed.demo.data.ratings import MOVIES, SETS, parse_set, read_ratings
 from honed.kit.errors import DataLoss
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from honed.artifacts import Canary, FileEntry, Lineage, Manifest, TensorEntry, VersionId
+from honed.artifacts.manifest import check_path
 from honed.kit.errors import DataLoss, InvalidArgument, Unimplemented
-from honed.policy import Canary, FileEntry, Lineage, Manifest, TensorEntry, VersionId
-from honed.policy.manifest import check_path
 
 SHA = "0" * 64
 MANIFEST = Manifest(

@@ -12,8 +12,8 @@ from pathlib import Path
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from honed.conductor.demo.measures import Figures
-from honed.conductor.demo.sampling import Continuation
+from honed.demo.measures import Figures
+from honed.demo.sampling import Continuation
 from honed.learner.ledger import PushRecord, StepRecord
 
 SHOWN_SAMPLES = 16
@@ -50,7 +50,7 @@ def write_report(
         OSError: the directory cannot be written.
     """
     (directory / "report.json").write_text(json.dumps(figures.as_json(), indent=2) + "\n")
-    template = resources.files("honed.conductor.demo").joinpath("report.html").read_text(encoding="utf-8")
+    template = resources.files("honed.demo").joinpath("report.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True).from_string(template)
     html = page.render(
         figures=figures,

@@ -1,10 +1,10 @@
 import random
 
 import pytest
-from tests.unit.dataset.conftest import movies
+from tests.unit.demo.conftest import movies
 
-from honed.conductor.dataset.ratings import MOVIES, RatedText
-from honed.conductor.dataset.split import normal_form, split
+from honed.demo.data.ratings import MOVIES, RatedText
+from honed.demo.data.split import normal_form, split
 from honed.kit.errors import InvalidArgument
 
 

@@ -9,8 +9,8 @@ import json
 import math
 from pathlib import Path
 
+from honed.artifacts.manifest import TensorEntry
 from honed.kit.errors import DataLoss
-from honed.policy.manifest import TensorEntry
 
 _HEADER_MAX_BYTES = 100 << 20
 _DTYPE_BITS = {

@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.unit.dataset.conftest import source_of
+from tests.unit.demo.conftest import source_of
 
-from honed.conductor.dataset.fetch import HUMAN_RATINGS, SourceDistribution, fetch, verify
+from honed.demo.data.fetch import HUMAN_RATINGS, SourceDistribution, fetch, verify
 from honed.kit.errors import DataLoss, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
 
 

@@ -2,10 +2,10 @@ from collections import Counter
 from itertools import islice
 
 import pytest
-from tests.unit.dataset.conftest import movies
+from tests.unit.demo.conftest import movies
 
-from honed.conductor.dataset.comparisons import draw_comparisons
-from honed.conductor.dataset.ratings import MOVIES, RatedText
+from honed.demo.data.comparisons import draw_comparisons
+from honed.demo.data.ratings import MOVIES, RatedText
 from honed.kit.errors import InvalidArgument
 
 
