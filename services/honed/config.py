@@ -148,6 +148,9 @@ class LearnerSettings(ServerSettings):
     """The learner: PPO as lm-human-preferences states it, with a decoupled objective for stale data."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    deterministic: bool | None = Field(
+        None, description="The same data gives the same bits. Unset: on a CPU, where it costs nothing; a GPU may be much slower with it."
+    )
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: Positive = 1
     batch: Positive = Field(256, description="Rollouts of one optimizer step's data.")
@@ -183,6 +186,10 @@ class PretrainSettings(Section):
     seconds: Seconds = Field(190.0, description="Ends at the latest after so long.")
     tokens: Positive = Field(1_500_000, description="Ends at the latest after so many.")
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(20, description="Over which the learning rate rises to its peak.")
+    final_rate: Share = Field(0.05, description="Share of the peak that the learning rate falls to, along half a cosine.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="Of matrices.")
+    gradient_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients are scaled down to this norm.")
     vocabulary: Positive = 8192
     hidden_size: Positive = 128
     layers: Positive = 4
@@ -198,7 +205,15 @@ class RewardTrainingSettings(Section):
     comparisons: Positive = Field(70_000, description="How many the default run draws and imports.")
     seconds: Seconds = Field(110.0, description="Ends at the latest after so long.")
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
-    batch_texts: Positive = Field(32, description="Different texts of one optimizer step.")
+    objective: Literal["ranked_pairs", "best_of_k"] = Field(
+        "ranked_pairs", description="All pairs of a ranking (InstructGPT), or its best against the rest (lm-human-preferences)."
+    )
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Share of the training in which the rate rises.")
+    gradient_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients are scaled down to this norm.")
+    batch_texts: Annotated[int, Field(ge=2)] = Field(32, description="Different texts of one optimizer step.")
+    microbatch_tokens: Positive = Field(8192, description="Tokens of one forward and backward pass at most; bounds memory alone.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="What the model computes in; its weights are float32.")
     embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     weight_decay: Annotated[float, Field(ge=0)] = Field(1.0, description="Of matrices.")
     layers: Positive | None = Field(1, description="How many layers of the language model to keep; null keeps all.")

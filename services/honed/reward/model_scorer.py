@@ -1,11 +1,4 @@
-"""A reward model in Hugging Face format as a scorer: the value of its head at the last token of prompt and response.
-
-Formula: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences" (the reward is read at the last token).
-A model that honed trained has its gain in the head's weights and its bias as `reward_bias` in its configuration.
-
-transformers' own pooling looks for that token by comparing ids with a padding id, and misses it when a policy samples that id.
-Here the lengths decide, so no id means anything and a model needs no padding token.
-"""
+"""A reward model in Hugging Face format as a scorer: `honed.models.reward_model` behind the port, with texts cut to its length."""
 
 from __future__ import annotations
 
@@ -13,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from honed.reward.codec import HfCodec, tokenizer_digest
-from honed.reward.model_files import check_model, load_model, model_version, reward_bias
-from honed.reward.packing import pack
+from honed.models.reward_model import RewardModel, reward_model_version
+from honed.models.tokenizer import load_tokenizer, tokenizer_digest
 from honed.reward.scorer import BadSample, Kind, ScorerFailed, ScorerInput, ScorerOutput, TokenCodec
 
 
-class RewardModel:
+class ModelScorer:
     """One loaded reward model. Its directory may go away after the load."""
 
     kind: Kind = "reward_model"
@@ -51,19 +42,14 @@ class RewardModel:
             DataLoss: Files are missing or damaged.
             FailedPrecondition: It is no reward model that honed can serve; says why.
         """
-        check_model(directory)
+        self._model = RewardModel.load(directory, device=torch.device(device))
         self.name = name
-        self.version = model_version(directory)
+        self.version = reward_model_version(directory)
         self._own_tokenizer = tokenizer_digest(directory) != policy.digest
-        self._codec: TokenCodec = HfCodec(directory) if self._own_tokenizer else policy
-        self._model = load_model(directory).to(device)
-        config = self._model.config.get_text_config()
-        self.max_tokens = int(getattr(config, "max_position_embeddings", 0) or 0)
-        self._vocabulary = int(config.vocab_size)
-        self._bias = reward_bias(self._model.config, directory)
+        self._codec: TokenCodec = load_tokenizer(directory) if self._own_tokenizer else policy
+        self.max_tokens = self._model.max_tokens
         self._sees_prompt = sees_prompt
         self._batch_tokens = batch_tokens
-        self._device = torch.device(device)
 
     def score(self, batch: Sequence[ScorerInput]) -> list[ScorerOutput]:
         """See `Scorer`."""
@@ -73,10 +59,10 @@ class RewardModel:
             ids, left_out = self._fitted(self._tokens(sample, index))
             sequences.append(ids)
             truncated.append(left_out)
-        values = [0.0] * len(batch)
-        for rows in pack([len(ids) for ids in sequences], self._batch_tokens):
-            for row, value in zip(rows, self._forward([sequences[row] for row in rows]).tolist(), strict=True):
-                values[row] = value + self._bias
+        try:
+            values = self._model.rewards(sequences, pass_tokens=self._batch_tokens)
+        except RuntimeError as error:
+            raise ScorerFailed(self.name, self.version, f"the forward pass failed: {error}") from error
         return [ScorerOutput(value, left_out) for value, left_out in zip(values, truncated, strict=True)]
 
     def _tokens(self, sample: ScorerInput, index: int) -> list[int]:
@@ -90,10 +76,10 @@ class RewardModel:
             ids = [*(prompt_ids or codec.prefix), *sample.response_ids]
         if not ids:
             raise BadSample(self.name, self.version, "there is nothing to read: no token", index)
-        if max(ids) >= self._vocabulary:
+        if max(ids) >= self._model.vocabulary_size:
             # On a GPU such an id would take the whole process down.
             raise BadSample(
-                self.name, self.version, f"token id {max(ids)} is outside the vocabulary of {self._vocabulary}", index
+                self.name, self.version, f"token id {max(ids)} is outside the vocabulary of {self._model.vocabulary_size}", index
             )
         return ids
 
@@ -108,21 +94,3 @@ class RewardModel:
             return ids, 0
         head = len(self._codec.prefix) if tuple(ids[: len(self._codec.prefix)]) == self._codec.prefix else 0
         return ids[:head] + ids[head + excess :], excess
-
-    @torch.inference_mode()
-    def _forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """The head's value at the last token of each sequence, `[len(sequences)]`, float32."""
-        lengths = [len(ids) for ids in sequences]
-        width = max(lengths)
-        tokens = torch.tensor([[*ids, *(0,) * (width - len(ids))] for ids in sequences], device=self._device)
-        last = torch.tensor(lengths, device=self._device) - 1
-        mask = None
-        if min(lengths) < width:
-            mask = (torch.arange(width, device=self._device) <= last.unsqueeze(1)).long()
-        try:
-            hidden = self._model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
-            at_last = hidden[torch.arange(len(lengths), device=self._device), last]
-            value: Tensor = self._model.score(at_last).squeeze(-1).float()
-        except RuntimeError as error:
-            raise ScorerFailed(self.name, self.version, f"the forward pass failed: {error}") from error
-        return value
