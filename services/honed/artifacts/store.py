@@ -24,6 +24,7 @@ from honed.artifacts.manifest import (
     check_path,
     check_run,
 )
+from honed.artifacts.marks import Marks
 from honed.artifacts.tensors import read_tensor_entries
 from honed.artifacts.version import VersionId
 from honed.kit.errors import Conflict, DataLoss, InvalidArgument, NotFound
@@ -57,6 +58,7 @@ class PolicyStore:
         self.run = check_run(run)
         self._backend: Backend = open_backend(str(location), io_timeout_s)
         self._root = self._backend.join(run)
+        self.marks = Marks(self._backend, self._root)
 
     def publish(self, source: Path, draft: VersionDraft) -> Manifest:
         """Copies the model directory `source` into the store, digesting it in the same read.
@@ -103,6 +105,11 @@ class PolicyStore:
     def latest(self) -> VersionId | None:
         """The newest complete version."""
         return next((version for version in reversed(self._directories()) if self._is_complete(version)), None)
+
+    def servable(self) -> list[VersionId]:
+        """The complete versions that are not quarantined, newest first: what a generator may try to serve."""
+        quarantined = self.marks.all("quarantined")
+        return [version for version in reversed(self.versions()) if version not in quarantined]
 
     def manifest(self, version: VersionId) -> Manifest:
         """The manifest of a complete version.
@@ -163,7 +170,7 @@ class PolicyStore:
         return target
 
     def retain(self, keep_last: int, keep: set[VersionId] | None = None) -> list[VersionId]:
-        """Removes all but the newest `keep_last` versions and those in `keep`; also what dead publishers left behind.
+        """Removes all but the newest `keep_last` versions, those in `keep` and promoted ones; also what dead publishers left.
 
         Returns:
             The complete versions that were removed.
@@ -171,7 +178,7 @@ class PolicyStore:
         if keep_last < 1:
             raise InvalidArgument("keep_last", f"must be at least 1, got {keep_last}")
         complete = self.versions()
-        kept = set(complete[-keep_last:]) | (keep or set())
+        kept = set(complete[-keep_last:]) | (keep or set()) | set(self.marks.all("promoted"))
         removed = [version for version in complete if version not in kept]
         for version in removed:
             self._discard(version)

@@ -28,7 +28,7 @@ class PromptSequence:
             ValueError: there are no prompts.
         """
         if not prompts:
-            raise ValueError("there are no prompts to train on: conductor.prompts is empty")
+            raise ValueError("there are no prompts to train on: data.prompts is empty")
         self._run, self._prompts, self._seed, self._settings = run, prompts, seed, settings
 
     @classmethod

@@ -13,13 +13,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from honed.conductor.admitter import Admitter, Depths
+from honed.conductor.judgements import import_judgements
 from honed.conductor.launcher import Launcher
 from honed.conductor.processes import Processes
 from honed.conductor.prompts import PromptSequence, check_prompts
 from honed.config import RunSettings
-from honed.demo.material import Material, import_comparisons, prepare_material
 from honed.kit.errors import FailedPrecondition, HonedError, Unavailable, root_cause
 from honed.kit.progress import JobProgress, read_progress
 from honed.kit.wiring import consumer_name, internal_channel, redis_url
@@ -66,7 +67,6 @@ class Run:
         self.settings, self.launcher, self.processes = settings, launcher, processes
         self.state = RunState()
         self.stopping = asyncio.Event()
-        self.material: Material | None = None
         self.place = Workspace(settings.directory)
 
     async def execute(self, before_loop: Hook | None = None) -> None:
@@ -108,18 +108,14 @@ class Run:
 
     async def _phases(self, before_loop: Hook | None) -> None:
         timeout = self.settings.conductor.start_timeout_s
-        if self.settings.conductor.prompts is not None:
-            await asyncio.to_thread(check_prompts, self.settings.conductor.prompts)
+        await asyncio.to_thread(check_prompts, self._prompts_file())
         redis = await asyncio.to_thread(self.processes.redis)
         async with asyncio.TaskGroup() as group:
             if redis is not None:
                 group.create_task(self.launcher.start(redis, timeout))
             group.create_task(self.launcher.start(self.processes.service("preference"), timeout))
-            if self._uses_ratings():
-                group.create_task(self._prepare())
         async with asyncio.TaskGroup() as group:
-            if self.material is not None:
-                group.create_task(self._import(self.material))
+            group.create_task(self._import())
             self._enter(conductor_pb2.RUN_PHASE_PRETRAIN, "training the language model")
             group.create_task(self.launcher.run_job(self.processes.job("pretrain"), JOB_TIMEOUT_S))
         self._enter(conductor_pb2.RUN_PHASE_REWARD_MODEL, "training the reward model")
@@ -140,16 +136,11 @@ class Run:
         await self._loop()
         self.state.loop_ended_at = time.time()
 
-    async def _prepare(self) -> None:
-        self.material = await asyncio.to_thread(prepare_material, self.settings)
-
-    async def _import(self, material: Material) -> None:
+    async def _import(self) -> None:
         async with internal_channel(self.settings, self.settings.preference.target) as channel:
             stub = preference_pb2_grpc.PreferenceServiceStub(channel)
-            await import_comparisons(stub, material, self.settings.reward_training.comparisons, self._imported)
-
-    def _imported(self, count: int) -> None:
-        self.state.imported = count
+            for source in self.settings.data.judgements:
+                self.state.imported += await import_judgements(stub, source)
 
     async def _loop(self) -> None:
         """Feeds the loop until the learner has done its steps."""
@@ -166,7 +157,7 @@ class Run:
                 queues,
                 await asyncio.to_thread(self._prompts),
                 samples_per_prompt=settings.conductor.samples_per_prompt,
-                target=settings.learner.steps * settings.learner.batch,
+                target=(settings.learner.steps or 1 << 40) * settings.learner.batch,
             )
             finished = asyncio.Event()
             async with asyncio.TaskGroup() as group:
@@ -237,14 +228,20 @@ class Run:
 
     def _prompts(self) -> PromptSequence:
         mine = self.settings.conductor
-        path = mine.prompts or self.place.prompts
+        path = self._prompts_file()
         limits = self.settings.generation
         longest = min(limits.max_prompt_tokens, limits.max_model_tokens - mine.response_tokens)
         return PromptSequence.load(self.settings.run, path, self.place.base_model, self.settings.seed, mine, longest=longest)
 
-    def _uses_ratings(self) -> bool:
-        """Whether the run lives on the default data set."""
-        return self.settings.conductor.prompts is None
+    def _prompts_file(self) -> Path:
+        """The prompts to train on.
+
+        Raises:
+            FailedPrecondition: the run file names none.
+        """
+        if self.settings.data.prompts is None:
+            raise FailedPrecondition("data.prompts is not set: name JSON lines with `text`, `token_ids` or `messages`")
+        return self.settings.data.prompts
 
     def _trains_reward_model(self) -> bool:
         """Whether a scorer reads the reward model that this run trains."""

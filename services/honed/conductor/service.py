@@ -74,6 +74,16 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
         """Comes with promotion."""
         raise Unimplemented("RollbackVersion is not served yet")
 
+    async def SubmitPrompts(
+        self, request: conductor_pb2.SubmitPromptsRequest, context: Any
+    ) -> conductor_pb2.SubmitPromptsResponse:
+        """Adds prompts."""
+        raise Unimplemented("SubmitPrompts is not served yet")
+
+    async def SetReplicas(self, request: conductor_pb2.SetReplicasRequest, context: Any) -> conductor_pb2.SetReplicasResponse:
+        """Starts or ends processes."""
+        raise Unimplemented("SetReplicas is not served yet")
+
     def _check(self, run: str) -> None:
         if run not in ("", self._run.settings.run):
             raise NotFound(f"this conductor drives the run {self._run.settings.run!r}, not {run!r}")

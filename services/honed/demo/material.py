@@ -1,34 +1,36 @@
-"""The default run's material: human ratings fetched, split, and turned into texts, prompts and comparisons."""
+"""The default run's data: human ratings fetched, split, and written as the files that a run file's `data` section names."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
-from honed.config import RunSettings
+from honed.config import DataSettings, EvaluationSettings, JudgementsFile
 from honed.demo.data.comparisons import Comparison, draw_comparisons
-from honed.demo.data.fetch import fetch
+from honed.demo.data.fetch import default_directory, fetch
 from honed.demo.data.openings import first_words
 from honed.demo.data.ratings import read_ratings
 from honed.demo.data.split import Split, split, texts_of
 from honed.kit.jsonl import write_lines
-from honed.v1 import preference_pb2, preference_pb2_grpc
-from honed.workspace import Workspace
 
-SOURCE = "vader-movies"
-SITTING = 8
-HELD_OUT_COMPARISONS = 20_000
+SOURCE: Final = "vader-movies"
+SITTING: Final = 8
+COMPARISONS: Final = 70_000
+HELD_OUT_COMPARISONS: Final = 20_000
+EVALUATION_PROMPTS: Final = 256
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a run on the human ratings works with."""
+class DemoData:
+    """The ratings of one demo, and where its files lie."""
 
     split: Split
     seed: int
 
-    def comparisons(self, count: int) -> Iterator[Comparison]:
+    def comparisons(self, count: int = COMPARISONS) -> Iterator[Comparison]:
         """Training comparisons, each between single ratings of two texts."""
         return itertools.islice(draw_comparisons(self.split.reward, seed=self.seed, sitting=SITTING), count)
 
@@ -38,57 +40,55 @@ class Material:
         return list(itertools.islice(draws, HELD_OUT_COMPARISONS))
 
 
-def prepare_material(settings: RunSettings) -> Material:
-    """Fetches and splits the ratings, and writes the run's text and prompt files. Blocks; the files are made once.
+def demo_files(directory: Path) -> DataSettings:
+    """The `data` section of a demo's run file: files under `directory`, which `write_demo_files` makes."""
+    return DataSettings(
+        texts=(directory / "texts.jsonl",),
+        prompts=directory / "prompts.jsonl",
+        judgements=(JudgementsFile(file=directory / "comparisons.jsonl", format="honed", source=SOURCE),),
+        evaluation=EvaluationSettings(
+            judgements=JudgementsFile(file=directory / "held-out.jsonl", format="honed", source=SOURCE),
+            prompts=directory / "evaluation.jsonl",
+            samples=EVALUATION_PROMPTS,
+        ),
+    )
+
+
+def write_demo_files(directory: Path, seed: int) -> DemoData:
+    """Fetches and splits the ratings, and writes the files of `demo_files` that are not there yet. Blocks.
 
     Raises:
         HonedError: the data cannot be fetched or is damaged; names the file and what to do.
     """
-    archive = fetch(settings.data.cache.expanduser() / "data")
-    parts = split(read_ratings(archive), seed=settings.seed, held_out=settings.data.held_out, judge=settings.data.judge)
-    place = Workspace(settings.directory)
-    evaluation = first_words(texts_of(parts.held_out), seed=settings.seed)[: settings.data.evaluation_prompts]
-    files = {
-        place.texts: parts.language_texts,
-        place.prompts: first_words(texts_of(parts.judge), seed=settings.seed),
-        place.evaluation_prompts: evaluation,
-    }
-    for path, texts in files.items():
-        if not path.exists():
-            write_lines(path, ({"text": text} for text in texts))
-    return Material(parts, settings.seed)
+    data = DemoData(split(read_ratings(fetch(default_directory())), seed=seed), seed)
+    evaluation = first_words(texts_of(data.split.held_out), seed=seed)[:EVALUATION_PROMPTS]
+    _write(directory / "texts.jsonl", _texts(data.split.language_texts))
+    _write(directory / "prompts.jsonl", _texts(first_words(texts_of(data.split.judge), seed=seed)))
+    _write(directory / "evaluation.jsonl", _texts(evaluation))
+    _write(directory / "comparisons.jsonl", _judgements(data.comparisons(), f"{SOURCE}/{seed}"))
+    _write(directory / "held-out.jsonl", _judgements(data.held_out_comparisons(), f"{SOURCE}-held-out/{seed}"))
+    return data
 
 
-async def import_comparisons(
-    stub: preference_pb2_grpc.PreferenceServiceAsyncStub,
-    material: Material,
-    count: int,
-    progress: Callable[[int], None] = lambda _: None,
-) -> preference_pb2.ImportJudgementsResponse:
-    """Streams comparisons into the preference service. Repeating it stores nothing twice."""
-
-    async def requests() -> AsyncIterator[preference_pb2.ImportJudgementsRequest]:
-        for number, comparison in enumerate(material.comparisons(count)):
-            if number % 500 == 0:
-                progress(number)
-            yield preference_pb2.ImportJudgementsRequest(
-                judgement=as_judgement(comparison), idempotency_key=f"{SOURCE}/{material.seed}/{number}"
-            )
-
-    answer: preference_pb2.ImportJudgementsResponse = await stub.ImportJudgements(requests(), timeout=300)
-    progress(count)
-    return answer
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    if not path.exists():
+        write_lines(path, rows)
 
 
-def as_judgement(comparison: Comparison) -> preference_pb2.Judgement:
-    """A comparison of the data set as the contract's judgement. Its raters are not known one by one: they share a name."""
-    return preference_pb2.Judgement(
-        responses=[
-            preference_pb2.JudgedResponse(text=comparison.chosen.text),
-            preference_pb2.JudgedResponse(text=comparison.rejected.text),
-        ],
-        annotator=f"{SOURCE}-raters",
-        source=SOURCE,
-        labels={"chosen": comparison.chosen.id, "rejected": comparison.rejected.id},
-        pairwise=preference_pb2.PairwiseJudgement(preferred=0, other=1),
-    )
+def _texts(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+    return ({"text": text} for text in texts)
+
+
+def _judgements(comparisons: Iterable[Comparison], key: str) -> Iterator[dict[str, Any]]:
+    """Comparisons as lines of honed's own format. Their raters are not known one by one: they share a name."""
+    for number, comparison in enumerate(comparisons):
+        yield {
+            "idempotency_key": f"{key}/{number}",
+            "judgement": {
+                "responses": [{"text": comparison.chosen.text}, {"text": comparison.rejected.text}],
+                "annotator": f"{SOURCE}-raters",
+                "source": SOURCE,
+                "labels": {"chosen": comparison.chosen.id, "rejected": comparison.rejected.id},
+                "pairwise": {"preferred": 0, "other": 1},
+            },
+        }

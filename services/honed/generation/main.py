@@ -98,7 +98,7 @@ def caps(mine: GenerationSettings) -> Caps:
 
 def make_engine(mine: GenerationSettings, initial: InitialVersion) -> GenerationEngine:
     """The engine that the settings name; `auto` takes vLLM where it is installed."""
-    commit = CommitSettings(canary_tolerance=mine.canary_tolerance, timeout_s=mine.commit_timeout_s)
+    commit = CommitSettings(canary_tolerance=mine.canary_tolerance or 1e-3, timeout_s=mine.commit_timeout_s)
     kind = mine.engine
     if kind == "auto":
         kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"

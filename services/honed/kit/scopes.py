@@ -22,12 +22,12 @@ SCOPES: dict[str, str] = {
     **{f"/honed.v1.PreferenceService/{m}": "preference.read" for m in _READ_PREFERENCE},
     **{f"/honed.v1.PreferenceService/{m}": "preference.write" for m in _WRITE_PREFERENCE},
     "/honed.v1.PreferenceService/EraseAnnotator": "preference.control",
-    **{f"/honed.v1.LearnerService/{m}": "learner.read" for m in ("GetStatus", "WatchMetrics")},
+    **{f"/honed.v1.LearnerService/{m}": "learner.read" for m in ("GetStatus", "WatchMetrics", "WatchPushes")},
     **{f"/honed.v1.LearnerService/{m}": "learner.control" for m in ("Pause", "Resume", "Checkpoint", "Rollback")},
     **{f"/honed.v1.ConductorService/{m}": "conductor.read" for m in ("GetRun", "ListRuns", "ListVersions", "CompareVersions")},
     **{
         f"/honed.v1.ConductorService/{m}": "conductor.control"
-        for m in ("StartRun", "StopRun", "PromoteVersion", "RollbackVersion")
+        for m in ("StartRun", "StopRun", "PromoteVersion", "RollbackVersion", "SubmitPrompts", "SetReplicas")
     },
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": "",

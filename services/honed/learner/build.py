@@ -12,6 +12,7 @@ import torch
 from honed.config import KlSettings, LearnerSettings, RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.learner import rng
+from honed.learner.episodes import Vocabulary
 from honed.learner.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
 from honed.learner.model import PolicyModel, ReferenceModel
 from honed.learner.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
@@ -49,6 +50,17 @@ def build_trainer(settings: RunSettings, base: Path) -> PPOTrainer:
     )
 
 
+def vocabulary_of(base: Path, size: int) -> Vocabulary:
+    """What responses may hold, by the files of the base model.
+
+    Args:
+        base: Its directory.
+        size: Rows of its output layer; often more than its tokenizer has tokens.
+    """
+    facts = ModelFacts.read(base)
+    return Vocabulary(size, facts.pad_token_id, facts.end_token_ids)
+
+
 def make_deterministic(device: torch.device, asked: bool | None) -> None:
     """Makes two runs on the same data give the same bits, on one kind of device with one build of torch (P6).
 
@@ -67,7 +79,7 @@ def make_deterministic(device: torch.device, asked: bool | None) -> None:
     torch.use_deterministic_algorithms(wanted)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, *, setting: str = "learner.device") -> torch.device:
     """The device of a name; `auto` takes CUDA where there is one.
 
     Raises:
@@ -76,7 +88,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise FailedPrecondition(f"learner.device is {name}, and torch sees no GPU here: set it to auto or cpu")
+        raise FailedPrecondition(f"{setting} is {name}, and torch sees no GPU here: set it to auto or cpu")
     return torch.device(name)
 
 
@@ -84,7 +96,7 @@ def ppo_settings(mine: LearnerSettings) -> PPOSettings:
     """The algorithm's numbers."""
     return PPOSettings(
         learning_rate=mine.learning_rate,
-        total_updates=mine.steps if mine.schedule == "linear" else None,
+        total_updates=None if mine.schedule == "constant" else mine.steps,
         epochs=mine.epochs,
         minibatches=mine.minibatches,
         clip_ratio=mine.clip_ratio,

@@ -51,7 +51,7 @@ def _set_dtype(path: Path, dtype: str) -> None:
 
 
 def _keep_generation_config(base: Path, target: Path) -> None:
-    """How the model is meant to be sampled and where responses end are the base's own; transformers writes what it makes of it."""
+    """Where responses end is said by the base's own file, not by what transformers makes of it."""
     name = "generation_config.json"
     if (base / name).is_file():
         shutil.copyfile(base / name, target / name)

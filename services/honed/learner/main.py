@@ -13,9 +13,8 @@ from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, internal_channel, redis_url, server_options
-from honed.learner.build import build_trainer, config_hash
+from honed.learner.build import build_trainer, config_hash, vocabulary_of
 from honed.learner.checkpoint import CheckpointStore
-from honed.learner.episodes import Vocabulary
 from honed.learner.exporter import Exporter
 from honed.learner.intake import Intake
 from honed.learner.ledger import Ledger
@@ -55,7 +54,7 @@ async def run(settings: RunSettings) -> None:
         stats = await counting.stats()
         return {**stats.dropped, **({"dead_letter": stats.dead} if stats.dead else {})}
 
-    service = LearnerService(settings.run, mine.steps, status, ledger, dropped)
+    service = LearnerService(settings.run, mine.steps or 0, status, ledger, dropped)
     servicer = Servicer(SERVICE, learner_pb2_grpc.add_LearnerServiceServicer_to_server, service)
     server = Server([Listener(mine.host, mine.port, [servicer])], server_options(settings, mine, [f"/{SERVICE}/WatchMetrics"]))
 
@@ -106,7 +105,7 @@ async def _train(
             intake = Intake(
                 queue,
                 held,
-                Vocabulary(trainer.policy.vocabulary_size),
+                vocabulary_of(base, trainer.policy.vocabulary_size),
                 max_staleness=mine.max_staleness,
                 max_tokens=settings.generation.max_model_tokens,
             )
@@ -126,9 +125,9 @@ async def _train(
                 publisher,
                 LoopSettings(
                     mine.batch,
-                    mine.steps,
+                    mine.steps or 1 << 40,
                     mine.checkpoint_every,
-                    mine.push_retry_s,
+                    300.0,
                     config_hash(settings),
                     _snapshot(settings),
                     overlap_push=trainer.policy.device.type != "cpu" if mine.overlap_push is None else mine.overlap_push,
@@ -168,7 +167,7 @@ async def _base(store: PolicyStore, directory: Path) -> Path:
 
 def _generators(settings: RunSettings) -> tuple[str, ...]:
     mine = settings.generation
-    return mine.control_addresses or (f"{mine.host}:{mine.control_port}",)
+    return (mine.control_address or f"{mine.host}:{mine.control_port}",)
 
 
 def _snapshot(settings: RunSettings) -> str:

@@ -92,7 +92,7 @@ class TokenModel(nn.Module):
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Compares our way to the logits with the model's own on two tokens, and a first token's state with and without a second."""
+        """Compares our logits with the model's own on two tokens, and the first state with and without the second token."""
         tokens = torch.tensor([[0, min(1, self.vocabulary_size - 1)]], device=self.device)
         name = type(self.language_model).__name__
         theirs = self.language_model(input_ids=tokens, use_cache=False).logits

@@ -54,6 +54,13 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
             metrics = learner_pb2.StepMetrics(step=record.step, ended_at=ended_at, values=record.values)
             yield learner_pb2.WatchMetricsResponse(metrics=metrics)
 
+    async def WatchPushes(
+        self, request: learner_pb2.WatchPushesRequest, context: Any
+    ) -> AsyncIterator[learner_pb2.WatchPushesResponse]:
+        """Streams the pushes."""
+        raise Unimplemented("WatchPushes is not served yet")
+        yield  # makes this an asynchronous generator
+
     async def Pause(
         self, request: learner_pb2.LearnerServicePauseRequest, context: Any
     ) -> learner_pb2.LearnerServicePauseResponse:

@@ -35,7 +35,12 @@ class ChatTemplate:
     """One compiled template with the special tokens that it may name."""
 
     def __init__(
-        self, source: str, special_tokens: dict[str, str], *, now: Callable[[], datetime] = datetime.now, origin: str = "template"
+        self,
+        source: str,
+        special_tokens: dict[str, str],
+        *,
+        now: Callable[[], datetime] = datetime.now,
+        origin: str = "template",
     ) -> None:
         """Compiles the template.
 

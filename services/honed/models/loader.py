@@ -113,7 +113,9 @@ def _check_files(directory: Path) -> None:
 
 def _check_config(config: Any, directory: Path) -> None:
     if config.get_text_config() is not config:
-        raise FailedPrecondition(f"{directory} holds a {config.model_type} model of more than text; only text models are supported")
+        raise FailedPrecondition(
+            f"{directory} holds a {config.model_type} model of more than text; text models alone are supported"
+        )
     if getattr(config, "quantization_config", None):
         raise FailedPrecondition(f"{directory} holds quantized weights; training needs them in float32, bfloat16 or float16")
 
@@ -122,9 +124,13 @@ def _check_report(report: dict[str, Any], directory: Path, may_lack: Sequence[st
     missing = sorted(set(report["missing_keys"]) - set(may_lack))
     misshapen = sorted(str(key) for key in report["mismatched_keys"])
     unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(tuple(may_hold)))
-    for names, complaint in ((missing, "lacks"), (misshapen, "has in another shape"), (unexpected, "holds beside the model's")):
+    for names, complaint in (
+        (missing, "lacks weights of the model"),
+        (misshapen, "holds weights of another shape"),
+        (unexpected, "holds weights that the model does not have"),
+    ):
         if names:
-            raise DataLoss(f"{directory} {complaint} {len(names)} weights, the first is {names[0]!r}")
+            raise DataLoss(f"{directory} {complaint} ({len(names)}, the first is {names[0]!r})")
 
 
 @contextmanager

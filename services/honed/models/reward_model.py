@@ -1,5 +1,4 @@
-"""A reward model: a language model's body and one linear head, read at the last token; in a form that any reader of Hugging Face
-models takes.
+"""A reward model: a language model's body and one linear head, read at the last token, in Hugging Face form.
 
 It is transformers' own `...ForSequenceClassification` with one label. transformers finds a text's last token by looking for a
 pad token, and misses it when a policy samples that id; here the lengths decide, and a model needs no pad token. Padding stands
@@ -147,6 +146,22 @@ class RewardModel:
     def parameters(self) -> Iterator[nn.Parameter]:
         """What training moves."""
         yield from self._classifier.parameters()
+
+    def fitted(self, ids: Sequence[int], prefix: Sequence[int] = ()) -> tuple[list[int], int]:
+        """As much of `ids` as the model can read, and how many tokens are left out.
+
+        The end is kept: the whole response where it fits, and the end of the prompt. So is a beginning-of-text token, without
+        which the model never saw a text.
+
+        Args:
+            ids: prompt and response together.
+            prefix: what the tokenizer puts in front of a text.
+        """
+        excess = len(ids) - self.max_tokens if self.max_tokens else 0
+        if excess <= 0:
+            return list(ids), 0
+        head = len(prefix) if tuple(ids[: len(prefix)]) == tuple(prefix) else 0
+        return [*ids[:head], *ids[head + excess :]], excess
 
     def raw_scores(
         self, sequences: Sequence[Sequence[int]], *, dropout: float = 0.0, rng: torch.Generator | None = None

@@ -22,7 +22,8 @@ class TokenHead:
     Attributes:
         weight: Of the output layer, `[V, d]`, float32.
         bias: Of the output layer, `[V]`, or None.
-        scale: Multiplies the logits; 1 in most models (Granite divides by `logits_scaling`, Cohere multiplies by `logit_scale`).
+        scale: Multiplies the logits; 1 in most models (Granite divides by `logits_scaling`, Cohere
+            multiplies by `logit_scale`).
         cap: Soft cap, `cap * tanh(logits / cap)` (Gemma 2's `final_logit_softcapping`); None for none.
     """
 
@@ -158,9 +159,7 @@ def _log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, cold: Tensor
     return logits.log_softmax(-1)
 
 
-def _capped_log_probs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, cold: Tensor, cap: float
-) -> tuple[Tensor, Tensor]:
+def _capped_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, cold: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """`tanh(logits / cap)` and the log-probabilities."""
     bent = (hidden / cap) @ weight.t()
     if bias is not None:

@@ -75,3 +75,15 @@ class RunKeys:
     def fence(self, name: str) -> str:
         """A counter that rises each time the lease changes hands; it never expires."""
         return self._key("fence", _checked("lease", name))
+
+    def members(self, role: str) -> str:
+        """A hash of the processes of a service that are there, each with the end of its lease."""
+        return self._key("members", _checked("role", role))
+
+    def progress(self) -> str:
+        """A hash with what the learner last said of itself."""
+        return self._key("progress")
+
+    def identity(self) -> str:
+        """What the run is, so that two runs of one name do not mix."""
+        return self._key("identity")

@@ -1,4 +1,4 @@
-"""A reward model in Hugging Face format as a scorer: `honed.models.reward_model` behind the port, with texts cut to its length."""
+"""A reward model in Hugging Face form as a scorer: `honed.models.reward_model` behind the port."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ModelScorer:
         sequences: list[list[int]] = []
         truncated: list[int] = []
         for index, sample in enumerate(batch):
-            ids, left_out = self._fitted(self._tokens(sample, index))
+            ids, left_out = self._model.fitted(self._tokens(sample, index), self._codec.prefix)
             sequences.append(ids)
             truncated.append(left_out)
         try:
@@ -79,18 +79,9 @@ class ModelScorer:
         if max(ids) >= self._model.vocabulary_size:
             # On a GPU such an id would take the whole process down.
             raise BadSample(
-                self.name, self.version, f"token id {max(ids)} is outside the vocabulary of {self._model.vocabulary_size}", index
+                self.name,
+                self.version,
+                f"token id {max(ids)} is outside the vocabulary of {self._model.vocabulary_size}",
+                index,
             )
         return ids
-
-    def _fitted(self, ids: list[int]) -> tuple[list[int], int]:
-        """As much as the model can read, and how many tokens are left out.
-
-        The end is kept: the whole response where it fits, and the end of the prompt. So is the beginning-of-text token, without
-        which the model never saw a text.
-        """
-        excess = len(ids) - self.max_tokens if self.max_tokens else 0
-        if excess <= 0:
-            return ids, 0
-        head = len(self._codec.prefix) if tuple(ids[: len(self._codec.prefix)]) == self._codec.prefix else 0
-        return ids[:head] + ids[head + excess :], excess

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 from safetensors.numpy import save_file
 
-from honed.artifacts import Canary, Lineage, PolicyStore, StoreFull, VersionDraft, VersionId, verify_directory
+from honed.artifacts import Canary, Lineage, Mark, PolicyStore, StoreFull, VersionDraft, VersionId, verify_directory
 from honed.artifacts.files import RemoteBackend
 from honed.kit.errors import Conflict, DataLoss, InvalidArgument, NotFound, Unavailable
 
@@ -258,3 +258,29 @@ def test_an_unknown_protocol_and_a_bad_run_are_refused(tmp_path: Path) -> None:
         PolicyStore("nothing://bucket", "demo")
     with pytest.raises(InvalidArgument, match="run"):
         PolicyStore(tmp_path, "../demo")
+
+
+def test_a_quarantined_version_is_never_offered_for_serving(store: PolicyStore, tmp_path: Path) -> None:
+    for version in (V1, V2, V3):
+        store.publish(make_source(tmp_path / "source", version.step), draft(version))
+    store.marks.add(V3, "quarantined", Mark("canaries off by 1 nat", "now"))
+    assert store.servable() == [V2, V1]
+    assert store.latest() == V3  # it stands, for whoever looks for the cause
+    assert store.marks.all("quarantined") == {V3: Mark("canaries off by 1 nat", "now")}
+    store.marks.remove(V3, "quarantined")
+    assert store.servable() == [V3, V2, V1]
+
+
+def test_retention_never_removes_a_promoted_version(store: PolicyStore, tmp_path: Path) -> None:
+    for version in (V1, V2, V3, V4):
+        store.publish(make_source(tmp_path / "source", version.step), draft(version))
+    store.marks.add(V1, "promoted", Mark("release", "now"))
+    assert store.retain(1) == [V2, V3]
+    assert store.versions() == [V1, V4]
+
+
+def test_a_damaged_mark_is_an_error_that_names_it(store: PolicyStore, location: str) -> None:
+    store.marks.add(V1, "quarantined", Mark("why", "now"))
+    damage(location, "marks/1.1.quarantined.json", b"{")
+    with pytest.raises(DataLoss, match=r"1\.1\.quarantined\.json"):
+        store.servable()

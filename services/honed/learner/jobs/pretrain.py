@@ -75,9 +75,11 @@ def publish_base(settings: RunSettings, place: Workspace) -> None:
 def _pretrain(settings: RunSettings, place: Workspace, progress: ProgressFile) -> None:
     mine = settings.pretrain
     torch.set_num_threads(mine.threads)
-    texts = [str(row["text"]) for _, row in read_lines(place.texts)]
+    texts = [str(row["text"]) for path in settings.data.texts for _, row in read_lines(path)]
     if not texts:
-        raise InvalidArgument("pretrain.texts", f"{place.texts} is empty; there is nothing to learn a language from")
+        raise InvalidArgument(
+            "data.texts", "there are no texts to learn a language from: name some, or set conductor.start_from"
+        )
     progress.report(JobProgress(0.0, f"tokenizer of {len(texts)} texts"), final=True)
     tokenizer = train_tokenizer(texts, vocabulary_size=mine.vocabulary, max_length=settings.generation.max_model_tokens)
     chance = rng.generator(settings.seed)
