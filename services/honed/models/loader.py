@@ -23,13 +23,13 @@ from honed.models.facts import read_json
 _CPU = torch.device("cpu")
 
 
-def load_language_model(directory: Path, *, device: torch.device = _CPU, dtype: torch.dtype = torch.float32) -> Any:
+def load_language_model(directory: Path, *, device: torch.device = _CPU, dtype: torch.dtype | str = torch.float32) -> Any:
     """Loads a causal language model of transformers in evaluation mode.
 
     Args:
         directory: A Hugging Face model directory.
         device: Where the weights go.
-        dtype: Of the weights.
+        dtype: Of the weights; also by name, or `auto` for the checkpoint's own.
 
     Raises:
         DataLoss: Files are missing or damaged, or weights are missing, unknown, of another shape or not finite.
@@ -64,7 +64,7 @@ def _load(
     kind: Any,
     directory: Path,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     may_lack: Sequence[str] = (),
     may_hold: Sequence[str] = (),
     **options: Any,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from honed.artifacts.files import hash_file
 from honed.kit.errors import DataLoss, InvalidArgument
@@ -24,6 +24,17 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 """Everything that makes a tokenizer; a directory has some of them, `tokenizer.json` always."""
+
+
+class ChatTokenizer(Protocol):
+    """What `render_chat` needs of a tokenizer."""
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """Its chat template; None if the model has none."""
+
+    def encode(self, text: str, *, special_tokens: bool) -> list[int]:
+        """Token ids of `text`, with or without what the tokenizer puts around a text."""
 
 
 class TextTokenizer:
@@ -88,7 +99,7 @@ def tokenizer_digest(directory: Path) -> str:
         raise DataLoss(f"{directory} holds no readable tokenizer.json ({error.strerror})") from error
 
 
-def render_chat(tokenizer: TextTokenizer, messages: Sequence[ChatMessage], *, field: str = "messages") -> list[int]:
+def render_chat(tokenizer: ChatTokenizer, messages: Sequence[ChatMessage], *, field: str = "messages") -> list[int]:
     """Token ids of a conversation by the model's own chat template, up to where the assistant's answer begins.
 
     The template writes every special token itself, so none is added around its text.
