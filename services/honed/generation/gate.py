@@ -111,8 +111,9 @@ class RequestGate:
 
     @contextmanager
     def claim(self, samples: int) -> Iterator[None]:
-        """Takes so much of the training room for as long as the block runs. A prompt of many samples may take more than there
-        is: those beyond it wait in the gate.
+        """Takes so much of the training room for as long as the block runs.
+
+        A prompt of many samples may take more than there is: those beyond it wait in the gate.
         """
         self._claimed += samples
         try:

@@ -9,6 +9,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from honed.artifacts.store import PolicyStore
 from honed.config import GenerationSettings, RunSettings
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import CommitSettings, GenerationEngine, InitialVersion
@@ -18,7 +19,6 @@ from honed.generation.worker import RolloutWorker
 from honed.kit.errors import FailedPrecondition, Unavailable
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, redis_url, server_options
-from honed.artifacts.store import PolicyStore
 from honed.queue.connection import Link, Outage
 from honed.queue.keys import PROMPTS, RunKeys
 from honed.queue.stream import QueueSettings, WorkQueue

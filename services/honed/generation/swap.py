@@ -20,12 +20,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from honed.generation.gate import RequestGate
+from honed.artifacts.version import VersionId
 from honed.generation.canaries import Measured, check_tolerance, default_tolerance, tell_apart
 from honed.generation.candidate import Candidate, check_fits, read_candidate
 from honed.generation.engine import CommitReport, CommitSettings
+from honed.generation.gate import RequestGate
 from honed.kit.errors import Aborted, FailedPrecondition, Unavailable
-from honed.artifacts.version import VersionId
 
 logger = logging.getLogger(__name__)
 

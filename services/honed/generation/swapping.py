@@ -11,9 +11,10 @@ from time import monotonic
 from types import MappingProxyType
 from typing import Any, TypedDict, Unpack, cast
 
-from honed.generation.gate import RequestGate
+from honed.artifacts.version import VersionId
 from honed.generation.candidate import Candidate, read_candidate
 from honed.generation.engine import CommitReport, CommitSettings, InitialVersion
+from honed.generation.gate import RequestGate
 from honed.generation.swap import VersionSwap, WeightHost
 from honed.kit.errors import (
     Aborted,
@@ -25,7 +26,6 @@ from honed.kit.errors import (
     Unavailable,
     Unimplemented,
 )
-from honed.artifacts.version import VersionId
 
 logger = logging.getLogger(__name__)
 

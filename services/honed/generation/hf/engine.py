@@ -13,13 +13,15 @@ from typing import Any, Unpack
 import torch
 import transformers
 
+from honed.artifacts.version import VersionId
 from honed.generation.candidate import Candidate
 from honed.generation.engine import Chunk, CommitSettings, EngineLimits, EngineRequest, InitialVersion, check_request
 from honed.generation.hf.decoder import Decoder, Row, make_row
 from honed.generation.swap import VersionSwap, WeightHost
 from honed.generation.swapping import EngineOptions, SwappingEngine
 from honed.kit.errors import DeadlineExceeded, Unavailable
-from honed.artifacts.version import VersionId
+from honed.models.facts import ModelFacts
+from honed.models.loader import load_language_model
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +114,8 @@ class TransformersEngine(SwappingEngine):
         )
         config = model.config
         longest = min(self._settings.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
-        decoder = Decoder(model, candidate.version, _end_tokens(model), self._settings.max_batch)
+        ends = ModelFacts.read(candidate.directory).end_token_ids
+        decoder = Decoder(model, candidate.version, ends, self._settings.max_batch)
         staged = self._settings.staged_load
         host = TransformersHost(decoder, candidate.version, self._load_model, self._fail_all, staged=staged)
         self._running_or_none = _Running(host, tokenizer, EngineLimits(longest, config.vocab_size))
@@ -170,10 +173,7 @@ class TransformersEngine(SwappingEngine):
             ticket.inbox.put_nowait(None)
 
     def _load_model(self, directory: Path) -> Any:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=self._settings.dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-        return model.to(self._settings.device).eval()
+        return load_language_model(directory, device=torch.device(self._settings.device), dtype=self._settings.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,9 +281,3 @@ class TransformersHost:
         """See `WeightHost`."""
         self._thawed.clear()
         self._fail_all()
-
-
-def _end_tokens(model: Any) -> frozenset[int]:
-    """The tokens that end a response, as vLLM takes them: from the model's own configuration."""
-    found = model.config.eos_token_id
-    return frozenset([found] if isinstance(found, int) else found or [])

@@ -15,6 +15,7 @@ import logging
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Unpack
 
+from honed.artifacts.version import VersionId
 from honed.generation.candidate import Candidate
 from honed.generation.engine import Chunk, CommitSettings, EngineLimits, EngineRequest, InitialVersion, check_request
 from honed.generation.swap import VersionSwap, WeightHost, finish
@@ -23,7 +24,6 @@ from honed.generation.vllm.adapter import VLLM, Sampled
 from honed.generation.vllm.plugin import CANARY_PREFIX
 from honed.generation.vllm.settings import VLLMSettings
 from honed.kit.errors import DeadlineExceeded, Unavailable
-from honed.artifacts.version import VersionId
 
 __all__ = ["VLLMEngine", "VLLMSettings"]
 

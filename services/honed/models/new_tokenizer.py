@@ -7,13 +7,11 @@ lengths and never looks for padding by token id, so that no token that the polic
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from honed.kit.errors import InvalidArgument, NotFound
+from honed.kit.errors import InvalidArgument
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
@@ -58,24 +56,3 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int, max_length: i
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """Loads the tokenizer of a model directory; never from the network, and no code of the directory runs.
-
-    Raises:
-        NotFound: when the directory has no tokenizer that loads.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise NotFound(f"{directory} has no tokenizer that loads ({error})") from error
-
-
-def encode_texts(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
-    """Token ids of each text without any special token."""
-    batch = list(texts)
-    if not batch:
-        return []
-    ids: list[list[int]] = tokenizer(batch, add_special_tokens=False)["input_ids"]
-    return ids

@@ -7,7 +7,7 @@ and attention does not.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_float32"
+
+Precision = Literal["float32", "bfloat16"]
+"""What a transformer computes in. Weights, logits and log-probabilities are float32 either way."""
 
 
 def _attend(
