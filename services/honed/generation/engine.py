@@ -205,6 +205,14 @@ class GenerationEngine(Protocol):
     def description(self) -> str:
         """Name and version of the engine, for example `vllm 0.32.0`."""
 
+    @property
+    def longest_token(self) -> int:
+        """Characters of the longest token of the policy's tokenizer: no text has more characters for each of its tokens."""
+
+    @property
+    def progress(self) -> int:
+        """A number that is another one whenever a token has been sampled for a request in flight."""
+
     async def start(self) -> None:
         """Serves the first of the given versions that is whole and whose canaries agree with the loaded weights.
 

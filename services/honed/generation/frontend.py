@@ -1,101 +1,154 @@
-"""Requests of the contract, checked against the server's caps and sampled by the engine."""
+"""Requests of the contract: checked against the server's limits, tokenised, and sampled by the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Final
 
-from honed.artifacts.version import VersionId
-from honed.generation.engine import Chunk, EngineRequest, FinishReason, GenerationEngine, Sampling
+from honed.generation.codec import Codec
+from honed.generation.engine import Chunk, EngineRequest, GenerationEngine, Sampling
+from honed.generation.gate import RequestGate, RequestKind
 from honed.kit.busy import BusyTime
 from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailable
 from honed.v1 import common_pb2, generation_pb2
 
-_FINISH = {
-    None: common_pb2.FINISH_REASON_UNSPECIFIED,
-    FinishReason.STOP: common_pb2.FINISH_REASON_STOP,
-    FinishReason.LENGTH: common_pb2.FINISH_REASON_LENGTH,
-    FinishReason.ABORTED: common_pb2.FINISH_REASON_ABORTED,
-}
+_INLINE_BYTES: Final = 4096
+"""A text up to here is tokenised on the event loop, in about a millisecond; a thread would cost more than it saves."""
+
+RenderChat = Callable[[Sequence[generation_pb2.ChatMessage]], list[int]]
+"""Token ids of a conversation, by the policy's chat template. Blocks; raises InvalidArgument if there is no template."""
 
 
 @dataclass(frozen=True)
-class Caps:
+class RequestLimits:
     """What one request may ask for.
 
     Attributes:
-        max_samples: cap on n.
-        max_tokens: cap on the tokens of a response.
-        default_max_tokens: what a request without max_tokens gets.
-        max_prompt_tokens: cap on the prompt.
-        max_in_flight: samples in flight at most, training included; beyond it a request is told to come back.
+        max_samples: Cap on n.
+        max_tokens: Cap on the tokens of a response.
+        default_max_tokens: What a request without max_tokens gets.
+        max_prompt_tokens: Cap on the prompt.
     """
 
     max_samples: int
     max_tokens: int
     default_max_tokens: int
     max_prompt_tokens: int
-    max_in_flight: int
 
 
-class Sampler:
+class SamplingFrontend:
     """Draws samples for applications and for training alike, and counts them."""
 
-    def __init__(self, engine: GenerationEngine, caps: Caps, run: str) -> None:
-        """`run` names the run in the versions that go out."""
+    def __init__(
+        self,
+        engine: GenerationEngine,
+        gate: RequestGate,
+        limits: RequestLimits,
+        run: str,
+        *,
+        render_chat: RenderChat | None = None,
+        on_prompt: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
+        """Nothing is sampled before the engine has started.
+
+        Args:
+            engine: What samples.
+            gate: The gate that the engine's requests pass.
+            limits: Of one request.
+            run: Names the run in the versions that go out.
+            render_chat: Tokenises conversations; None refuses them.
+            on_prompt: Sees the tokens of each prompt of an application; must return at once.
+        """
         self.engine = engine
-        self.caps = caps
-        self.run = run
+        self.gate = gate
+        self.limits = limits
+        self.codec = Codec(run)
         self.busy = BusyTime()
         self.finished = 0
         self.failed = 0
         self.tokens = 0
         self.draining = False
+        self._render_chat = render_chat
+        self._on_prompt = on_prompt
         self._ids = itertools.count()
-        self._last_version = (VersionId(0, 0), common_pb2.PolicyVersion(run=run))
+        # One thread: a tokenizer must not be used by two at once.
+        self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
 
-    def requests(
-        self, prompt: generation_pb2.Prompt, sampling: common_pb2.SamplingParams, n: int, *, text: bool, logprobs: bool
+    @property
+    def run(self) -> str:
+        """The run that is served."""
+        return self.codec.run
+
+    async def requests(
+        self, prompt: generation_pb2.Prompt, params: common_pb2.SamplingParams, n: int, *, text: bool, logprobs: bool
     ) -> list[EngineRequest]:
         """Checks a request and splits it into its samples; sample i gets seed + i.
 
+        What costs nothing is checked first: a request that is refused has not been tokenised.
+
         Raises:
-            InvalidArgument: a cap is exceeded; names the field.
-            Overloaded: too many samples are in flight.
-            Unavailable: the service drains.
+            InvalidArgument: A cap is exceeded; names the field.
+            Overloaded: Too many samples are in flight.
+            Unavailable: The service drains, or has not started.
         """
         if self.draining:
             raise Unavailable("this generator is draining: ask another one, or wait for its successor")
         n = n or 1
-        if n > self.caps.max_samples:
-            raise InvalidArgument("n", f"{n} is over this server's cap of {self.caps.max_samples}")
-        ids = self._prompt_ids(prompt)
-        first = self.sampling(sampling)
-        if self.engine.in_flight + n > self.caps.max_in_flight:
-            raise Overloaded(f"{self.engine.in_flight} samples are in flight, of {self.caps.max_in_flight} at most", 1.0)
+        if n > self.limits.max_samples:
+            raise InvalidArgument("n", f"{n} is over this server's cap of {self.limits.max_samples}")
+        sampling = self.sampling(params)
+        self.gate.check_application(n)
+        ids = await self._prompt_ids(prompt)
+        if self._on_prompt is not None:
+            self._on_prompt(ids)
         return [
             EngineRequest(
                 request_id=f"s{next(self._ids)}",
                 prompt_token_ids=ids,
-                sampling=first if first.seed is None or i == 0 else replace(first, seed=first.seed + i),
+                sampling=_seeded(sampling, i),
                 want_text=text,
                 want_logprobs=logprobs,
             )
             for i in range(n)
         ]
 
+    def training_requests(self, task: common_pb2.PromptTask, name: str) -> list[EngineRequest]:
+        """The samples of a training prompt; `name` tells this delivery of the prompt from every other.
+
+        Raises:
+            InvalidArgument: A cap is exceeded; names the field.
+        """
+        sampling = self.sampling(task.sampling)
+        prompt = list(task.prompt_token_ids)
+        self._check_length("prompt_token_ids", prompt)
+        return [
+            EngineRequest(
+                request_id=f"{task.group_id}/{i}@{name}",
+                prompt_token_ids=prompt,
+                sampling=_seeded(sampling, i),
+                want_text=False,
+                want_logprobs=True,
+                kind=RequestKind.TRAINING,
+            )
+            for i in range(task.samples)
+        ]
+
     def sampling(self, params: common_pb2.SamplingParams) -> Sampling:
         """Sampling parameters with the server's defaults applied.
 
         Raises:
-            InvalidArgument: a value is over the cap or contradicts another; names the field.
+            InvalidArgument: A value is over the cap or contradicts another; names the field.
         """
-        max_tokens = params.max_tokens or self.caps.default_max_tokens
-        if max_tokens > self.caps.max_tokens:
-            raise InvalidArgument("sampling.max_tokens", f"{max_tokens} is over this server's cap of {self.caps.max_tokens}")
+        max_tokens = params.max_tokens or self.limits.default_max_tokens
+        if max_tokens > self.limits.max_tokens:
+            raise InvalidArgument(
+                "sampling.max_tokens", f"{max_tokens} is over this server's cap of {self.limits.max_tokens}"
+            )
         return Sampling(
             max_tokens=max_tokens,
             temperature=params.temperature if params.HasField("temperature") else 1.0,
@@ -153,30 +206,6 @@ class Sampler:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures
 
-    def spans(self, chunk: Chunk) -> list[common_pb2.VersionSpan]:
-        """The version spans of a chunk, as messages."""
-        return [
-            common_pb2.VersionSpan(version=self._version(span.version), start=span.start, end=span.end) for span in chunk.spans
-        ]
-
-    def _version(self, version: VersionId) -> common_pb2.PolicyVersion:
-        """The version as a message; the last one asked for is kept, because nearly every span has it."""
-        if version != self._last_version[0]:
-            message = common_pb2.PolicyVersion(run=self.run, fence=version.fence, step=version.step)
-            self._last_version = (version, message)
-        return self._last_version[1]
-
-    def message(self, index: int, chunk: Chunk) -> generation_pb2.Sample:
-        """A chunk as the contract's message."""
-        return generation_pb2.Sample(
-            index=index,
-            text=chunk.text,
-            token_ids=chunk.token_ids,
-            logprobs=chunk.logprobs,
-            version_spans=self.spans(chunk),
-            finish_reason=_FINISH[chunk.finish_reason],
-        )
-
     async def _complete(self, request: EngineRequest) -> Chunk:
         with self._counted():
             chunk = await self.engine.complete(request)
@@ -195,12 +224,43 @@ class Sampler:
             self.failed += 1
             raise
 
-    def _prompt_ids(self, prompt: generation_pb2.Prompt) -> Sequence[int]:
-        is_text = prompt.WhichOneof("content") == "text"
-        ids: Sequence[int] = self.engine.encode(prompt.text) if is_text else list(prompt.token_ids.ids)
-        field = "prompt.text" if is_text else "prompt.token_ids"
+    async def _prompt_ids(self, prompt: generation_pb2.Prompt) -> Sequence[int]:
+        kind = prompt.WhichOneof("content")
+        ids: Sequence[int]
+        if kind == "token_ids":
+            field, ids = "prompt.token_ids", list(prompt.token_ids.ids)
+        elif kind == "messages":
+            field, messages = "prompt.messages", prompt.messages.messages
+            if self._render_chat is None:
+                raise InvalidArgument(field, "this generator takes no conversations: send text or token_ids")
+            render = self._render_chat
+            ids = await self._tokenised(field, sum(len(m.content) + _INLINE_BYTES // 64 for m in messages), lambda: render(messages))
+        else:
+            field = "prompt.text"
+            ids = await self._tokenised(field, len(prompt.text), lambda: self.engine.encode(prompt.text))
         if not ids:
             raise InvalidArgument(field, "is empty; give at least one token")
-        if len(ids) > self.caps.max_prompt_tokens:
-            raise InvalidArgument(field, f"has {len(ids)} tokens; this server takes {self.caps.max_prompt_tokens} at most")
+        self._check_length(field, ids)
         return ids
+
+    async def _tokenised(self, field: str, size: int, tokenise: Callable[[], list[int]]) -> list[int]:
+        """Tokenises `size` characters, unless they are too many for any tokens that would fit."""
+        if size <= _INLINE_BYTES:
+            return tokenise()
+        longest = self.engine.longest_token
+        most = self.limits.max_prompt_tokens * longest
+        if size > most:
+            raise InvalidArgument(
+                field,
+                f"has {size} characters; {self.limits.max_prompt_tokens} tokens, the most that this server takes, hold at most "
+                f"{most}, for the longest token has {longest}",
+            )
+        return await asyncio.get_running_loop().run_in_executor(self._tokenising, tokenise)
+
+    def _check_length(self, field: str, ids: Sequence[int]) -> None:
+        if len(ids) > self.limits.max_prompt_tokens:
+            raise InvalidArgument(field, f"has {len(ids)} tokens; this server takes {self.limits.max_prompt_tokens} at most")
+
+
+def _seeded(sampling: Sampling, index: int) -> Sampling:
+    return sampling if sampling.seed is None or index == 0 else replace(sampling, seed=sampling.seed + index)

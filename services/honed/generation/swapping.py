@@ -75,6 +75,7 @@ class SwappingEngine(ABC):
         self._clock = options.get("clock", monotonic)
         self._swap_or_none: VersionSwap | None = None
         self._refused: dict[VersionId, str] = {}
+        self._longest_token: int | None = None
 
     @property
     def version(self) -> VersionId:
@@ -147,6 +148,18 @@ class SwappingEngine(ABC):
     def decode(self, token_ids: Sequence[int]) -> str:
         """See `GenerationEngine`."""
         return cast(str, self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    @property
+    def longest_token(self) -> int:
+        """See `GenerationEngine`."""
+        if self._longest_token is None:
+            self._longest_token = max(map(len, self._tokenizer.get_vocab()))
+        return self._longest_token
+
+    @property
+    @abstractmethod
+    def progress(self) -> int:
+        """See `GenerationEngine`."""
 
     @abstractmethod
     async def _launch(self, candidate: Candidate) -> WeightHost:

@@ -80,6 +80,7 @@ class TransformersEngine(SwappingEngine):
         super().__init__(initial, commits, dtype=self._settings.dtype, **options)
         self._running_or_none: _Running | None = None
         self._stepping: asyncio.Task[None] | None = None
+        self._steps = 0
         self._tickets: dict[Row, _Ticket] = {}
         self._unseeded = torch.Generator(self._settings.device).manual_seed(self._settings.seed)
 
@@ -92,6 +93,11 @@ class TransformersEngine(SwappingEngine):
     def description(self) -> str:
         """See `GenerationEngine`."""
         return f"transformers {transformers.__version__}"
+
+    @property
+    def progress(self) -> int:
+        """See `GenerationEngine`."""
+        return self._steps
 
     async def complete(self, request: EngineRequest) -> Chunk:
         """See `GenerationEngine`."""
@@ -160,7 +166,9 @@ class TransformersEngine(SwappingEngine):
     async def _step(self, host: TransformersHost, swap: VersionSwap) -> None:
         try:
             while True:
-                for row in await host.step():
+                rows = await host.step()
+                self._steps += 1
+                for row in rows:
                     ticket = self._tickets.get(row)
                     if ticket is not None and (row.finish_reason is not None or not ticket.whole):
                         ticket.inbox.put_nowait(row.take())

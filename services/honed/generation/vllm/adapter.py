@@ -213,6 +213,12 @@ class VLLM:
                 raise Unavailable("vLLM refused to reset its prefix cache")
 
     @property
+    def tokens_in_flight(self) -> int:
+        """Tokens that the requests in flight have so far. Counted anew: ask seldom."""
+        states = self._llm.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
+
+    @property
     def dead(self) -> bool:
         """Whether the engine process is gone."""
         return bool(self._llm.errored)

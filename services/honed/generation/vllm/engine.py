@@ -65,6 +65,11 @@ class VLLMEngine(SwappingEngine):
         """See `GenerationEngine`."""
         return f"vllm {self._vllm.version}"
 
+    @property
+    def progress(self) -> int:
+        """See `GenerationEngine`."""
+        return self._vllm.tokens_in_flight
+
     async def complete(self, request: EngineRequest) -> Chunk:
         """See `GenerationEngine`."""
         check_request(request, self.limits)
