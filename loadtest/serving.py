@@ -24,8 +24,9 @@ from honed.artifacts.store import PolicyStore
 from honed.config import GenerationSettings, RunSettings
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import InitialVersion
-from honed.generation.main import CONTROL, PUBLIC, caps, make_engine
-from honed.generation.sampler import Sampler
+from honed.generation.frontend import SamplingFrontend
+from honed.generation.main import CONTROL, PUBLIC, limits, make_gate
+from honed.generation.make_engine import make_engine
 from honed.generation.service import GenerationService
 from honed.generation.vllm.engine import VLLMEngine
 from honed.kit.server import Listener, Server, Servicer
@@ -82,11 +83,12 @@ async def main() -> None:
     settings = setup.settings()
     store = PolicyStore(settings.policy_url, settings.run)
     published, initial = await asyncio.to_thread(_publish, setup, settings, store)
-    engine = make_engine(settings.generation, initial)
+    gate = make_gate(settings.generation)
+    engine = make_engine(settings.generation, initial, gate)
     assert isinstance(engine, VLLMEngine)
-    sampler = Sampler(engine, caps(settings.generation), settings.run)
-    service = GenerationService(sampler)
-    control = GenerationControlService(sampler, store, Workspace(settings.directory).versions)
+    frontend = SamplingFrontend(engine, gate, limits(settings.generation), settings.run)
+    service = GenerationService(frontend)
+    control = GenerationControlService(frontend, store, _versions(settings))
     host = settings.generation.host
     server = Server(
         [
@@ -152,6 +154,10 @@ class Bench:
         return {"hot": _hot_spots(self._profile)}
 
 
+def _versions(settings: RunSettings) -> Path:
+    return Workspace(settings.directory).generators / "versions"
+
+
 def _publish(setup: Setup, settings: RunSettings, store: PolicyStore) -> tuple[dict[str, Any], InitialVersion]:
     from loadtest.material import make_model, publish
 
@@ -161,7 +167,7 @@ def _publish(setup: Setup, settings: RunSettings, store: PolicyStore) -> tuple[d
         make_model(model)
     published = publish(store, model, place.root / "export", setup.versions)
     first = published.manifests[0].version
-    initial = InitialVersion(first, store.fetch(first, place.versions))
+    initial = InitialVersion(first, store.fetch(first, _versions(settings)))
     manifests = [[m.version.fence, m.version.step, m.digest] for m in published.manifests]
     return {"versions": manifests, "vocabulary": published.vocabulary}, initial
 

@@ -146,9 +146,7 @@ class SamplingFrontend:
         """
         max_tokens = params.max_tokens or self.limits.default_max_tokens
         if max_tokens > self.limits.max_tokens:
-            raise InvalidArgument(
-                "sampling.max_tokens", f"{max_tokens} is over this server's cap of {self.limits.max_tokens}"
-            )
+            raise InvalidArgument("sampling.max_tokens", f"{max_tokens} is over this server's cap of {self.limits.max_tokens}")
         return Sampling(
             max_tokens=max_tokens,
             temperature=params.temperature if params.HasField("temperature") else 1.0,
@@ -234,7 +232,9 @@ class SamplingFrontend:
             if self._render_chat is None:
                 raise InvalidArgument(field, "this generator takes no conversations: send text or token_ids")
             render = self._render_chat
-            ids = await self._tokenised(field, sum(len(m.content) + _INLINE_BYTES // 64 for m in messages), lambda: render(messages))
+            ids = await self._tokenised(
+                field, sum(len(m.content) + _INLINE_BYTES // 64 for m in messages), lambda: render(messages)
+            )
         else:
             field = "prompt.text"
             ids = await self._tokenised(field, len(prompt.text), lambda: self.engine.encode(prompt.text))

@@ -88,6 +88,11 @@ class RequestGate:
         """Those of them that have passed the gate."""
         return sum(self._passed.values())
 
+    @property
+    def is_shut(self) -> bool:
+        """Whether samples wait for weights to change, or for an operator."""
+        return self._shut
+
     def in_flight_of(self, kind: RequestKind) -> int:
         """Samples of one class that were taken and have not ended."""
         return self._passed[kind] + len(self._waiting[kind])

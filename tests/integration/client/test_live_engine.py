@@ -17,10 +17,11 @@ from honed.client import Client, RequestError, Version
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    from honed.generation.sampler import Caps, Sampler
+
     from honed.artifacts import PolicyStore, VersionId
     from honed.generation.engine import InitialVersion
     from honed.generation.hf.engine import TransformersEngine
-    from honed.generation.sampler import Caps, Sampler
     from honed.generation.service import GenerationService
     from honed.kit.server import Servicer
     from honed.v1 import generation_pb2_grpc

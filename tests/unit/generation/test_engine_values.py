@@ -9,12 +9,12 @@ from collections import Counter
 import pytest
 import torch
 
+from honed.artifacts import VersionId
 from honed.generation.engine import EngineLimits, EngineRequest, Sampling, Span, check_request
 from honed.generation.hf.decoder import sample
 from honed.generation.text_stream import TextStream
 from honed.generation.vllm.adapter import _spans, vllm_version
 from honed.kit.errors import InvalidArgument, Unavailable
-from honed.artifacts import VersionId
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from honed.artifacts import Canary, Manifest, VersionId
 from honed.generation import swap as swap_module
-from honed.generation.gate import RequestGate
 from honed.generation.candidate import Candidate
 from honed.generation.engine import CommitSettings
+from honed.generation.gate import RequestGate
 from honed.generation.swap import VersionSwap
 from honed.kit.errors import Aborted, FailedPrecondition, HonedError, Unavailable
-from honed.artifacts import Canary, Manifest, VersionId
 
 OLD, NEW = VersionId(1, 1), VersionId(1, 2)
 
