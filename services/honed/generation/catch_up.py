@@ -85,7 +85,7 @@ class CatchUp:
             await self._control.change(served, "")
         except _REFUSED as error:
             self.refused[served] = str(error)
-            logger.error(
+            logger.warning(
                 "cannot serve the version that the others serve", extra={"version": served.label, "reason": str(error)}
             )
         except HonedError as error:

@@ -18,9 +18,9 @@ import asyncio
 import enum
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, Self
 
 from honed.kit.errors import Overloaded, Unavailable
 
@@ -36,6 +36,26 @@ class RequestKind(enum.Enum):
 
     APPLICATION = "application"
     TRAINING = "training"
+
+
+class Claim:
+    """Training room that somebody has taken; a context manager, too."""
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        """`release` is called once."""
+        self._release: Callable[[], None] | None = release
+
+    def release(self) -> None:
+        """Gives the room back. Idempotent."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 class RequestGate:
@@ -114,18 +134,13 @@ class RequestGate:
             await self._room_wanted
         return self.training_room
 
-    @contextmanager
-    def claim(self, samples: int) -> Iterator[None]:
-        """Takes so much of the training room for as long as the block runs.
+    def claim(self, samples: int) -> Claim:
+        """Takes so much of the training room, until the claim is released.
 
         A prompt of many samples may take more than there is: those beyond it wait in the gate.
         """
         self._claimed += samples
-        try:
-            yield
-        finally:
-            self._claimed -= samples
-            self._wake()
+        return Claim(lambda: self._unclaim(samples))
 
     def check_application(self, samples: int) -> None:
         """Checks that `samples` more of an application may wait.
@@ -181,6 +196,10 @@ class RequestGate:
             yield
         finally:
             self._leave(kind)
+
+    def _unclaim(self, samples: int) -> None:
+        self._claimed -= samples
+        self._wake()
 
     async def _wait(self, kind: RequestKind) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -35,8 +35,8 @@ def own_directory(directory: Path, replica: int) -> Iterator[Path]:
         except BlockingIOError:
             holder = os.pread(lock, 256, 0).decode(errors="replace").strip() or "unknown"
             raise FailedPrecondition(
-                f"generation replica {replica} runs already, as process {holder}, and serves from {home}: stop it, or give this "
-                "process another number by HONED_GENERATION__REPLICA"
+                f"generation replica {replica} runs already, as process {holder}, and serves from {home}: stop it, or give "
+                "this process another number by HONED_GENERATION__REPLICA"
             ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)

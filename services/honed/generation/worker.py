@@ -14,6 +14,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -79,7 +80,7 @@ class RolloutWorker:
         """`working`, or why no prompts are taken."""
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Works until `stopping` is set; then finishes what it can, and gives the rest back. Raises nothing but cancellation."""
+        """Works until `stopping` is set; then finishes what it can and gives the rest back. Only a cancellation leaves it."""
         while not stopping.is_set():
             try:
                 await unless(stopping, self._check_identity())
@@ -137,14 +138,13 @@ class RolloutWorker:
         for delivery in await self._queue.take(count, block_ms=_BLOCK_MS):
             with contextlib.suppress(DecodeError):
                 self._samples = max(1, common_pb2.PromptTask.FromString(delivery.message.body).samples)
-            claim = contextlib.ExitStack()
-            claim.enter_context(self._gate.claim(self._samples))
+            claim = self._gate.claim(self._samples)
             task = group.create_task(self._work(delivery, held))
             self._working.add(task)
             task.add_done_callback(self._working.discard)
-            task.add_done_callback(lambda _, claim=claim: claim.close())
+            task.add_done_callback(partial(_call, claim.release))
             # Once somebody else has the prompt, what is sampled here adds nothing.
-            held.add([delivery], on_lost=lambda _, task=task: task.cancel())
+            held.add([delivery], on_lost=partial(_call, task.cancel))
 
     async def _check_identity(self) -> None:
         await self._check()
@@ -202,3 +202,8 @@ class RolloutWorker:
             held.discard([delivery])
             if not ours:
                 logger.warning("prompt was taken over meanwhile", extra={"entry": delivery.entry})
+
+
+def _call(action: Callable[[], object], _: object) -> None:
+    """A callback that needs no argument."""
+    action()
