@@ -72,7 +72,7 @@ class RolloutWorker:
         self._check_due = clock()
         self._done: asyncio.Queue[tuple[Delivery, list[Message]]] = asyncio.Queue()
         self._working: set[asyncio.Task[None]] = set()
-        self._samples = 1
+        self._samples = self._gate.window  # of the last prompt; before the first one, as many as may be
         self.allowed = asyncio.Event()
         """Set while prompts may be taken: cleared by whoever knows that they would be sampled by an old version."""
         self.allowed.set()
