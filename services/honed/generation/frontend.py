@@ -52,7 +52,7 @@ class SamplingFrontend:
         run: str,
         *,
         render_chat: RenderChat | None = None,
-        on_prompt: Callable[[Sequence[int]], None] | None = None,
+        on_prompt: Callable[[generation_pb2.Prompt], None] | None = None,
     ) -> None:
         """Nothing is sampled before the engine has started.
 
@@ -62,7 +62,7 @@ class SamplingFrontend:
             limits: Of one request.
             run: Names the run in the versions that go out.
             render_chat: Tokenises conversations; None refuses them.
-            on_prompt: Sees the tokens of each prompt of an application; must return at once.
+            on_prompt: Sees the prompt of each request that was taken; must return at once.
         """
         self.engine = engine
         self.gate = gate
@@ -105,7 +105,7 @@ class SamplingFrontend:
         self.gate.check_application(n)
         ids = await self._prompt_ids(prompt)
         if self._on_prompt is not None:
-            self._on_prompt(ids)
+            self._on_prompt(prompt)
         return [
             EngineRequest(
                 request_id=f"s{next(self._ids)}",

@@ -32,6 +32,7 @@ from honed.kit.errors import FailedPrecondition, NotFound, Unavailable, root_cau
 from honed.kit.server import Lifecycle, Listener, Server, Servicer, serve_until_signalled
 from honed.models.chat import ChatMessage
 from honed.models.tokenizer import TextTokenizer, load_tokenizer, render_chat
+from honed.queue.application import ApplicationPrompts
 from honed.queue.connection import Link, Outage
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import PROMPTS, RunKeys
@@ -86,10 +87,14 @@ class Generator:
         gate = make_gate(section)
         self._engine = make_engine(section, self._candidates, gate)
         self._chat = ChatRenderer()
-        self.frontend = SamplingFrontend(self._engine, gate, limits(section), settings.run, render_chat=self._chat)
-        self.control = GenerationControlService(self.frontend, self._store, self._versions, lambda: self._changed())
         self._link = Link(url, outage=Outage(settings.queue.outage_s))
         keys = RunKeys(settings.run)
+        wanted = settings.conductor.application_prompts
+        self._offered = ApplicationPrompts(self._link, keys, wanted, decode=self._engine.decode)
+        self.frontend = SamplingFrontend(
+            self._engine, gate, limits(section), settings.run, render_chat=self._chat, on_prompt=self._offered.offer
+        )
+        self.control = GenerationControlService(self.frontend, self._store, self._versions, lambda: self._changed())
         self._members = Members(self._link, keys, GENERATION)
         self._identity = RunIdentity(self._link, keys)
         leases = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
@@ -104,7 +109,7 @@ class Generator:
         """Loads, serves and works until the calls in flight at the end have ended."""
         try:
             with own_directory(self._generators, self._section.replica):
-                async with registered(self._members, self._describe) as self._changed:
+                async with registered(self._members, self._describe) as self._changed, self._offered.running():
                     if await unless(lifecycle, self._start()):
                         await self._serve(server, lifecycle)
         finally:

@@ -10,9 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 import pytest_asyncio
+from loadtest.replicas import Replica, Replicas
 from tests.integration.queue.servers import Server
-from tests.support.generators import Generators, Process, rolling_restart
-from tests.support.run import run_tree
+from tests.support.run import environment, run_tree
 from tests.support.tiny import make_canaries, make_tiny_model, publish_version
 
 from honed.artifacts import PolicyStore, VersionId
@@ -29,10 +29,10 @@ RUN = "small"
 
 
 class Setting:
-    def __init__(self, generators: Generators, store: PolicyStore, models: list[Path], link: Link) -> None:
+    def __init__(self, generators: Replicas, store: PolicyStore, models: list[Path], link: Link) -> None:
         self.generators, self.store, self.models = generators, store, models
         self.board = ProgressBoard(link, RunKeys(RUN))
-        self.both: list[Process] = []
+        self.both: list[Replica] = []
 
     def publish(self, version: VersionId, *, model: int = 0, canaries_of: int | None = None) -> None:
         canaries = make_canaries(self.models[model if canaries_of is None else canaries_of])
@@ -54,7 +54,7 @@ async def setting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Set
         models = [root / "model", make_tiny_model(root / "other", seed=2)]
         store = PolicyStore(root / "run" / "policy", RUN)
         members = Members(link, RunKeys(RUN), GENERATION)
-        setting = Setting(Generators(root, tree, server.url, members), store, models, link)
+        setting = Setting(Replicas(root, tree, server.url, members, environment()), store, models, link)
         setting.publish(VersionId(0, 0))
         setting.publish(VersionId(1, 1))
         try:
@@ -70,7 +70,7 @@ async def setting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Set
 async def test_they_register_with_what_they_serve(setting: Setting) -> None:
     for process in setting.both:
         member = await setting.generators.ready(process)
-        assert (member.version, member.facts["replica"]) == ("1.1", str(process.replica))
+        assert (member.version, member.facts["replica"]) == ("1.1", str(process.number))
         assert member.control_address == f"127.0.0.1:{process.control_port}"
     assert len({member.name for member in await setting.generators.members.list()}) == 2
 
@@ -83,9 +83,9 @@ async def test_a_second_process_of_the_same_replica_is_refused_and_harms_nothing
     assert "generation replica 0 runs already" in log
     assert "HONED_GENERATION__REPLICA" in log
     for process in setting.both:
-        versions = setting.generators.root / "run" / "generation" / str(process.replica) / "versions"
+        versions = setting.generators.root / "run" / "generation" / str(process.number) / "versions"
         assert (versions / "1.1" / "config.json").exists()
-    on_its_port = setting.generators.start(7, like=setting.both[0])
+    on_its_port = setting.generators.start(7, setting.both[0])
     assert await on_its_port.ended() != 0
     assert "is the port taken" in on_its_port.log.read_text()
     assert not (setting.generators.root / "run" / "generation" / "7").exists(), "the ports come before the disk"
@@ -130,7 +130,7 @@ async def test_both_are_replaced_under_load_and_no_request_fails(setting: Settin
         tasks = [asyncio.create_task(load("whole", whole)) for _ in range(6)]
         tasks += [asyncio.create_task(load("streamed", streamed)) for _ in range(3)]
         try:
-            setting.both = await rolling_restart(setting.generators, setting.both, lambda _: None)
+            setting.both = await setting.generators.replace_each(setting.both)
         finally:
             over.set()
             await asyncio.gather(*tasks)
