@@ -102,7 +102,6 @@ async def rolling(root: Path, engine: str, callers: int, tokens: int) -> dict[st
     await asyncio.to_thread(make_model, root / "model")
     store = PolicyStore(root / "run" / "policy", RUN)
     await asyncio.to_thread(publish, store, root / "model", root / "export", 1)
-    (root / "redis").mkdir()
     async with _redis(root / "redis") as url, Link(url) as link:
         replicas = Replicas(root, tree, url, Members(link, RunKeys(RUN), GENERATION))
         try:
