@@ -17,6 +17,7 @@ from pathlib import Path
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.config import GenerationSettings, RunSettings
+from honed.generation import metrics
 from honed.generation.catch_up import CatchUp
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import GenerationEngine, InitialVersion
@@ -101,6 +102,7 @@ class Generator:
         queue = WorkQueue(self._link, keys, PROMPTS, self.name, leases)
         self._worker = RolloutWorker(self.frontend, queue, self._check_identity, drain_s=section.drain_s)
         self._catch_up = CatchUp(self.control, ProgressBoard(self._link, keys), self._worker.allowed)
+        metrics.observe(gate, self._worker)
         self._ready = False
         self._changed: Callable[[], None] = lambda: None
         self._base_digest: str | None = None

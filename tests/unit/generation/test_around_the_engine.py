@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from tests.support.engine import FakeEngine
 
-from honed.artifacts import VersionId
+from honed.artifacts import PolicyStore, VersionId
 from honed.generation.backoff import Backoff
 from honed.generation.catch_up import CatchUp
+from honed.generation.control import GenerationControlService
 from honed.generation.frontend import RequestLimits, SamplingFrontend
 from honed.generation.gate import RequestGate, RequestKind
 from honed.generation.home import own_directory
@@ -282,3 +283,18 @@ def test_a_second_process_of_one_replica_is_refused_and_harms_nothing(tmp_path: 
             assert (versions / "1.3").is_dir()
     with own_directory(tmp_path, 0) as versions:
         assert list(versions.iterdir()) == [], "what a process before fetched is not trusted"
+
+
+async def test_before_a_version_serves_a_push_is_told_to_come_again(tmp_path: Path) -> None:
+    """M4: a commit was acknowledged by an engine that had loaded nothing."""
+    from honed.generation.hf.engine import TransformersEngine
+
+    gate = RequestGate(4, 10)
+    engine = TransformersEngine([], gate=gate)
+    store = PolicyStore(tmp_path / "store", "r")
+    control = GenerationControlService(SamplingFrontend(engine, gate, LIMITS, "r"), store, tmp_path / "versions")
+    version = common_pb2.PolicyVersion(run="r", fence=1, step=3)
+    with pytest.raises(Unavailable):
+        await control.PrepareVersion(generation_pb2.PrepareVersionRequest(version=version, manifest_sha256="0" * 64), None)
+    with pytest.raises(Unavailable):
+        await control.CommitVersion(generation_pb2.CommitVersionRequest(version=version), None)
