@@ -20,16 +20,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from honed.artifacts.store import PolicyStore
 from honed.config import GenerationSettings, RunSettings
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import InitialVersion
-from honed.generation.main import CONTROL, PUBLIC, caps, make_engine
-from honed.generation.sampler import Sampler
+from honed.generation.frontend import SamplingFrontend
+from honed.generation.main import CONTROL, PUBLIC, limits, make_gate
+from honed.generation.make_engine import make_engine
 from honed.generation.service import GenerationService
 from honed.generation.vllm.engine import VLLMEngine
 from honed.kit.server import Listener, Server, Servicer
 from honed.kit.wiring import server_options
-from honed.policy.store import PolicyStore
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace
 from loadtest.bare import BareEngine
@@ -87,11 +88,12 @@ async def main() -> None:
     settings = setup.settings()
     store = PolicyStore(settings.policy_url, settings.run)
     published, initial = await asyncio.to_thread(_publish, setup, settings, store)
-    engine = make_engine(settings.generation, initial)
+    gate = make_gate(settings.generation)
+    engine = make_engine(settings.generation, initial, gate)
     assert isinstance(engine, VLLMEngine)
-    sampler = Sampler(engine, caps(settings.generation), settings.run)
-    service = GenerationService(sampler)
-    control = GenerationControlService(sampler, store, Workspace(settings.directory).versions)
+    frontend = SamplingFrontend(engine, gate, limits(settings.generation), settings.run)
+    service = GenerationService(frontend)
+    control = GenerationControlService(frontend, store, _versions(settings))
     host = settings.generation.host
     server = Server(
         [
@@ -105,7 +107,7 @@ async def main() -> None:
         await engine.start()
         await server.ready()
         targets = [f"{host}:{port}" for port in server.ports]
-        tokens = settings.tokens_directory / "internal.token"
+        tokens = settings.tokens_directory / "operator.token"
         _reply(replies, {"target": targets[0], "control": targets[1], "token_file": str(tokens), **published})
         await _obey(commands, replies, Bench(BareEngine(engine), service))
     finally:
@@ -157,6 +159,10 @@ class Bench:
         return {"hot": _hot_spots(self._profile)}
 
 
+def _versions(settings: RunSettings) -> Path:
+    return Workspace(settings.directory).generators / "versions"
+
+
 def _publish(setup: Setup, settings: RunSettings, store: PolicyStore) -> tuple[dict[str, Any], InitialVersion]:
     from loadtest.material import make_large_model, make_model, publish
 
@@ -168,7 +174,7 @@ def _publish(setup: Setup, settings: RunSettings, store: PolicyStore) -> tuple[d
         make_model(model)
     published = publish(store, model, place.root / "export", setup.versions)
     first = published.manifests[0].version
-    initial = InitialVersion(first, store.fetch(first, place.versions))
+    initial = InitialVersion(first, store.fetch(first, _versions(settings)))
     manifests = [[m.version.fence, m.version.step, m.digest] for m in published.manifests]
     return {"versions": manifests, "vocabulary": published.vocabulary, "model": str(model)}, initial
 

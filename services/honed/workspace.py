@@ -33,21 +33,6 @@ class Workspace:
         return self.root / "redis"
 
     @property
-    def texts(self) -> Path:
-        """What the language model is pretrained on: JSON lines with `text`."""
-        return self.root / "data" / "texts.jsonl"
-
-    @property
-    def prompts(self) -> Path:
-        """Training prompts: JSON lines with `text`."""
-        return self.root / "data" / "prompts.jsonl"
-
-    @property
-    def evaluation_prompts(self) -> Path:
-        """Held-out prompts of the before-and-after comparison: JSON lines with `text`."""
-        return self.root / "data" / "evaluation.jsonl"
-
-    @property
     def base_model(self) -> Path:
         """The language model that the run starts from."""
         return self.root / "models" / "base"
@@ -68,6 +53,6 @@ class Workspace:
         return self.root / "learner"
 
     @property
-    def versions(self) -> Path:
-        """Versions that a generator has fetched."""
-        return self.root / "generation" / "versions"
+    def generators(self) -> Path:
+        """A directory for each replica of the generation service."""
+        return self.root / "generation"

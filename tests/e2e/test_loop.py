@@ -14,12 +14,12 @@ import pytest_asyncio
 from tests.support.run import Tap, check_books, run_tree, settings_of, tapped, until
 from tests.support.tiny import load, token_logprobs
 
+from honed.artifacts import PolicyStore, VersionId
 from honed.conductor.local import local_run
 from honed.conductor.run import Run
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
 from honed.learner.ledger import PushRecord, StepRecord, read_pushes, read_steps
-from honed.policy import PolicyStore, VersionId
 from honed.queue.connection import Link
 from honed.v1 import common_pb2, conductor_pb2, generation_pb2, generation_pb2_grpc
 

@@ -60,7 +60,8 @@ def run_tree(root: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
         },
         "reward": {"scorers": [{"name": "words", "kind": "function", "source": "length"}]},
         "learner": {"batch": 8, "steps": 4, "epochs": 1, "learning_rate": 1e-3, "schedule": "constant", "max_staleness": 2},
-        "conductor": {"start_from": str(model), "prompts": str(prompts), "response_tokens": 12, "max_in_flight": 64},
+        "data": {"prompts": str(prompts)},
+        "conductor": {"start_from": str(model), "response_tokens": 12, "fixed_length": True, "max_in_flight": 64},
     }  # fmt: skip
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section}

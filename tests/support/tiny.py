@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from honed.policy import Canary, Lineage, Manifest, PolicyStore, VersionDraft, VersionId
+from honed.artifacts import Canary, Lineage, Manifest, PolicyStore, VersionDraft, VersionId
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -18,12 +18,11 @@ def register(app: typer.Typer) -> None:
 
 
 def fetch(
-    to: Annotated[Path | None, typer.Option("--to", help="Directory. Unset: where runs look, under data.cache.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Directory. Unset: where the demo looks.")] = None,
 ) -> None:
     """Download the human ratings, check their digest, and print where they are. What is there is only checked."""
-    from honed.conductor.dataset import fetch as dataset
-    from honed.settings_file import load_settings
+    from honed.demo.data import fetch as dataset
 
-    directory = to if to is not None else load_settings(None).data.cache.expanduser() / "data"
+    directory = to if to is not None else dataset.default_directory()
     output.note(f"fetching {dataset.HUMAN_RATINGS.requirement} into {directory}")
     typer.echo(str(dataset.fetch(directory)))

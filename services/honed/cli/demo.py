@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from honed.cli.display import show
-from honed.conductor.dataset.judge import RidgeJudge
-from honed.conductor.demo import measures
-from honed.conductor.demo.report import write_report
-from honed.conductor.demo.sampling import Application, Continuation
 from honed.conductor.local import local_run
 from honed.conductor.run import Run
 from honed.config import RunSettings
+from honed.demo import measures
+from honed.demo.judge import RidgeJudge
+from honed.demo.material import DemoData, demo_files, write_demo_files
+from honed.demo.report import write_report
+from honed.demo.sampling import Application, Continuation
 from honed.kit.errors import FailedPrecondition
 from honed.kit.jsonl import read_lines
 from honed.kit.log import configure_logging
@@ -35,7 +36,8 @@ def demo_settings(run_file: Path | None, directory: Path) -> RunSettings:
         SettingsError: the file is wrong.
     """
     settings = recipe_settings(run_file, "demo")
-    return settings.model_copy(update={"directory": directory.absolute()})
+    directory = directory.absolute()
+    return settings.model_copy(update={"directory": directory, "data": demo_files(directory / "data")})
 
 
 async def run_demo(settings: RunSettings, *, keep: bool, fresh: bool) -> None:
@@ -49,7 +51,8 @@ async def run_demo(settings: RunSettings, *, keep: bool, fresh: bool) -> None:
     configure_logging("conductor", "ERROR")
     console = Console()
     async with local_run(settings, fresh=fresh) as run:
-        session = _Session(run)
+        data = await asyncio.to_thread(write_demo_files, run.place.root / "data", settings.seed)
+        session = _Session(run, data)
         display = asyncio.ensure_future(show(run, console))
         try:
             await run.execute(before_loop=session.before_loop)
@@ -88,8 +91,8 @@ class _Busy:
 class _Session:
     """What the demo does beside the run: samples before and after, and an application's traffic in between."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, data: DemoData) -> None:
+        self._run, self._data = run, data
         self._application: Application | None = None
         self._traffic: asyncio.Task[None] | None = None
         self._before: list[Continuation] = []
@@ -122,14 +125,14 @@ class _Session:
             await self._application.close()
 
     def figures(self, started: float) -> measures.Figures:
-        run, place, material = self._run, self._run.place, self._run.material
-        if material is None or self._application is None or run.state.learner is None:
-            raise FailedPrecondition("the demo needs the human ratings: leave conductor.prompts unset")
+        run, place, data = self._run, self._run.place, self._data
+        if self._application is None or run.state.learner is None:
+            raise FailedPrecondition("the demo's loop has not run")
         steps, pushes = read_steps(place.learner), read_pushes(place.learner)
-        judge = RidgeJudge.train(material.split.judge)
+        judge = RidgeJudge.train(data.split.judge)
         seconds = (run.state.loop_ended_at or 0.0) - (run.state.loop_started_at or 0.0)
         return measures.Figures(
-            rm_agreement=measures.reward_model_agreement(place.reward_model, material.held_out_comparisons()),
+            rm_agreement=measures.reward_model_agreement(place.reward_model, data.held_out_comparisons()),
             judge_before=measures.judged(judge, self._before),
             judge_after=measures.judged(judge, self._after),
             kl_mean_nats=measures.kl_to_base(place.base_model, self._after, run.settings.conductor.temperature),
@@ -152,7 +155,7 @@ class _Session:
         write_report(place.root, figures, steps, pushes, self._before, self._after)
 
     def _prompts(self) -> list[str]:
-        return [str(row["text"]) for _, row in read_lines(self._run.place.evaluation_prompts)]
+        return [str(row["text"]) for _, row in read_lines(self._run.place.root / "data" / "evaluation.jsonl")]
 
     async def _end_traffic(self) -> None:
         if self._traffic is not None:

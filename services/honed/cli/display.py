@@ -60,7 +60,9 @@ def render(run: Run) -> RenderableType:
     """The run as a table with a progress bar."""
     state, progress, last = run.state, run.job_progress(), _last_step(run)
     head = Text.assemble((_TITLES.get(state.phase, "?"), "bold"), "  ", state.doing)
-    share = last.step / run.settings.learner.steps if last else progress.done if progress else 0.0
+    share = (
+        last.step / run.settings.learner.steps if last and run.settings.learner.steps else progress.done if progress else 0.0
+    )
     lines: list[RenderableType] = [head, ProgressBar(total=1.0, completed=share, width=60)]
     if progress is not None:
         lines.append(Text(f"{progress.doing}  " + "  ".join(f"{k} {v:.4g}" for k, v in progress.figures.items())))

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+from honed.artifacts.store import PolicyStore
 from honed.conductor.endpoints import with_ports
 from honed.conductor.launcher import ProcessLauncher
 from honed.conductor.processes import Processes
@@ -22,7 +23,6 @@ from honed.kit.errors import FailedPrecondition
 from honed.kit.server import Listener, Server, Servicer
 from honed.kit.tokens import ensure_local_tokens
 from honed.kit.wiring import server_options
-from honed.policy.store import PolicyStore
 from honed.queue.embedded import stop_leftover
 from honed.settings_file import write_settings
 from honed.v1 import conductor_pb2_grpc

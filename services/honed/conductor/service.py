@@ -7,10 +7,10 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from honed.artifacts.manifest import Manifest
+from honed.artifacts.store import PolicyStore
 from honed.conductor.run import Run
 from honed.kit.errors import InvalidArgument, NotFound, Unimplemented
-from honed.policy.manifest import Manifest
-from honed.policy.store import PolicyStore
 from honed.v1 import common_pb2, conductor_pb2, conductor_pb2_grpc
 
 DEFAULT_PAGE = 100
@@ -73,6 +73,17 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
     ) -> conductor_pb2.RollbackVersionResponse:
         """Comes with promotion."""
         raise Unimplemented("RollbackVersion is not served yet")
+
+    async def SubmitPrompts(
+        self, request: conductor_pb2.SubmitPromptsRequest, context: Any
+    ) -> conductor_pb2.SubmitPromptsResponse:
+        """Adds prompts to those that the run trains on."""
+        self._check(request.run)
+        return await self._run.submit_prompts(request)
+
+    async def SetReplicas(self, request: conductor_pb2.SetReplicasRequest, context: Any) -> conductor_pb2.SetReplicasResponse:
+        """Starts or ends processes."""
+        raise Unimplemented("SetReplicas is not served yet")
 
     def _check(self, run: str) -> None:
         if run not in ("", self._run.settings.run):

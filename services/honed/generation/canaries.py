@@ -13,8 +13,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from honed.artifacts.manifest import Canary, Manifest
 from honed.kit.errors import Aborted
-from honed.policy.manifest import Canary, Manifest
 
 _TOLERANCE = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1}
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from honed.artifacts.manifest import Manifest
+from honed.artifacts.store import verify_directory
+from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, FailedPrecondition
-from honed.policy.manifest import Manifest
-from honed.policy.store import verify_directory
-from honed.policy.version import VersionId
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from honed.artifacts.version import VersionId
+from honed.generation.gate import RequestKind
 from honed.kit.errors import InvalidArgument
-from honed.policy.version import VersionId
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class EngineRequest:
         want_text: Decode the response. Rollouts leave it off: decoding costs time on the path of
             every token.
         want_logprobs: Record the log-probability of each sampled token.
+        kind: On whose behalf; decides when it may enter the engine.
     """
 
     request_id: str
@@ -84,6 +86,7 @@ class EngineRequest:
     sampling: Sampling
     want_text: bool = True
     want_logprobs: bool = True
+    kind: RequestKind = RequestKind.APPLICATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +204,14 @@ class GenerationEngine(Protocol):
     @property
     def description(self) -> str:
         """Name and version of the engine, for example `vllm 0.32.0`."""
+
+    @property
+    def longest_token(self) -> int:
+        """Characters of the longest token of the policy's tokenizer: no text has more characters for each of its tokens."""
+
+    @property
+    def progress(self) -> int:
+        """A number that is another one whenever a token has been sampled for a request in flight."""
 
     async def start(self) -> None:
         """Serves the first of the given versions that is whole and whose canaries agree with the loaded weights.

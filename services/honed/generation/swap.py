@@ -20,12 +20,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from honed.generation.admission import Admission
+from honed.artifacts.version import VersionId
 from honed.generation.canaries import Measured, check_tolerance, default_tolerance, tell_apart
 from honed.generation.candidate import Candidate, check_fits, read_candidate
 from honed.generation.engine import CommitReport, CommitSettings
+from honed.generation.gate import RequestGate
 from honed.kit.errors import Aborted, FailedPrecondition, Unavailable
-from honed.policy.version import VersionId
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class VersionSwap:
         self,
         host: WeightHost,
         first: Candidate,
-        admission: Admission,
+        gate: RequestGate,
         settings: CommitSettings,
         clock: Callable[[], float],
         *,
@@ -79,7 +79,7 @@ class VersionSwap:
         self._first = first
         self._serving: Candidate | None = None
         self._measured: Measured | None = None
-        self._admission = admission
+        self._gate = gate
         self._settings = settings
         self._clock = clock
         self._dtype = dtype
@@ -110,7 +110,7 @@ class VersionSwap:
             self._measured = await self._check(candidate)
             await self._call("thaw", self._host.thaw())
             self._serving = candidate
-            self._admission.open()
+            self._gate.open()
 
     async def prepare(self, version: VersionId, directory: Path) -> None:
         """See `GenerationEngine.prepare`."""
@@ -146,7 +146,7 @@ class VersionSwap:
         async with self._lock:
             self._check_alive()
             self._paused = True
-            self._admission.shut()
+            self._gate.shut()
             await self._call("freeze", self._host.freeze())
 
     async def resume(self) -> None:
@@ -155,7 +155,7 @@ class VersionSwap:
             self._check_alive()
             self._paused = False
             await self._call("thaw", self._host.thaw())
-            self._admission.open()
+            self._gate.open()
 
     async def wait_dead(self) -> str:
         """Returns the reason when the engine can no longer serve."""
@@ -165,7 +165,7 @@ class VersionSwap:
         """Ends the engine's service. Idempotent."""
         if not self._dead.done():
             self._dead.set_result(reason)
-            self._admission.end(reason)
+            self._gate.end(reason)
             await self._host.halt(reason)
 
     @property
@@ -177,12 +177,12 @@ class VersionSwap:
 
     async def _transaction(self, candidate: Candidate, serving: Candidate) -> CommitReport:
         started = self._clock()
-        self._admission.shut()
+        self._gate.shut()
         carried = 0
         try:
             async with self._deadline(candidate):
                 await self._call("freeze", self._host.freeze())
-                carried = self._admission.running
+                carried = self._gate.running
                 await self._call("load", self._host.load(candidate), self._load_s(candidate))
                 measured = await self._check(candidate)
                 apart = None if self._measured is None else tell_apart(measured, self._measured)
@@ -190,6 +190,8 @@ class VersionSwap:
             await self._roll_back(candidate.version, serving, failure)
             raise Aborted(f"version {candidate.version} did not take, {serving.version} serves: {failure}") from failure
         self._serving, self._measured = candidate, measured
+        if apart is False:
+            logger.info("the step from %s to %s is too small for the canaries to tell", serving.version, candidate.version)
         await self._go_on()
         self._last = CommitReport(candidate.version, self._clock() - started, measured.max_error, carried, apart)
         return self._last
@@ -221,7 +223,7 @@ class VersionSwap:
             await self._or_die("freeze", self._host.freeze())
         else:
             await self._or_die("thaw", self._host.thaw())
-            self._admission.open()
+            self._gate.open()
 
     async def _or_die(self, name: str, call: Awaitable[None]) -> None:
         try:

@@ -11,9 +11,10 @@ from time import monotonic
 from types import MappingProxyType
 from typing import Any, TypedDict, Unpack, cast
 
-from honed.generation.admission import Admission
+from honed.artifacts.version import VersionId
 from honed.generation.candidate import Candidate, read_candidate
 from honed.generation.engine import CommitReport, CommitSettings, InitialVersion
+from honed.generation.gate import RequestGate
 from honed.generation.swap import VersionSwap, WeightHost
 from honed.kit.errors import (
     Aborted,
@@ -25,7 +26,6 @@ from honed.kit.errors import (
     Unavailable,
     Unimplemented,
 )
-from honed.policy.version import VersionId
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +37,13 @@ class EngineOptions(TypedDict, total=False):
     """Options of every engine.
 
     Attributes:
-        max_in_flight: Requests beyond this are refused as `Overloaded`.
+        gate: Who may sample, and when; one for 1024 requests if there is none.
         request_timeout_s: The longest that the engine may take for a request, or for the next chunk
             of a stream.
         clock: Counts seconds.
     """
 
-    max_in_flight: int
+    gate: RequestGate
     request_timeout_s: float
     clock: Callable[[], float]
 
@@ -70,11 +70,12 @@ class SwappingEngine(ABC):
         self._initial = (initial,) if isinstance(initial, InitialVersion) else initial
         self._commits = commits or CommitSettings()
         self._dtype = dtype
-        self._admission = Admission(options.get("max_in_flight", 1024))
+        self._gate = options.get("gate") or RequestGate(window=1024, queue_limit=1025)
         self._request_timeout_s = options.get("request_timeout_s", 600.0)
         self._clock = options.get("clock", monotonic)
         self._swap_or_none: VersionSwap | None = None
         self._refused: dict[VersionId, str] = {}
+        self._longest_token: int | None = None
 
     @property
     def version(self) -> VersionId:
@@ -89,7 +90,7 @@ class SwappingEngine(ABC):
     @property
     def in_flight(self) -> int:
         """See `GenerationEngine`."""
-        return self._admission.in_flight
+        return self._gate.in_flight
 
     async def start(self) -> None:
         """See `GenerationEngine`."""
@@ -135,7 +136,7 @@ class SwappingEngine(ABC):
 
     async def close(self) -> None:
         """See `GenerationEngine`."""
-        self._admission.end("the engine is closed")
+        self._gate.end("the engine is closed")
         await self._stop()
         if self._swap_or_none is not None:
             await self._swap.die("the engine is closed")
@@ -147,6 +148,18 @@ class SwappingEngine(ABC):
     def decode(self, token_ids: Sequence[int]) -> str:
         """See `GenerationEngine`."""
         return cast(str, self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    @property
+    def longest_token(self) -> int:
+        """See `GenerationEngine`."""
+        if self._longest_token is None:
+            self._longest_token = max(map(len, self._tokenizer.get_vocab()))
+        return self._longest_token
+
+    @property
+    @abstractmethod
+    def progress(self) -> int:
+        """See `GenerationEngine`."""
 
     @abstractmethod
     async def _launch(self, candidate: Candidate) -> WeightHost:
@@ -176,7 +189,7 @@ class SwappingEngine(ABC):
         candidate = await asyncio.to_thread(read_candidate, initial.version, directory)
         if self._swap_or_none is None:
             host = await self._launch(candidate)
-            swap = VersionSwap(host, candidate, self._admission, self._commits, self._clock, dtype=self._dtype)
+            swap = VersionSwap(host, candidate, self._gate, self._commits, self._clock, dtype=self._dtype)
             self._swap_or_none = swap
             self._swapping(swap)
         await self._swap.start(candidate)

@@ -22,12 +22,12 @@ SCOPES: dict[str, str] = {
     **{f"/honed.v1.PreferenceService/{m}": "preference.read" for m in _READ_PREFERENCE},
     **{f"/honed.v1.PreferenceService/{m}": "preference.write" for m in _WRITE_PREFERENCE},
     "/honed.v1.PreferenceService/EraseAnnotator": "preference.control",
-    **{f"/honed.v1.LearnerService/{m}": "learner.read" for m in ("GetStatus", "WatchMetrics")},
+    **{f"/honed.v1.LearnerService/{m}": "learner.read" for m in ("GetStatus", "WatchMetrics", "WatchPushes")},
     **{f"/honed.v1.LearnerService/{m}": "learner.control" for m in ("Pause", "Resume", "Checkpoint", "Rollback")},
     **{f"/honed.v1.ConductorService/{m}": "conductor.read" for m in ("GetRun", "ListRuns", "ListVersions", "CompareVersions")},
     **{
         f"/honed.v1.ConductorService/{m}": "conductor.control"
-        for m in ("StartRun", "StopRun", "PromoteVersion", "RollbackVersion")
+        for m in ("StartRun", "StopRun", "PromoteVersion", "RollbackVersion", "SubmitPrompts", "SetReplicas")
     },
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": "",
@@ -36,6 +36,37 @@ SCOPES: dict[str, str] = {
 
 APPLICATION_SCOPES = ("generation", "reward", "preference.write")
 """What an application gets that generates, scores and sends feedback."""
+
+LOCAL_TOKENS: dict[str, tuple[str, ...]] = {
+    "operator": (ALL,),
+    "application": APPLICATION_SCOPES,
+    # Who calls whom: the learner brings versions into generators and checks what they serve; its job exports a snapshot that
+    # it creates, which is a write.
+    "learner": ("generation", "generation.control", "preference.read", "preference.write"),
+    "conductor": (
+        "generation",
+        "generation.control",
+        "reward",
+        "reward.control",
+        "preference.read",
+        "preference.write",
+        "preference.control",
+        "learner.read",
+        "learner.control",
+        "conductor.read",
+    ),
+    # These call nobody yet. Their names are in the table, so that a scope is all that a first call needs.
+    "generation": (),
+    "reward": (),
+    "preference": (),
+}
+"""What a local run makes for itself: a token for people who operate it, one for applications, and one for each service, which
+may call what that service calls and nothing else."""
+
+
+def is_control(scope: str) -> bool:
+    """Tells whether calls of a scope change how the system runs, or forget somebody: these are audited."""
+    return scope.endswith(".control")
 
 
 def allows(granted: frozenset[str], needed: str) -> bool:

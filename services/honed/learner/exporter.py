@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 
+from honed.artifacts.manifest import Canary
+from honed.artifacts.version import VersionId
 from honed.learner.canary import canary_logprobs
 from honed.learner.export import export_policy
 from honed.learner.model import PolicyModel
-from honed.policy.manifest import Canary
-from honed.policy.version import VersionId
 
 CANARIES = 2
 CANARY_TOKENS = 24

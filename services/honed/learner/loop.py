@@ -16,6 +16,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from honed.artifacts.manifest import Lineage, Manifest
+from honed.artifacts.store import VersionDraft
+from honed.artifacts.version import VersionId
 from honed.kit.aio import unless
 from honed.kit.busy import BusyTime
 from honed.kit.errors import Unavailable
@@ -26,9 +29,6 @@ from honed.learner.ledger import Ledger, PushRecord, StepRecord
 from honed.learner.publisher import Publisher
 from honed.learner.stats import SAMPLER_GAP_ALARM, UpdateStats
 from honed.learner.update import PPOTrainer
-from honed.policy.manifest import Lineage, Manifest
-from honed.policy.store import VersionDraft
-from honed.policy.version import VersionId
 from honed.v1 import learner_pb2
 
 logger = logging.getLogger(__name__)

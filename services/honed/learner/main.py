@@ -7,21 +7,19 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, internal_channel, redis_url, server_options
-from honed.learner.build import build_trainer, config_hash
+from honed.learner.build import build_trainer, config_hash, vocabulary_of
 from honed.learner.checkpoint import CheckpointStore
-from honed.learner.episodes import Vocabulary
 from honed.learner.exporter import Exporter
 from honed.learner.intake import Intake
 from honed.learner.ledger import Ledger
 from honed.learner.loop import LoopSettings, Status, TrainingLoop
 from honed.learner.publisher import Publisher
 from honed.learner.service import LearnerService
-from honed.policy.store import PolicyStore
-from honed.policy.version import VersionId
 from honed.queue.connection import Link, Outage
 from honed.queue.holding import holding
 from honed.queue.keys import SCORED, RunKeys
@@ -55,7 +53,7 @@ async def run(settings: RunSettings) -> None:
         stats = await counting.stats()
         return {**stats.dropped, **({"dead_letter": stats.dead} if stats.dead else {})}
 
-    service = LearnerService(settings.run, mine.steps, status, ledger, dropped)
+    service = LearnerService(settings.run, mine.steps or 0, status, ledger, dropped)
     servicer = Servicer(SERVICE, learner_pb2_grpc.add_LearnerServiceServicer_to_server, service)
     server = Server([Listener(mine.host, mine.port, [servicer])], server_options(settings, mine, [f"/{SERVICE}/WatchMetrics"]))
 
@@ -64,12 +62,9 @@ async def run(settings: RunSettings) -> None:
         leases = Leases(link, keys)
         try:
             newest = await asyncio.to_thread(store.latest)
-            claim = await _take_lease(leases, consumer_name("learner"), above=newest.fence if newest else 0)
-            async with asyncio.TaskGroup() as group:
-                keeping = group.create_task(leases.keep(claim, LEASE_MS))
-                await _train(settings, link, keys, leases, claim, store, service, server, stopping)
-                keeping.cancel()
-            await leases.release(claim)
+            above = newest.fence if newest else 0
+            async with leases.held("learner", consumer_name("learner"), LEASE_MS, above) as lease:
+                await _train(settings, link, keys, leases, lease.claim, store, service, server, stopping)
         finally:
             await link.close()
 
@@ -106,7 +101,7 @@ async def _train(
             intake = Intake(
                 queue,
                 held,
-                Vocabulary(trainer.policy.vocabulary_size),
+                vocabulary_of(base, trainer.policy.vocabulary_size),
                 max_staleness=mine.max_staleness,
                 max_tokens=settings.generation.max_model_tokens,
             )
@@ -126,9 +121,9 @@ async def _train(
                 publisher,
                 LoopSettings(
                     mine.batch,
-                    mine.steps,
+                    mine.steps or 1 << 40,
                     mine.checkpoint_every,
-                    mine.push_retry_s,
+                    300.0,
                     config_hash(settings),
                     _snapshot(settings),
                     overlap_push=trainer.policy.device.type != "cpu" if mine.overlap_push is None else mine.overlap_push,
@@ -148,19 +143,6 @@ async def _train(
             await channel.close()
 
 
-async def _take_lease(leases: Leases, owner: str, above: int) -> Claim:
-    """Waits for a predecessor's lease to run out, if it died without a word."""
-    end = asyncio.get_running_loop().time() + 3 * LEASE_MS / 1000
-    while True:
-        try:
-            return await leases.acquire("learner", owner, LEASE_MS, above)
-        except FailedPrecondition as error:
-            if asyncio.get_running_loop().time() > end:
-                raise
-            logger.info("waiting for the lease", extra={"reason": str(error)})
-            await asyncio.sleep(0.5)
-
-
 async def _base(store: PolicyStore, directory: Path) -> Path:
     """The run's base version 0.0: where training starts, and the reference of the KL penalty."""
     return await asyncio.to_thread(store.fetch, VersionId(0, 0), directory)
@@ -168,7 +150,7 @@ async def _base(store: PolicyStore, directory: Path) -> Path:
 
 def _generators(settings: RunSettings) -> tuple[str, ...]:
     mine = settings.generation
-    return mine.control_addresses or (f"{mine.host}:{mine.control_port}",)
+    return (mine.control_address or f"{mine.host}:{mine.control_port}",)
 
 
 def _snapshot(settings: RunSettings) -> str:

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import grpc
 
-from honed.policy.manifest import Manifest
-from honed.policy.store import PolicyStore, VersionDraft
-from honed.policy.version import VersionId
+from honed.artifacts.manifest import Manifest
+from honed.artifacts.store import PolicyStore, VersionDraft
+from honed.artifacts.version import VersionId
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition, Unimplemented
 from honed.learner.ledger import Ledger
 from honed.learner.loop import Status, TrainingLoop
-from honed.policy.version import VersionId
 from honed.v1 import common_pb2, learner_pb2, learner_pb2_grpc
 
 
@@ -53,6 +53,13 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
             ended_at.FromNanoseconds(int(record.ended_at * 1e9))
             metrics = learner_pb2.StepMetrics(step=record.step, ended_at=ended_at, values=record.values)
             yield learner_pb2.WatchMetricsResponse(metrics=metrics)
+
+    async def WatchPushes(
+        self, request: learner_pb2.WatchPushesRequest, context: Any
+    ) -> AsyncIterator[learner_pb2.WatchPushesResponse]:
+        """Streams the pushes."""
+        raise Unimplemented("WatchPushes is not served yet")
+        yield  # makes this an asynchronous generator
 
     async def Pause(
         self, request: learner_pb2.LearnerServicePauseRequest, context: Any

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from honed.artifacts import VersionId
 from honed.learner.episodes import Episode
-from honed.policy import VersionId
 
 SAMPLER_GAP_ALARM = 1.05
 """Mean exp|difference| between sampler and learner on the same weights above which one of the two computes something else."""
@@ -28,6 +28,8 @@ class UpdateStats:
     """Mean over episodes of the score as it came, before normalisation."""
     score_std: float
     """Population deviation of the same."""
+    reward_constant: float
+    """1 if all scores of the batch were the same, so that they taught nothing; else 0."""
     kl: float
     """Nats a response: mean over episodes of the sum over tokens of `logp - ref_logp` (k1), before the update."""
     entropy: float

@@ -112,7 +112,7 @@ class PreferenceService(preference_pb2_grpc.PreferenceServiceServicer):
         check_word(request.annotator, "annotator")
         check_word(request.idempotency_key, "idempotency_key")
         erased = await self._store.erase_annotator(request.annotator, request.idempotency_key)
-        return pb.EraseAnnotatorResponse(judgements=erased)
+        return pb.EraseAnnotatorResponse(judgements=erased.judgements, remaining=erased.remaining)
 
     async def NextTask(self, request: pb.NextTaskRequest, context: Context) -> pb.NextTaskResponse:
         """Belongs to the console."""

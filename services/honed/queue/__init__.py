@@ -7,10 +7,12 @@
 | `messages` | what travels (`Message`) and what a consumer holds (`Delivery`) |
 | `stream` | `WorkQueue`: take, hand on, acknowledge, drop, fail, renew |
 | `stats` | a stage's books, which add up at any instant |
-| `scripts` | runs the Lua files `hop.lua`, `dead.lua`, `run.lua` |
+| `scripts` | runs the Lua files `hop.lua`, `dead.lua`, `run.lua`, `registry.lua` |
 | `holding` | renews the leases of long work in the background |
 | `dead` | list, show and replay dead letters |
 | `lease` | the fenced lease of a learner or a conductor |
+| `members` | which processes of a service are there, each under a lease |
+| `progress` | how far the learner is |
 | `admission` | how many prompts may start, and the atomic step that starts them |
 | `embedded` | a redis-server of our own, for one machine |
 

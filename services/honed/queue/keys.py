@@ -11,6 +11,8 @@ from honed.kit.errors import InvalidArgument
 PROMPTS: Final = "prompts"
 ROLLOUTS: Final = "rollouts"
 SCORED: Final = "scored"
+SUBMITTED: Final = "submitted"
+APPLICATION: Final = "application"
 STAGES: Final = (PROMPTS, ROLLOUTS, SCORED)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
@@ -68,6 +70,14 @@ class RunKeys:
         """A hash with the run's place in its sequence of prompts, and who moved it last."""
         return self._key("cursor")
 
+    def inbox(self, source: str) -> str:
+        """A stream of prompts of a source (`SUBMITTED` or `APPLICATION`) that wait to be admitted."""
+        return self._key("inbox", _checked("source", source))
+
+    def submission(self, digest: str) -> str:
+        """The answer to a submission of prompts, by the digest of its idempotency key; it expires."""
+        return self._key("submission", digest)
+
     def lease(self, name: str) -> str:
         """A hash with the holder of a lease; it expires with the lease."""
         return self._key("lease", _checked("lease", name))
@@ -75,3 +85,15 @@ class RunKeys:
     def fence(self, name: str) -> str:
         """A counter that rises each time the lease changes hands; it never expires."""
         return self._key("fence", _checked("lease", name))
+
+    def members(self, role: str) -> str:
+        """A hash of the processes of a service that are there, each with the end of its lease."""
+        return self._key("members", _checked("role", role))
+
+    def progress(self) -> str:
+        """A hash with what the learner last said of itself."""
+        return self._key("progress")
+
+    def identity(self) -> str:
+        """What the run is, so that two runs of one name do not mix."""
+        return self._key("identity")

@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
+from honed.artifacts.store import PolicyStore
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
-from honed.policy.store import PolicyStore
 
 _POLL_S: Final = 0.5
 

@@ -66,7 +66,7 @@ class PolicyVersion(_message.Message):
     fence: _builtins.int
     """Rises by one each time a learner takes over the run; a learner with an older fence cannot publish."""
     step: _builtins.int
-    """Optimizer steps (batches of rollouts consumed) behind these weights; 0 is the base policy of the run."""
+    """Updates (batches of rollouts consumed) behind these weights; 0 is the base policy of the run."""
     def __init__(
         self,
         *,
@@ -193,6 +193,7 @@ class PromptTask(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     TRACE_PARENT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     """Names the prompt's turn in the run: the same id for each redelivery, never used for another turn."""
     run: _builtins.str
@@ -201,6 +202,8 @@ class PromptTask(_message.Message):
     """How many responses to sample."""
     trace_parent: _builtins.str
     """W3C trace context of the admission (`traceparent`), empty when tracing is off."""
+    source: _builtins.str
+    """Where the prompt came from: `file`, `submitted` or `application`."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt, tokenised by the run's tokenizer."""
@@ -218,10 +221,11 @@ class PromptTask(_message.Message):
         sampling: Global___SamplingParams | None = ...,
         samples: _builtins.int = ...,
         trace_parent: _builtins.str = ...,
+        source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "prompt_token_ids", b"prompt_token_ids", "run", b"run", "samples", b"samples", "sampling", b"sampling", "trace_parent", b"trace_parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "prompt_token_ids", b"prompt_token_ids", "run", b"run", "samples", b"samples", "sampling", b"sampling", "source", b"source", "trace_parent", b"trace_parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -342,8 +346,11 @@ class ScoredRollout(_message.Message):
     ROLLOUT_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     REWARD_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     reward: _builtins.float
     """The weighted sum of the scores."""
+    missing: _builtins.bool
+    """The truncation token never came: `reward` is the price of that, to be used as it is, after normalisation."""
     @_builtins.property
     def rollout(self) -> Global___Rollout:
         """The rollout, unchanged."""
@@ -358,10 +365,11 @@ class ScoredRollout(_message.Message):
         rollout: Global___Rollout | None = ...,
         scores: _abc.Iterable[Global___Score] | None = ...,
         reward: _builtins.float = ...,
+        missing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reward", b"reward", "rollout", b"rollout", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "reward", b"reward", "rollout", b"rollout", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from honed.v1 import common_pb2 as _common_pb2
+from honed.v1 import generation_pb2 as _generation_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -75,6 +76,9 @@ class ProcessStatus(_message.Message):
     HEALTHY_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     LAST_EXIT_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The service or job."""
     healthy: _builtins.bool
@@ -83,6 +87,12 @@ class ProcessStatus(_message.Message):
     """How often it was started again after it died."""
     last_exit: _builtins.str
     """Why it died last; empty if it never did."""
+    pid: _builtins.int
+    """Its process id; 0 if the launcher knows none."""
+    address: _builtins.str
+    """Where it answers, for a service that has registered."""
+    version: _builtins.str
+    """The policy version that it serves, as `fence.step`, for a generator that has registered."""
     def __init__(
         self,
         *,
@@ -90,10 +100,13 @@ class ProcessStatus(_message.Message):
         healthy: _builtins.bool = ...,
         restarts: _builtins.int = ...,
         last_exit: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        address: _builtins.str = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["healthy", b"healthy", "last_exit", b"last_exit", "name", b"name", "restarts", b"restarts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "healthy", b"healthy", "last_exit", b"last_exit", "name", b"name", "pid", b"pid", "restarts", b"restarts", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -125,6 +138,46 @@ class Run(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class FiguresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AccountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     RUN_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
@@ -134,6 +187,12 @@ class Run(_message.Message):
     QUEUE_DEPTH_FIELD_NUMBER: _builtins.int
     PROMPTS_ADMITTED_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
+    PHASE_NAME_FIELD_NUMBER: _builtins.int
+    DOING_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
+    TARGET_STEPS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """Its name."""
     phase: Global___RunPhase.ValueType
@@ -144,6 +203,12 @@ class Run(_message.Message):
     """Progress of the phase, from 0 to 1."""
     prompts_admitted: _builtins.int
     """Prompts admitted so far."""
+    phase_name: _builtins.str
+    """The phase by its name in the run file."""
+    doing: _builtins.str
+    """What the phase does now, for people."""
+    target_steps: _builtins.int
+    """Updates that the run asks for; 0 if it has no end."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
@@ -160,6 +225,20 @@ class Run(_message.Message):
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessStatus]:
         """The processes."""
 
+    @_builtins.property
+    def figures(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Figures of the phase by name, for people."""
+
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What needs a person: training that stopped, services that keep dying, dead letters. Empty when all is well."""
+
+    @_builtins.property
+    def accounts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Where every admitted rollout is, by name: `admitted`, `trained`, `in_flight`, `undone`, `lost_with_redis`, and `dropped:`
+        or `dead:` with the reason or the stage.
+        """
+
     def __init__(
         self,
         *,
@@ -172,10 +251,16 @@ class Run(_message.Message):
         queue_depth: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         prompts_admitted: _builtins.int = ...,
         processes: _abc.Iterable[Global___ProcessStatus] | None = ...,
+        phase_name: _builtins.str = ...,
+        doing: _builtins.str = ...,
+        figures: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        alarms: _abc.Iterable[_builtins.str] | None = ...,
+        accounts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        target_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "error", b"error", "phase", b"phase", "phase_progress", b"phase_progress", "processes", b"processes", "prompts_admitted", b"prompts_admitted", "queue_depth", b"queue_depth", "run", b"run", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "alarms", b"alarms", "doing", b"doing", "ended_at", b"ended_at", "error", b"error", "figures", b"figures", "phase", b"phase", "phase_name", b"phase_name", "phase_progress", b"phase_progress", "processes", b"processes", "prompts_admitted", b"prompts_admitted", "queue_depth", b"queue_depth", "run", b"run", "started_at", b"started_at", "target_steps", b"target_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,7 +268,7 @@ Global___Run: _TypeAlias = Run  # noqa: Y015
 
 @_typing.final
 class VersionInfo(_message.Message):
-    """One version in the ledger."""
+    """One version of the store."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -191,10 +276,19 @@ class VersionInfo(_message.Message):
     LINEAGE_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     MANIFEST_SHA256_FIELD_NUMBER: _builtins.int
+    PROMOTED_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     bytes: _builtins.int
     """Bytes of its files."""
     manifest_sha256: _builtins.str
     """sha256 of its manifest."""
+    promoted: _builtins.bool
+    """It was promoted: it is never removed."""
+    quarantined: _builtins.bool
+    """A generator refused it: it is never served."""
+    reason: _builtins.str
+    """Why it was promoted or quarantined."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The version."""
@@ -210,10 +304,13 @@ class VersionInfo(_message.Message):
         lineage: _common_pb2.Lineage | None = ...,
         bytes: _builtins.int = ...,
         manifest_sha256: _builtins.str = ...,
+        promoted: _builtins.bool = ...,
+        quarantined: _builtins.bool = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lineage", b"lineage", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "lineage", b"lineage", "manifest_sha256", b"manifest_sha256", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "lineage", b"lineage", "manifest_sha256", b"manifest_sha256", "promoted", b"promoted", "quarantined", b"quarantined", "reason", b"reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -481,6 +578,10 @@ class CompareVersionsRequest(_message.Message):
 
     LEFT_FIELD_NUMBER: _builtins.int
     RIGHT_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    samples: _builtins.int
+    """How many of the run's prompts to take when none are given. 0 means 16."""
     @_builtins.property
     def left(self) -> _common_pb2.PolicyVersion:
         """The first."""
@@ -489,19 +590,63 @@ class CompareVersionsRequest(_message.Message):
     def right(self) -> _common_pb2.PolicyVersion:
         """The second."""
 
+    @_builtins.property
+    def prompts(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Prompt]:
+        """Prompts to continue with both. Empty: the run's evaluation prompts, or some of its training prompts."""
+
     def __init__(
         self,
         *,
         left: _common_pb2.PolicyVersion | None = ...,
         right: _common_pb2.PolicyVersion | None = ...,
+        prompts: _abc.Iterable[_generation_pb2.Prompt] | None = ...,
+        samples: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "right", b"right"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "right", b"right"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "prompts", b"prompts", "right", b"right", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompareVersionsRequest: _TypeAlias = CompareVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ComparedSample(_message.Message):
+    """One prompt, continued by both versions with the same seed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    LEFT_REWARD_FIELD_NUMBER: _builtins.int
+    RIGHT_REWARD_FIELD_NUMBER: _builtins.int
+    prompt: _builtins.str
+    """The prompt as text."""
+    left: _builtins.str
+    """What the left version made of it."""
+    right: _builtins.str
+    """What the right version made of it."""
+    left_reward: _builtins.float
+    """The reward of the left one."""
+    right_reward: _builtins.float
+    """The reward of the right one."""
+    def __init__(
+        self,
+        *,
+        prompt: _builtins.str = ...,
+        left: _builtins.str = ...,
+        right: _builtins.str = ...,
+        left_reward: _builtins.float = ...,
+        right_reward: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "left_reward", b"left_reward", "prompt", b"prompt", "right", b"right", "right_reward", b"right_reward"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComparedSample: _TypeAlias = ComparedSample  # noqa: Y015
 
 @_typing.final
 class CompareVersionsResponse(_message.Message):
@@ -530,18 +675,24 @@ class CompareVersionsResponse(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     DIFFERENCES_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def differences(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Differences of the metrics, right minus left, by name."""
+
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComparedSample]:
+        """The samples."""
 
     def __init__(
         self,
         *,
         differences: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        samples: _abc.Iterable[Global___ComparedSample] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["differences", b"differences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differences", b"differences", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -650,3 +801,115 @@ class RollbackVersionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RollbackVersionResponse: _TypeAlias = RollbackVersionResponse  # noqa: Y015
+
+@_typing.final
+class SubmitPromptsRequest(_message.Message):
+    """Asks to train on prompts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run. Empty: the one that runs."""
+    idempotency_key: _builtins.str
+    """The same key again returns the first answer."""
+    @_builtins.property
+    def prompts(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Prompt]:
+        """The prompts."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        prompts: _abc.Iterable[_generation_pb2.Prompt] | None = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "prompts", b"prompts", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitPromptsRequest: _TypeAlias = SubmitPromptsRequest  # noqa: Y015
+
+@_typing.final
+class SubmitPromptsResponse(_message.Message):
+    """They will be trained on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITING_FIELD_NUMBER: _builtins.int
+    waiting: _builtins.int
+    """Submitted prompts that wait to be admitted, these included."""
+    def __init__(
+        self,
+        *,
+        waiting: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitPromptsResponse: _TypeAlias = SubmitPromptsResponse  # noqa: Y015
+
+@_typing.final
+class SetReplicasRequest(_message.Message):
+    """Asks for more or fewer processes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run. Empty: the one that runs."""
+    service: _builtins.str
+    """`generation` or `reward`."""
+    replicas: _builtins.int
+    """How many."""
+    idempotency_key: _builtins.str
+    """The same key again returns the first answer."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        service: _builtins.str = ...,
+        replicas: _builtins.int = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "replicas", b"replicas", "run", b"run", "service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetReplicasRequest: _TypeAlias = SetReplicasRequest  # noqa: Y015
+
+@_typing.final
+class SetReplicasResponse(_message.Message):
+    """It will be so."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___Run:
+        """The run."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetReplicasResponse: _TypeAlias = SetReplicasResponse  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ConductorServiceStub:
-    """Drives runs through their phases and keeps the ledger of versions.
+    """Drives a run through its phases, feeds it with prompts, and knows its versions.
     """
 
     def __init__(self, channel):
@@ -75,10 +75,20 @@ class ConductorServiceStub:
                 request_serializer=honed_dot_v1_dot_conductor__pb2.RollbackVersionRequest.SerializeToString,
                 response_deserializer=honed_dot_v1_dot_conductor__pb2.RollbackVersionResponse.FromString,
                 _registered_method=True)
+        self.SubmitPrompts = channel.unary_unary(
+                '/honed.v1.ConductorService/SubmitPrompts',
+                request_serializer=honed_dot_v1_dot_conductor__pb2.SubmitPromptsRequest.SerializeToString,
+                response_deserializer=honed_dot_v1_dot_conductor__pb2.SubmitPromptsResponse.FromString,
+                _registered_method=True)
+        self.SetReplicas = channel.unary_unary(
+                '/honed.v1.ConductorService/SetReplicas',
+                request_serializer=honed_dot_v1_dot_conductor__pb2.SetReplicasRequest.SerializeToString,
+                response_deserializer=honed_dot_v1_dot_conductor__pb2.SetReplicasResponse.FromString,
+                _registered_method=True)
 
 
 class ConductorServiceServicer:
-    """Drives runs through their phases and keeps the ledger of versions.
+    """Drives a run through its phases, feeds it with prompts, and knows its versions.
     """
 
     def StartRun(self, request, context):
@@ -103,7 +113,7 @@ class ConductorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopRun(self, request, context):
-        """Ends a run: admits no more prompts and lets what is in flight finish.
+        """Ends a run: admits no more prompts, lets the update in hand finish, and ends the processes that the conductor started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,7 +141,21 @@ class ConductorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RollbackVersion(self, request, context):
-        """Serves an earlier version again.
+        """Serves an earlier version again, and trains on from it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitPrompts(self, request, context):
+        """Adds prompts to those that the run trains on. RESOURCE_EXHAUSTED with RetryInfo when too many wait.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetReplicas(self, request, context):
+        """Sets how many processes of a service run. Those that go finish what is in flight.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,6 +204,16 @@ def add_ConductorServiceServicer_to_server(servicer, server):
                     request_deserializer=honed_dot_v1_dot_conductor__pb2.RollbackVersionRequest.FromString,
                     response_serializer=honed_dot_v1_dot_conductor__pb2.RollbackVersionResponse.SerializeToString,
             ),
+            'SubmitPrompts': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitPrompts,
+                    request_deserializer=honed_dot_v1_dot_conductor__pb2.SubmitPromptsRequest.FromString,
+                    response_serializer=honed_dot_v1_dot_conductor__pb2.SubmitPromptsResponse.SerializeToString,
+            ),
+            'SetReplicas': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetReplicas,
+                    request_deserializer=honed_dot_v1_dot_conductor__pb2.SetReplicasRequest.FromString,
+                    response_serializer=honed_dot_v1_dot_conductor__pb2.SetReplicasResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'honed.v1.ConductorService', rpc_method_handlers)
@@ -189,7 +223,7 @@ def add_ConductorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ConductorService:
-    """Drives runs through their phases and keeps the ledger of versions.
+    """Drives a run through its phases, feeds it with prompts, and knows its versions.
     """
 
     @staticmethod
@@ -398,6 +432,60 @@ class ConductorService:
             '/honed.v1.ConductorService/RollbackVersion',
             honed_dot_v1_dot_conductor__pb2.RollbackVersionRequest.SerializeToString,
             honed_dot_v1_dot_conductor__pb2.RollbackVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitPrompts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/honed.v1.ConductorService/SubmitPrompts',
+            honed_dot_v1_dot_conductor__pb2.SubmitPromptsRequest.SerializeToString,
+            honed_dot_v1_dot_conductor__pb2.SubmitPromptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/honed.v1.ConductorService/SetReplicas',
+            honed_dot_v1_dot_conductor__pb2.SetReplicasRequest.SerializeToString,
+            honed_dot_v1_dot_conductor__pb2.SetReplicasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ConductorServiceStub:
-    """Drives runs through their phases and keeps the ledger of versions."""
+    """Drives a run through its phases, feeds it with prompts, and knows its versions."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,7 +40,7 @@ class ConductorServiceStub:
     ListRuns: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.ListRunsRequest, _conductor_pb2.ListRunsResponse]
     """All runs, newest first."""
     StopRun: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.StopRunRequest, _conductor_pb2.StopRunResponse]
-    """Ends a run: admits no more prompts and lets what is in flight finish."""
+    """Ends a run: admits no more prompts, lets the update in hand finish, and ends the processes that the conductor started."""
     ListVersions: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.ListVersionsRequest, _conductor_pb2.ListVersionsResponse]
     """The versions of a run, newest first."""
     CompareVersions: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.CompareVersionsRequest, _conductor_pb2.CompareVersionsResponse]
@@ -48,11 +48,15 @@ class ConductorServiceStub:
     PromoteVersion: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.PromoteVersionRequest, _conductor_pb2.PromoteVersionResponse]
     """Marks a version as the one to keep and to serve."""
     RollbackVersion: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.RollbackVersionRequest, _conductor_pb2.RollbackVersionResponse]
-    """Serves an earlier version again."""
+    """Serves an earlier version again, and trains on from it."""
+    SubmitPrompts: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.SubmitPromptsRequest, _conductor_pb2.SubmitPromptsResponse]
+    """Adds prompts to those that the run trains on. RESOURCE_EXHAUSTED with RetryInfo when too many wait."""
+    SetReplicas: _grpc.UnaryUnaryMultiCallable[_conductor_pb2.SetReplicasRequest, _conductor_pb2.SetReplicasResponse]
+    """Sets how many processes of a service run. Those that go finish what is in flight."""
 
 @_typing.type_check_only
 class ConductorServiceAsyncStub(ConductorServiceStub):
-    """Drives runs through their phases and keeps the ledger of versions."""
+    """Drives a run through its phases, feeds it with prompts, and knows its versions."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartRun: _aio.UnaryUnaryMultiCallable[_conductor_pb2.StartRunRequest, _conductor_pb2.StartRunResponse]  # type: ignore[assignment]
@@ -62,7 +66,7 @@ class ConductorServiceAsyncStub(ConductorServiceStub):
     ListRuns: _aio.UnaryUnaryMultiCallable[_conductor_pb2.ListRunsRequest, _conductor_pb2.ListRunsResponse]  # type: ignore[assignment]
     """All runs, newest first."""
     StopRun: _aio.UnaryUnaryMultiCallable[_conductor_pb2.StopRunRequest, _conductor_pb2.StopRunResponse]  # type: ignore[assignment]
-    """Ends a run: admits no more prompts and lets what is in flight finish."""
+    """Ends a run: admits no more prompts, lets the update in hand finish, and ends the processes that the conductor started."""
     ListVersions: _aio.UnaryUnaryMultiCallable[_conductor_pb2.ListVersionsRequest, _conductor_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """The versions of a run, newest first."""
     CompareVersions: _aio.UnaryUnaryMultiCallable[_conductor_pb2.CompareVersionsRequest, _conductor_pb2.CompareVersionsResponse]  # type: ignore[assignment]
@@ -70,10 +74,14 @@ class ConductorServiceAsyncStub(ConductorServiceStub):
     PromoteVersion: _aio.UnaryUnaryMultiCallable[_conductor_pb2.PromoteVersionRequest, _conductor_pb2.PromoteVersionResponse]  # type: ignore[assignment]
     """Marks a version as the one to keep and to serve."""
     RollbackVersion: _aio.UnaryUnaryMultiCallable[_conductor_pb2.RollbackVersionRequest, _conductor_pb2.RollbackVersionResponse]  # type: ignore[assignment]
-    """Serves an earlier version again."""
+    """Serves an earlier version again, and trains on from it."""
+    SubmitPrompts: _aio.UnaryUnaryMultiCallable[_conductor_pb2.SubmitPromptsRequest, _conductor_pb2.SubmitPromptsResponse]  # type: ignore[assignment]
+    """Adds prompts to those that the run trains on. RESOURCE_EXHAUSTED with RetryInfo when too many wait."""
+    SetReplicas: _aio.UnaryUnaryMultiCallable[_conductor_pb2.SetReplicasRequest, _conductor_pb2.SetReplicasResponse]  # type: ignore[assignment]
+    """Sets how many processes of a service run. Those that go finish what is in flight."""
 
 class ConductorServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Drives runs through their phases and keeps the ledger of versions."""
+    """Drives a run through its phases, feeds it with prompts, and knows its versions."""
 
     @_abc_1.abstractmethod
     def StartRun(
@@ -105,7 +113,7 @@ class ConductorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conductor_pb2.StopRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_conductor_pb2.StopRunResponse, _abc.Awaitable[_conductor_pb2.StopRunResponse]]:
-        """Ends a run: admits no more prompts and lets what is in flight finish."""
+        """Ends a run: admits no more prompts, lets the update in hand finish, and ends the processes that the conductor started."""
 
     @_abc_1.abstractmethod
     def ListVersions(
@@ -137,6 +145,22 @@ class ConductorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conductor_pb2.RollbackVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_conductor_pb2.RollbackVersionResponse, _abc.Awaitable[_conductor_pb2.RollbackVersionResponse]]:
-        """Serves an earlier version again."""
+        """Serves an earlier version again, and trains on from it."""
+
+    @_abc_1.abstractmethod
+    def SubmitPrompts(
+        self,
+        request: _conductor_pb2.SubmitPromptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_conductor_pb2.SubmitPromptsResponse, _abc.Awaitable[_conductor_pb2.SubmitPromptsResponse]]:
+        """Adds prompts to those that the run trains on. RESOURCE_EXHAUSTED with RetryInfo when too many wait."""
+
+    @_abc_1.abstractmethod
+    def SetReplicas(
+        self,
+        request: _conductor_pb2.SetReplicasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_conductor_pb2.SetReplicasResponse, _abc.Awaitable[_conductor_pb2.SetReplicasResponse]]:
+        """Sets how many processes of a service run. Those that go finish what is in flight."""
 
 def add_ConductorServiceServicer_to_server(servicer: ConductorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,27 +28,83 @@ class Prompt(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text, tokenised by the policy's tokenizer."""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Token ids, used as they are."""
 
+    @_builtins.property
+    def messages(self) -> Global___ChatMessages:
+        """A conversation, rendered by the chat template of the policy."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         token_ids: Global___TokenIds | None = ...,
+        messages: Global___ChatMessages | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "messages", b"messages", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "messages", b"messages", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "token_ids", "messages"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
 Global___Prompt: _TypeAlias = Prompt  # noqa: Y015
+
+@_typing.final
+class ChatMessages(_message.Message):
+    """A conversation, oldest message first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """The messages."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatMessages: _TypeAlias = ChatMessages  # noqa: Y015
+
+@_typing.final
+class ChatMessage(_message.Message):
+    """One message of a conversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """Who speaks: a role that the chat template knows, such as `system`, `user`, `assistant`."""
+    content: _builtins.str
+    """What was said."""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
 
 @_typing.final
 class TokenIds(_message.Message):
@@ -286,6 +342,9 @@ class GetPolicyResponse(_message.Message):
     SAMPLES_FAILED_FIELD_NUMBER: _builtins.int
     TOKENS_SAMPLED_FIELD_NUMBER: _builtins.int
     BUSY_SECONDS_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    TRAINING_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     max_model_tokens: _builtins.int
     """The most tokens of prompt and response together."""
     vocab_size: _builtins.int
@@ -302,6 +361,12 @@ class GetPolicyResponse(_message.Message):
     """Tokens sampled since the process started."""
     busy_seconds: _builtins.float
     """Seconds since the process started in which at least one sample was being drawn."""
+    replica: _builtins.str
+    """The name of this replica, as it is registered."""
+    draining: _builtins.bool
+    """No new work is taken."""
+    training_in_flight: _builtins.int
+    """Of `in_flight`, those for training."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The committed version."""
@@ -318,10 +383,13 @@ class GetPolicyResponse(_message.Message):
         samples_failed: _builtins.int = ...,
         tokens_sampled: _builtins.int = ...,
         busy_seconds: _builtins.float = ...,
+        replica: _builtins.str = ...,
+        draining: _builtins.bool = ...,
+        training_in_flight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "engine", b"engine", "in_flight", b"in_flight", "max_model_tokens", b"max_model_tokens", "samples_failed", b"samples_failed", "samples_finished", b"samples_finished", "tokens_sampled", b"tokens_sampled", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "draining", b"draining", "engine", b"engine", "in_flight", b"in_flight", "max_model_tokens", b"max_model_tokens", "replica", b"replica", "samples_failed", b"samples_failed", "samples_finished", b"samples_finished", "tokens_sampled", b"tokens_sampled", "training_in_flight", b"training_in_flight", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -425,10 +493,15 @@ class CommitVersionResponse(_message.Message):
     PAUSE_FIELD_NUMBER: _builtins.int
     CANARY_MAX_ERROR_FIELD_NUMBER: _builtins.int
     REQUESTS_CARRIED_FIELD_NUMBER: _builtins.int
+    CANARY_MARGIN_FIELD_NUMBER: _builtins.int
     canary_max_error: _builtins.float
     """The largest difference between a canary's log-probability here and in the manifest, in nats."""
     requests_carried: _builtins.int
     """Requests that were in flight at the pause and went on after it."""
+    canary_margin: _builtins.float
+    """How much worse the canaries of the version before fit the loaded weights than those of this one, in nats. 0 if the two
+    cannot be told apart.
+    """
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The committed version."""
@@ -446,10 +519,11 @@ class CommitVersionResponse(_message.Message):
         pause: _duration_pb2.Duration | None = ...,
         canary_max_error: _builtins.float = ...,
         requests_carried: _builtins.int = ...,
+        canary_margin: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_max_error", b"canary_max_error", "pause", b"pause", "requests_carried", b"requests_carried", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_margin", b"canary_margin", "canary_max_error", b"canary_max_error", "pause", b"pause", "requests_carried", b"requests_carried", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from honed.v1 import common_pb2 as honed_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16honed/v1/learner.proto\x12\x08honed.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15honed/v1/common.proto\"\x12\n\x10GetStatusRequest\"\xa8\x03\n\x11GetStatusResponse\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.honed.v1.LearnerState\x12(\n\x07version\x18\x02 \x01(\x0b\x32\x17.honed.v1.PolicyVersion\x12/\n\x0eserved_version\x18\x03 \x01(\x0b\x32\x17.honed.v1.PolicyVersion\x12\x14\n\x0ctarget_steps\x18\x04 \x01(\x04\x12\x18\n\x10rollouts_trained\x18\x05 \x01(\x04\x12J\n\x10rollouts_dropped\x18\x06 \x03(\x0b\x32\x30.honed.v1.GetStatusResponse.RolloutsDroppedEntry\x12\x17\n\x0fversions_pushed\x18\x07 \x01(\x04\x12\x15\n\rpushes_failed\x18\x08 \x01(\x04\x12\x14\n\x0c\x62usy_seconds\x18\t \x01(\x01\x12\x17\n\x0f\x63heckpoint_step\x18\n \x01(\x04\x1a\x36\n\x14RolloutsDroppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xab\x01\n\x0bStepMetrics\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12,\n\x08\x65nded_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06values\x18\x03 \x03(\x0b\x32!.honed.v1.StepMetrics.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\";\n\x13WatchMetricsRequest\x12\x11\n\tfrom_step\x18\x01 \x01(\x04\x12\x11\n\tno_follow\x18\x02 \x01(\x08\">\n\x14WatchMetricsResponse\x12&\n\x07metrics\x18\x01 \x01(\x0b\x32\x15.honed.v1.StepMetrics\"?\n\x1aLearnerServicePauseRequest\x12!\n\x0fidempotency_key\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x1d\n\x1bLearnerServicePauseResponse\"@\n\x1bLearnerServiceResumeRequest\x12!\n\x0fidempotency_key\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x1e\n\x1cLearnerServiceResumeResponse\"6\n\x11\x43heckpointRequest\x12!\n\x0fidempotency_key\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\"\n\x12\x43heckpointResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\"B\n\x0fRollbackRequest\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12!\n\x0fidempotency_key\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"<\n\x10RollbackResponse\x12(\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersion*\xb6\x01\n\x0cLearnerState\x12\x1d\n\x19LEARNER_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16LEARNER_STATE_STARTING\x10\x01\x12\x19\n\x15LEARNER_STATE_WAITING\x10\x02\x12\x1a\n\x16LEARNER_STATE_TRAINING\x10\x03\x12\x18\n\x14LEARNER_STATE_PAUSED\x10\x04\x12\x1a\n\x16LEARNER_STATE_FINISHED\x10\x05\x32\xe2\x03\n\x0eLearnerService\x12\x44\n\tGetStatus\x12\x1a.honed.v1.GetStatusRequest\x1a\x1b.honed.v1.GetStatusResponse\x12O\n\x0cWatchMetrics\x12\x1d.honed.v1.WatchMetricsRequest\x1a\x1e.honed.v1.WatchMetricsResponse0\x01\x12T\n\x05Pause\x12$.honed.v1.LearnerServicePauseRequest\x1a%.honed.v1.LearnerServicePauseResponse\x12W\n\x06Resume\x12%.honed.v1.LearnerServiceResumeRequest\x1a&.honed.v1.LearnerServiceResumeResponse\x12G\n\nCheckpoint\x12\x1b.honed.v1.CheckpointRequest\x1a\x1c.honed.v1.CheckpointResponse\x12\x41\n\x08Rollback\x12\x19.honed.v1.RollbackRequest\x1a\x1a.honed.v1.RollbackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16honed/v1/learner.proto\x12\x08honed.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15honed/v1/common.proto\"\x12\n\x10GetStatusRequest\"\x99\x04\n\x11GetStatusResponse\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.honed.v1.LearnerState\x12(\n\x07version\x18\x02 \x01(\x0b\x32\x17.honed.v1.PolicyVersion\x12/\n\x0eserved_version\x18\x03 \x01(\x0b\x32\x17.honed.v1.PolicyVersion\x12\x14\n\x0ctarget_steps\x18\x04 \x01(\x04\x12\x18\n\x10rollouts_trained\x18\x05 \x01(\x04\x12J\n\x10rollouts_dropped\x18\x06 \x03(\x0b\x32\x30.honed.v1.GetStatusResponse.RolloutsDroppedEntry\x12\x17\n\x0fversions_pushed\x18\x07 \x01(\x04\x12\x15\n\rpushes_failed\x18\x08 \x01(\x04\x12\x14\n\x0c\x62usy_seconds\x18\t \x01(\x01\x12\x17\n\x0f\x63heckpoint_step\x18\n \x01(\x04\x12\r\n\x05\x61larm\x18\x0b \x01(\t\x12\x17\n\x0frollouts_undone\x18\x0c \x01(\x04\x12\x17\n\x0f\x62\x61tches_skipped\x18\r \x01(\x04\x12\x14\n\x0cwait_seconds\x18\x0e \x01(\x01\x12\x18\n\x10versions_refused\x18\x0f \x01(\x04\x1a\x36\n\x14RolloutsDroppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xc0\x01\n\x0bStepMetrics\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12,\n\x08\x65nded_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06values\x18\x03 \x03(\x0b\x32!.honed.v1.StepMetrics.ValuesEntry\x12\x13\n\x0brollout_ids\x18\x04 \x03(\t\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"R\n\x13WatchMetricsRequest\x12\x11\n\tfrom_step\x18\x01 \x01(\x04\x12\x11\n\tno_follow\x18\x02 \x01(\x08\x12\x15\n\rwith_rollouts\x18\x03 \x01(\x08\">\n\x14WatchMetricsResponse\x12&\n\x07metrics\x18\x01 \x01(\x0b\x32\x15.honed.v1.StepMetrics\"\xd7\x01\n\x04Push\x12(\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersion\x12,\n\x08\x65nded_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tcommitted\x18\x03 \x01(\r\x12\x10\n\x08\x66\x61ilures\x18\x04 \x03(\t\x12\x16\n\x0epauses_seconds\x18\x05 \x03(\x01\x12\x18\n\x10\x63\x61nary_max_error\x18\x06 \x01(\x01\x12\x0f\n\x07\x63\x61rried\x18\x07 \x01(\r\x12\x0f\n\x07refused\x18\x08 \x01(\x08\":\n\x12WatchPushesRequest\x12\x11\n\tfrom_step\x18\x01 \x01(\x04\x12\x11\n\tno_follow\x18\x02 \x01(\x08\"3\n\x13WatchPushesResponse\x12\x1c\n\x04push\x18\x01 \x01(\x0b\x32\x0e.honed.v1.Push\"?\n\x1aLearnerServicePauseRequest\x12!\n\x0fidempotency_key\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x1d\n\x1bLearnerServicePauseResponse\"@\n\x1bLearnerServiceResumeRequest\x12!\n\x0fidempotency_key\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x1e\n\x1cLearnerServiceResumeResponse\"6\n\x11\x43heckpointRequest\x12!\n\x0fidempotency_key\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\"\n\x12\x43heckpointResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\"l\n\x0fRollbackRequest\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12!\n\x0fidempotency_key\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12(\n\x07version\x18\x03 \x01(\x0b\x32\x17.honed.v1.PolicyVersion\"K\n\x10RollbackResponse\x12(\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersion\x12\r\n\x05\x65xact\x18\x02 \x01(\x08*\xd0\x01\n\x0cLearnerState\x12\x1d\n\x19LEARNER_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16LEARNER_STATE_STARTING\x10\x01\x12\x19\n\x15LEARNER_STATE_WAITING\x10\x02\x12\x1a\n\x16LEARNER_STATE_TRAINING\x10\x03\x12\x18\n\x14LEARNER_STATE_PAUSED\x10\x04\x12\x1a\n\x16LEARNER_STATE_FINISHED\x10\x05\x12\x18\n\x14LEARNER_STATE_FAILED\x10\x06\x32\xb0\x04\n\x0eLearnerService\x12\x44\n\tGetStatus\x12\x1a.honed.v1.GetStatusRequest\x1a\x1b.honed.v1.GetStatusResponse\x12O\n\x0cWatchMetrics\x12\x1d.honed.v1.WatchMetricsRequest\x1a\x1e.honed.v1.WatchMetricsResponse0\x01\x12L\n\x0bWatchPushes\x12\x1c.honed.v1.WatchPushesRequest\x1a\x1d.honed.v1.WatchPushesResponse0\x01\x12T\n\x05Pause\x12$.honed.v1.LearnerServicePauseRequest\x1a%.honed.v1.LearnerServicePauseResponse\x12W\n\x06Resume\x12%.honed.v1.LearnerServiceResumeRequest\x1a&.honed.v1.LearnerServiceResumeResponse\x12G\n\nCheckpoint\x12\x1b.honed.v1.CheckpointRequest\x1a\x1c.honed.v1.CheckpointResponse\x12\x41\n\x08Rollback\x12\x19.honed.v1.RollbackRequest\x1a\x1a.honed.v1.RollbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,38 +46,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKPOINTREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_ROLLBACKREQUEST'].fields_by_name['idempotency_key']._loaded_options = None
   _globals['_ROLLBACKREQUEST'].fields_by_name['idempotency_key']._serialized_options = b'\272H\005r\003\030\200\001'
-  _globals['_LEARNERSTATE']._serialized_start=1284
-  _globals['_LEARNERSTATE']._serialized_end=1466
+  _globals['_LEARNERSTATE']._serialized_start=1829
+  _globals['_LEARNERSTATE']._serialized_end=2037
   _globals['_GETSTATUSREQUEST']._serialized_start=121
   _globals['_GETSTATUSREQUEST']._serialized_end=139
   _globals['_GETSTATUSRESPONSE']._serialized_start=142
-  _globals['_GETSTATUSRESPONSE']._serialized_end=566
-  _globals['_GETSTATUSRESPONSE_ROLLOUTSDROPPEDENTRY']._serialized_start=512
-  _globals['_GETSTATUSRESPONSE_ROLLOUTSDROPPEDENTRY']._serialized_end=566
-  _globals['_STEPMETRICS']._serialized_start=569
-  _globals['_STEPMETRICS']._serialized_end=740
-  _globals['_STEPMETRICS_VALUESENTRY']._serialized_start=695
-  _globals['_STEPMETRICS_VALUESENTRY']._serialized_end=740
-  _globals['_WATCHMETRICSREQUEST']._serialized_start=742
-  _globals['_WATCHMETRICSREQUEST']._serialized_end=801
-  _globals['_WATCHMETRICSRESPONSE']._serialized_start=803
-  _globals['_WATCHMETRICSRESPONSE']._serialized_end=865
-  _globals['_LEARNERSERVICEPAUSEREQUEST']._serialized_start=867
-  _globals['_LEARNERSERVICEPAUSEREQUEST']._serialized_end=930
-  _globals['_LEARNERSERVICEPAUSERESPONSE']._serialized_start=932
-  _globals['_LEARNERSERVICEPAUSERESPONSE']._serialized_end=961
-  _globals['_LEARNERSERVICERESUMEREQUEST']._serialized_start=963
-  _globals['_LEARNERSERVICERESUMEREQUEST']._serialized_end=1027
-  _globals['_LEARNERSERVICERESUMERESPONSE']._serialized_start=1029
-  _globals['_LEARNERSERVICERESUMERESPONSE']._serialized_end=1059
-  _globals['_CHECKPOINTREQUEST']._serialized_start=1061
-  _globals['_CHECKPOINTREQUEST']._serialized_end=1115
-  _globals['_CHECKPOINTRESPONSE']._serialized_start=1117
-  _globals['_CHECKPOINTRESPONSE']._serialized_end=1151
-  _globals['_ROLLBACKREQUEST']._serialized_start=1153
-  _globals['_ROLLBACKREQUEST']._serialized_end=1219
-  _globals['_ROLLBACKRESPONSE']._serialized_start=1221
-  _globals['_ROLLBACKRESPONSE']._serialized_end=1281
-  _globals['_LEARNERSERVICE']._serialized_start=1469
-  _globals['_LEARNERSERVICE']._serialized_end=1951
+  _globals['_GETSTATUSRESPONSE']._serialized_end=679
+  _globals['_GETSTATUSRESPONSE_ROLLOUTSDROPPEDENTRY']._serialized_start=625
+  _globals['_GETSTATUSRESPONSE_ROLLOUTSDROPPEDENTRY']._serialized_end=679
+  _globals['_STEPMETRICS']._serialized_start=682
+  _globals['_STEPMETRICS']._serialized_end=874
+  _globals['_STEPMETRICS_VALUESENTRY']._serialized_start=829
+  _globals['_STEPMETRICS_VALUESENTRY']._serialized_end=874
+  _globals['_WATCHMETRICSREQUEST']._serialized_start=876
+  _globals['_WATCHMETRICSREQUEST']._serialized_end=958
+  _globals['_WATCHMETRICSRESPONSE']._serialized_start=960
+  _globals['_WATCHMETRICSRESPONSE']._serialized_end=1022
+  _globals['_PUSH']._serialized_start=1025
+  _globals['_PUSH']._serialized_end=1240
+  _globals['_WATCHPUSHESREQUEST']._serialized_start=1242
+  _globals['_WATCHPUSHESREQUEST']._serialized_end=1300
+  _globals['_WATCHPUSHESRESPONSE']._serialized_start=1302
+  _globals['_WATCHPUSHESRESPONSE']._serialized_end=1353
+  _globals['_LEARNERSERVICEPAUSEREQUEST']._serialized_start=1355
+  _globals['_LEARNERSERVICEPAUSEREQUEST']._serialized_end=1418
+  _globals['_LEARNERSERVICEPAUSERESPONSE']._serialized_start=1420
+  _globals['_LEARNERSERVICEPAUSERESPONSE']._serialized_end=1449
+  _globals['_LEARNERSERVICERESUMEREQUEST']._serialized_start=1451
+  _globals['_LEARNERSERVICERESUMEREQUEST']._serialized_end=1515
+  _globals['_LEARNERSERVICERESUMERESPONSE']._serialized_start=1517
+  _globals['_LEARNERSERVICERESUMERESPONSE']._serialized_end=1547
+  _globals['_CHECKPOINTREQUEST']._serialized_start=1549
+  _globals['_CHECKPOINTREQUEST']._serialized_end=1603
+  _globals['_CHECKPOINTRESPONSE']._serialized_start=1605
+  _globals['_CHECKPOINTRESPONSE']._serialized_end=1639
+  _globals['_ROLLBACKREQUEST']._serialized_start=1641
+  _globals['_ROLLBACKREQUEST']._serialized_end=1749
+  _globals['_ROLLBACKRESPONSE']._serialized_start=1751
+  _globals['_ROLLBACKRESPONSE']._serialized_end=1826
+  _globals['_LEARNERSERVICE']._serialized_start=2040
+  _globals['_LEARNERSERVICE']._serialized_end=2600
 # @@protoc_insertion_point(module_scope)

@@ -38,7 +38,9 @@ class _LearnerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LearnerS
     LEARNER_STATE_PAUSED: _LearnerState.ValueType  # 4
     """Paused by a call."""
     LEARNER_STATE_FINISHED: _LearnerState.ValueType  # 5
-    """Has done the steps of the run."""
+    """Has done the updates of the run."""
+    LEARNER_STATE_FAILED: _LearnerState.ValueType  # 6
+    """Has given up training; `alarm` says why. Serving goes on."""
 
 class LearnerState(_LearnerState, metaclass=_LearnerStateEnumTypeWrapper):
     """What the learner does."""
@@ -54,7 +56,9 @@ LEARNER_STATE_TRAINING: LearnerState.ValueType  # 3
 LEARNER_STATE_PAUSED: LearnerState.ValueType  # 4
 """Paused by a call."""
 LEARNER_STATE_FINISHED: LearnerState.ValueType  # 5
-"""Has done the steps of the run."""
+"""Has done the updates of the run."""
+LEARNER_STATE_FAILED: LearnerState.ValueType  # 6
+"""Has given up training; `alarm` says why. Serving goes on."""
 Global___LearnerState: _TypeAlias = LearnerState  # noqa: Y015
 
 @_typing.final
@@ -110,10 +114,15 @@ class GetStatusResponse(_message.Message):
     PUSHES_FAILED_FIELD_NUMBER: _builtins.int
     BUSY_SECONDS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_UNDONE_FIELD_NUMBER: _builtins.int
+    BATCHES_SKIPPED_FIELD_NUMBER: _builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    VERSIONS_REFUSED_FIELD_NUMBER: _builtins.int
     state: Global___LearnerState.ValueType
     """What it does now."""
     target_steps: _builtins.int
-    """Steps that the run asks for."""
+    """Updates that the run asks for; 0 if it has no end."""
     rollouts_trained: _builtins.int
     """Rollouts that trained, over the whole run."""
     versions_pushed: _builtins.int
@@ -123,14 +132,24 @@ class GetStatusResponse(_message.Message):
     busy_seconds: _builtins.float
     """Seconds that updates took since the process started."""
     checkpoint_step: _builtins.int
-    """The step of the last durable checkpoint."""
+    """The update of the last durable checkpoint."""
+    alarm: _builtins.str
+    """Why training stopped or is in trouble; empty when all is well."""
+    rollouts_undone: _builtins.int
+    """Rollouts whose training was undone, by a roll-back or a damaged checkpoint, over the whole run."""
+    batches_skipped: _builtins.int
+    """Batches that were skipped because their update was not finite or exploded, over the whole run."""
+    wait_seconds: _builtins.float
+    """Seconds that the learner waited for rollouts since the process started."""
+    versions_refused: _builtins.int
+    """Versions that generators refused, over the whole run."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The version that its weights are."""
 
     @_builtins.property
     def served_version(self) -> _common_pb2.PolicyVersion:
-        """The last version that every generator committed."""
+        """The last version that generators committed."""
 
     @_builtins.property
     def rollouts_dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
@@ -149,10 +168,15 @@ class GetStatusResponse(_message.Message):
         pushes_failed: _builtins.int = ...,
         busy_seconds: _builtins.float = ...,
         checkpoint_step: _builtins.int = ...,
+        alarm: _builtins.str = ...,
+        rollouts_undone: _builtins.int = ...,
+        batches_skipped: _builtins.int = ...,
+        wait_seconds: _builtins.float = ...,
+        versions_refused: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["served_version", b"served_version", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "checkpoint_step", b"checkpoint_step", "pushes_failed", b"pushes_failed", "rollouts_dropped", b"rollouts_dropped", "rollouts_trained", b"rollouts_trained", "served_version", b"served_version", "state", b"state", "target_steps", b"target_steps", "version", b"version", "versions_pushed", b"versions_pushed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "batches_skipped", b"batches_skipped", "busy_seconds", b"busy_seconds", "checkpoint_step", b"checkpoint_step", "pushes_failed", b"pushes_failed", "rollouts_dropped", b"rollouts_dropped", "rollouts_trained", b"rollouts_trained", "rollouts_undone", b"rollouts_undone", "served_version", b"served_version", "state", b"state", "target_steps", b"target_steps", "version", b"version", "versions_pushed", b"versions_pushed", "versions_refused", b"versions_refused", "wait_seconds", b"wait_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -160,7 +184,7 @@ Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 
 @_typing.final
 class StepMetrics(_message.Message):
-    """Metrics of one optimizer step."""
+    """Metrics of one update."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -187,8 +211,9 @@ class StepMetrics(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    ROLLOUT_IDS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """The step, from 1."""
+    """The update, from 1."""
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
@@ -197,16 +222,21 @@ class StepMetrics(_message.Message):
     def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """By name, for example `reward`, `kl`, `entropy`, `staleness_max`; units are in docs/metrics.md."""
 
+    @_builtins.property
+    def rollout_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The rollouts that trained in it. Only when asked for."""
+
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         values: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        rollout_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "step", b"step", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "rollout_ids", b"rollout_ids", "step", b"step", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -220,19 +250,23 @@ class WatchMetricsRequest(_message.Message):
 
     FROM_STEP_FIELD_NUMBER: _builtins.int
     NO_FOLLOW_FIELD_NUMBER: _builtins.int
+    WITH_ROLLOUTS_FIELD_NUMBER: _builtins.int
     from_step: _builtins.int
-    """The first step to send, 0 for all."""
+    """The first update to send, 0 for all that are kept."""
     no_follow: _builtins.bool
-    """Close the stream after the last step that is known now."""
+    """Close the stream after the last update that is known now."""
+    with_rollouts: _builtins.bool
+    """Send the ids of the rollouts too."""
     def __init__(
         self,
         *,
         from_step: _builtins.int = ...,
         no_follow: _builtins.bool = ...,
+        with_rollouts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_step", b"from_step", "no_follow", b"no_follow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_step", b"from_step", "no_follow", b"no_follow", "with_rollouts", b"with_rollouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -240,7 +274,7 @@ Global___WatchMetricsRequest: _TypeAlias = WatchMetricsRequest  # noqa: Y015
 
 @_typing.final
 class WatchMetricsResponse(_message.Message):
-    """One step."""
+    """One update."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -263,8 +297,116 @@ class WatchMetricsResponse(_message.Message):
 Global___WatchMetricsResponse: _TypeAlias = WatchMetricsResponse  # noqa: Y015
 
 @_typing.final
+class Push(_message.Message):
+    """One push of a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    PAUSES_SECONDS_FIELD_NUMBER: _builtins.int
+    CANARY_MAX_ERROR_FIELD_NUMBER: _builtins.int
+    CARRIED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    committed: _builtins.int
+    """Generators that serve it."""
+    canary_max_error: _builtins.float
+    """The largest canary error, in nats."""
+    carried: _builtins.int
+    """Requests in flight at a pause that went on."""
+    refused: _builtins.bool
+    """A generator refused it, so that it will never be tried again."""
+    @_builtins.property
+    def version(self) -> _common_pb2.PolicyVersion:
+        """The version."""
+
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why others do not, one text each."""
+
+    @_builtins.property
+    def pauses_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Seconds that requests stood still, for each generator that changed its weights."""
+
+    def __init__(
+        self,
+        *,
+        version: _common_pb2.PolicyVersion | None = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
+        committed: _builtins.int = ...,
+        failures: _abc.Iterable[_builtins.str] | None = ...,
+        pauses_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        canary_max_error: _builtins.float = ...,
+        carried: _builtins.int = ...,
+        refused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_max_error", b"canary_max_error", "carried", b"carried", "committed", b"committed", "ended_at", b"ended_at", "failures", b"failures", "pauses_seconds", b"pauses_seconds", "refused", b"refused", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Push: _TypeAlias = Push  # noqa: Y015
+
+@_typing.final
+class WatchPushesRequest(_message.Message):
+    """Asks for pushes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_STEP_FIELD_NUMBER: _builtins.int
+    NO_FOLLOW_FIELD_NUMBER: _builtins.int
+    from_step: _builtins.int
+    """The first update whose pushes to send, 0 for all that are kept."""
+    no_follow: _builtins.bool
+    """Close the stream after the last push that is known now."""
+    def __init__(
+        self,
+        *,
+        from_step: _builtins.int = ...,
+        no_follow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_step", b"from_step", "no_follow", b"no_follow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPushesRequest: _TypeAlias = WatchPushesRequest  # noqa: Y015
+
+@_typing.final
+class WatchPushesResponse(_message.Message):
+    """One push."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUSH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def push(self) -> Global___Push:
+        """The push."""
+
+    def __init__(
+        self,
+        *,
+        push: Global___Push | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["push", b"push"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["push", b"push"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPushesResponse: _TypeAlias = WatchPushesResponse  # noqa: Y015
+
+@_typing.final
 class LearnerServicePauseRequest(_message.Message):
-    """Asks to stop after the step in hand."""
+    """Asks to stop after the update in hand."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -370,7 +512,7 @@ class CheckpointResponse(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """Its step."""
+    """Its update."""
     def __init__(
         self,
         *,
@@ -392,19 +534,25 @@ class RollbackRequest(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """The step of a checkpoint that is kept."""
+    """The update of a checkpoint that is kept. Ignored when `version` is set."""
     idempotency_key: _builtins.str
     """The same key again returns the first answer."""
+    @_builtins.property
+    def version(self) -> _common_pb2.PolicyVersion:
+        """A version of the store: its checkpoint if there is one, otherwise its weights with a fresh optimizer."""
+
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         idempotency_key: _builtins.str = ...,
+        version: _common_pb2.PolicyVersion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "step", b"step", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -417,6 +565,9 @@ class RollbackResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    exact: _builtins.bool
+    """Optimizer and all other state went back too; false: the weights alone."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The new version with the old weights."""
@@ -425,10 +576,11 @@ class RollbackResponse(_message.Message):
         self,
         *,
         version: _common_pb2.PolicyVersion | None = ...,
+        exact: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -45,6 +45,11 @@ class LearnerServiceStub:
                 request_serializer=honed_dot_v1_dot_learner__pb2.WatchMetricsRequest.SerializeToString,
                 response_deserializer=honed_dot_v1_dot_learner__pb2.WatchMetricsResponse.FromString,
                 _registered_method=True)
+        self.WatchPushes = channel.unary_stream(
+                '/honed.v1.LearnerService/WatchPushes',
+                request_serializer=honed_dot_v1_dot_learner__pb2.WatchPushesRequest.SerializeToString,
+                response_deserializer=honed_dot_v1_dot_learner__pb2.WatchPushesResponse.FromString,
+                _registered_method=True)
         self.Pause = channel.unary_unary(
                 '/honed.v1.LearnerService/Pause',
                 request_serializer=honed_dot_v1_dot_learner__pb2.LearnerServicePauseRequest.SerializeToString,
@@ -79,14 +84,21 @@ class LearnerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchMetrics(self, request, context):
-        """Metrics of each optimizer step, from a step on and then live.
+        """Metrics of each update, from one on and then live.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchPushes(self, request, context):
+        """Each push of a version into the generators, from an update on and then live.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Stops after the step in hand. Rollouts wait in the queue.
+        """Stops after the update in hand. Rollouts wait in the queue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +119,7 @@ class LearnerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Goes back to an earlier checkpoint and publishes its weights as a new version under a new fence.
+        """Goes back to an earlier update or version and publishes its weights as a new version under a new fence.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +137,11 @@ def add_LearnerServiceServicer_to_server(servicer, server):
                     servicer.WatchMetrics,
                     request_deserializer=honed_dot_v1_dot_learner__pb2.WatchMetricsRequest.FromString,
                     response_serializer=honed_dot_v1_dot_learner__pb2.WatchMetricsResponse.SerializeToString,
+            ),
+            'WatchPushes': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchPushes,
+                    request_deserializer=honed_dot_v1_dot_learner__pb2.WatchPushesRequest.FromString,
+                    response_serializer=honed_dot_v1_dot_learner__pb2.WatchPushesResponse.SerializeToString,
             ),
             'Pause': grpc.unary_unary_rpc_method_handler(
                     servicer.Pause,
@@ -202,6 +219,33 @@ class LearnerService:
             '/honed.v1.LearnerService/WatchMetrics',
             honed_dot_v1_dot_learner__pb2.WatchMetricsRequest.SerializeToString,
             honed_dot_v1_dot_learner__pb2.WatchMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchPushes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/honed.v1.LearnerService/WatchPushes',
+            honed_dot_v1_dot_learner__pb2.WatchPushesRequest.SerializeToString,
+            honed_dot_v1_dot_learner__pb2.WatchPushesResponse.FromString,
             options,
             channel_credentials,
             insecure,

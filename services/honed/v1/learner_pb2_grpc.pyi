@@ -36,15 +36,17 @@ class LearnerServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_learner_pb2.GetStatusRequest, _learner_pb2.GetStatusResponse]
     """Where the learner stands."""
     WatchMetrics: _grpc.UnaryStreamMultiCallable[_learner_pb2.WatchMetricsRequest, _learner_pb2.WatchMetricsResponse]
-    """Metrics of each optimizer step, from a step on and then live."""
+    """Metrics of each update, from one on and then live."""
+    WatchPushes: _grpc.UnaryStreamMultiCallable[_learner_pb2.WatchPushesRequest, _learner_pb2.WatchPushesResponse]
+    """Each push of a version into the generators, from an update on and then live."""
     Pause: _grpc.UnaryUnaryMultiCallable[_learner_pb2.LearnerServicePauseRequest, _learner_pb2.LearnerServicePauseResponse]
-    """Stops after the step in hand. Rollouts wait in the queue."""
+    """Stops after the update in hand. Rollouts wait in the queue."""
     Resume: _grpc.UnaryUnaryMultiCallable[_learner_pb2.LearnerServiceResumeRequest, _learner_pb2.LearnerServiceResumeResponse]
     """Goes on."""
     Checkpoint: _grpc.UnaryUnaryMultiCallable[_learner_pb2.CheckpointRequest, _learner_pb2.CheckpointResponse]
     """Writes a checkpoint now and returns when it is durable."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_learner_pb2.RollbackRequest, _learner_pb2.RollbackResponse]
-    """Goes back to an earlier checkpoint and publishes its weights as a new version under a new fence."""
+    """Goes back to an earlier update or version and publishes its weights as a new version under a new fence."""
 
 @_typing.type_check_only
 class LearnerServiceAsyncStub(LearnerServiceStub):
@@ -54,15 +56,17 @@ class LearnerServiceAsyncStub(LearnerServiceStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_learner_pb2.GetStatusRequest, _learner_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Where the learner stands."""
     WatchMetrics: _aio.UnaryStreamMultiCallable[_learner_pb2.WatchMetricsRequest, _learner_pb2.WatchMetricsResponse]  # type: ignore[assignment]
-    """Metrics of each optimizer step, from a step on and then live."""
+    """Metrics of each update, from one on and then live."""
+    WatchPushes: _aio.UnaryStreamMultiCallable[_learner_pb2.WatchPushesRequest, _learner_pb2.WatchPushesResponse]  # type: ignore[assignment]
+    """Each push of a version into the generators, from an update on and then live."""
     Pause: _aio.UnaryUnaryMultiCallable[_learner_pb2.LearnerServicePauseRequest, _learner_pb2.LearnerServicePauseResponse]  # type: ignore[assignment]
-    """Stops after the step in hand. Rollouts wait in the queue."""
+    """Stops after the update in hand. Rollouts wait in the queue."""
     Resume: _aio.UnaryUnaryMultiCallable[_learner_pb2.LearnerServiceResumeRequest, _learner_pb2.LearnerServiceResumeResponse]  # type: ignore[assignment]
     """Goes on."""
     Checkpoint: _aio.UnaryUnaryMultiCallable[_learner_pb2.CheckpointRequest, _learner_pb2.CheckpointResponse]  # type: ignore[assignment]
     """Writes a checkpoint now and returns when it is durable."""
     Rollback: _aio.UnaryUnaryMultiCallable[_learner_pb2.RollbackRequest, _learner_pb2.RollbackResponse]  # type: ignore[assignment]
-    """Goes back to an earlier checkpoint and publishes its weights as a new version under a new fence."""
+    """Goes back to an earlier update or version and publishes its weights as a new version under a new fence."""
 
 class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The one learner of a run."""
@@ -81,7 +85,15 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _learner_pb2.WatchMetricsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_learner_pb2.WatchMetricsResponse], _abc.AsyncIterator[_learner_pb2.WatchMetricsResponse]]:
-        """Metrics of each optimizer step, from a step on and then live."""
+        """Metrics of each update, from one on and then live."""
+
+    @_abc_1.abstractmethod
+    def WatchPushes(
+        self,
+        request: _learner_pb2.WatchPushesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_learner_pb2.WatchPushesResponse], _abc.AsyncIterator[_learner_pb2.WatchPushesResponse]]:
+        """Each push of a version into the generators, from an update on and then live."""
 
     @_abc_1.abstractmethod
     def Pause(
@@ -89,7 +101,7 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _learner_pb2.LearnerServicePauseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_learner_pb2.LearnerServicePauseResponse, _abc.Awaitable[_learner_pb2.LearnerServicePauseResponse]]:
-        """Stops after the step in hand. Rollouts wait in the queue."""
+        """Stops after the update in hand. Rollouts wait in the queue."""
 
     @_abc_1.abstractmethod
     def Resume(
@@ -113,6 +125,6 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _learner_pb2.RollbackRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_learner_pb2.RollbackResponse, _abc.Awaitable[_learner_pb2.RollbackResponse]]:
-        """Goes back to an earlier checkpoint and publishes its weights as a new version under a new fence."""
+        """Goes back to an earlier update or version and publishes its weights as a new version under a new fence."""
 
 def add_LearnerServiceServicer_to_server(servicer: LearnerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -319,7 +319,9 @@ class LoadScorerRequest(_message.Message):
     name: _builtins.str
     """Name of a scorer of the settings."""
     source: _builtins.str
-    """Path or URL of the model directory, inside the roots that the settings allow."""
+    """A reward model of the run's store, as `artifact:NAME/VERSION`, or the path of a model directory inside the roots that the
+    settings allow.
+    """
     idempotency_key: _builtins.str
     """The same key again returns the first answer."""
     def __init__(
@@ -399,8 +401,11 @@ class PromoteScorerResponse(_message.Message):
 
     SERVING_FIELD_NUMBER: _builtins.int
     PREVIOUS_VERSION_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     previous_version: _builtins.str
     """The version that served before."""
+    replicas: _builtins.int
+    """Replicas of the service that serve it now."""
     @_builtins.property
     def serving(self) -> Global___ScorerInfo:
         """The version that serves now."""
@@ -410,10 +415,11 @@ class PromoteScorerResponse(_message.Message):
         *,
         serving: Global___ScorerInfo | None = ...,
         previous_version: _builtins.str = ...,
+        replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["serving", b"serving"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["previous_version", b"previous_version", "serving", b"serving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["previous_version", b"previous_version", "replicas", b"replicas", "serving", b"serving"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,14 +88,14 @@ class RewardServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadScorer(self, request, context):
-        """Loads a new version of a scorer beside the one that serves.
+        """Loads a new version of a scorer beside the one that serves, in every replica.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PromoteScorer(self, request, context):
-        """Makes a loaded version the one that serves, between two batches.
+        """Makes a loaded version the one that serves, in every replica, between two batches.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,9 +40,9 @@ class RewardServiceStub:
     ListScorers: _grpc.UnaryUnaryMultiCallable[_reward_pb2.ListScorersRequest, _reward_pb2.ListScorersResponse]
     """What the reward is made of now, and what is loaded beside it."""
     LoadScorer: _grpc.UnaryUnaryMultiCallable[_reward_pb2.LoadScorerRequest, _reward_pb2.LoadScorerResponse]
-    """Loads a new version of a scorer beside the one that serves."""
+    """Loads a new version of a scorer beside the one that serves, in every replica."""
     PromoteScorer: _grpc.UnaryUnaryMultiCallable[_reward_pb2.PromoteScorerRequest, _reward_pb2.PromoteScorerResponse]
-    """Makes a loaded version the one that serves, between two batches."""
+    """Makes a loaded version the one that serves, in every replica, between two batches."""
 
 @_typing.type_check_only
 class RewardServiceAsyncStub(RewardServiceStub):
@@ -56,9 +56,9 @@ class RewardServiceAsyncStub(RewardServiceStub):
     ListScorers: _aio.UnaryUnaryMultiCallable[_reward_pb2.ListScorersRequest, _reward_pb2.ListScorersResponse]  # type: ignore[assignment]
     """What the reward is made of now, and what is loaded beside it."""
     LoadScorer: _aio.UnaryUnaryMultiCallable[_reward_pb2.LoadScorerRequest, _reward_pb2.LoadScorerResponse]  # type: ignore[assignment]
-    """Loads a new version of a scorer beside the one that serves."""
+    """Loads a new version of a scorer beside the one that serves, in every replica."""
     PromoteScorer: _aio.UnaryUnaryMultiCallable[_reward_pb2.PromoteScorerRequest, _reward_pb2.PromoteScorerResponse]  # type: ignore[assignment]
-    """Makes a loaded version the one that serves, between two batches."""
+    """Makes a loaded version the one that serves, in every replica, between two batches."""
 
 class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
     """Scores responses by a weighted sum of scorers, in dynamic batches."""
@@ -93,7 +93,7 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reward_pb2.LoadScorerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reward_pb2.LoadScorerResponse, _abc.Awaitable[_reward_pb2.LoadScorerResponse]]:
-        """Loads a new version of a scorer beside the one that serves."""
+        """Loads a new version of a scorer beside the one that serves, in every replica."""
 
     @_abc_1.abstractmethod
     def PromoteScorer(
@@ -101,6 +101,6 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reward_pb2.PromoteScorerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reward_pb2.PromoteScorerResponse, _abc.Awaitable[_reward_pb2.PromoteScorerResponse]]:
-        """Makes a loaded version the one that serves, between two batches."""
+        """Makes a loaded version the one that serves, in every replica, between two batches."""
 
 def add_RewardServiceServicer_to_server(servicer: RewardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

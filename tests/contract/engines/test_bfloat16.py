@@ -12,9 +12,9 @@ import pytest_asyncio
 from tests.contract.engines.conftest import Lab
 from tests.support.tiny import load, make_canaries, make_tiny_model, publish_version
 
+from honed.artifacts import PolicyStore, VersionId
 from honed.generation.engine import InitialVersion, Sampling
 from honed.kit.errors import Aborted, FailedPrecondition, Unavailable
-from honed.policy import PolicyStore, VersionId
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.vllm]
 
@@ -52,7 +52,7 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
     directories = [store.fetch(VersionId(1, step), root / "cache") for step in range(4)]
     (directories[3] / "model.safetensors").write_bytes(b"damaged")
     versions = [InitialVersion(VersionId(1, step), directories[step]) for step in (3, 2, 1, 0)]
-    engine = VLLMEngine(versions, VLLMSettings(dtype="bfloat16", max_num_seqs=16), max_in_flight=96)
+    engine = VLLMEngine(versions, VLLMSettings(dtype="bfloat16", max_num_seqs=16))
     with pytest.raises(Unavailable):
         _ = engine.version
     await engine.start()

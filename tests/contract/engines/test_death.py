@@ -14,9 +14,9 @@ import pytest
 from tests.contract.engines.conftest import make_engine
 from tests.support.tiny import publish_version
 
+from honed.artifacts import PolicyStore, VersionId
 from honed.generation.engine import EngineRequest, InitialVersion, Sampling
 from honed.kit.errors import Unavailable
-from honed.policy import PolicyStore, VersionId
 
 pytestmark = pytest.mark.vllm
 
@@ -24,7 +24,7 @@ SERVE = """
 import asyncio, multiprocessing, sys
 from pathlib import Path
 from honed.generation.engine import InitialVersion
-from honed.policy import VersionId
+from honed.artifacts import VersionId
 from tests.contract.engines.conftest import make_engine
 
 async def main():

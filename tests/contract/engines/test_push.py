@@ -13,9 +13,9 @@ import pytest
 from tests.contract.engines.conftest import Lab, together
 from tests.support.tiny import make_tiny_model, publish_version, token_logprobs
 
+from honed.artifacts import VersionId
 from honed.generation.engine import Chunk, Sampling
 from honed.kit.errors import Aborted, DataLoss, FailedPrecondition
-from honed.policy import VersionId
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

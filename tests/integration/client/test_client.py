@@ -10,7 +10,7 @@ from tests.integration.client.conftest import Run
 from tests.integration.client.served import full
 
 import honed
-from honed._client.peer import Chance
+from honed._client.peer import Environment
 from honed.client import Client, RequestError, Span, Version
 from honed.kit.errors import Unavailable
 from honed.v1 import preference_pb2
@@ -28,9 +28,9 @@ class Clock:
         self.slept.append(seconds)
         self.now += seconds
 
-    def chance(self) -> Chance:
+    def environment(self) -> Environment:
         names = count(1)
-        return Chance(lambda: self.now, self.sleep, lambda: f"id-{next(names)}", lambda: 0.0)
+        return Environment(lambda: self.now, self.sleep, lambda: f"id-{next(names)}", lambda: 0.0)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def client(run: Run):
 def timed(run: Run):
     clock = Clock()
     token = run.application_token
-    with Client(run.addresses["generation"], token_file=token, timeout=10, chance=clock.chance()) as client:
+    with Client(run.addresses["generation"], token_file=token, timeout=10, environment=clock.environment()) as client:
         yield client, clock
 
 
@@ -52,7 +52,7 @@ def stored(run: Run) -> list[preference_pb2.Judgement]:
     from honed.kit.tokens import read_token
     from honed.v1 import preference_pb2_grpc
 
-    with Peer("preference", run.addresses["preference"], read_token(run.directory / "tokens" / "internal.token")) as peer:
+    with Peer("preference", run.addresses["preference"], read_token(run.directory / "tokens" / "operator.token")) as peer:
         stub = preference_pb2_grpc.PreferenceServiceStub(peer.channel)
         answers = peer.stream(stub.ExportJudgements, preference_pb2.ExportJudgementsRequest(), 10)
         return [answer.judgement for answer in answers]

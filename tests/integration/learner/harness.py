@@ -16,9 +16,9 @@ from google.protobuf.duration_pb2 import Duration
 from tests.support.run import environment, run_tree, settings_of, until, write_run_file
 from tests.support.tiny import publish_version
 
+from honed.artifacts import PolicyStore, VersionId
 from honed.config import RunSettings
 from honed.kit.tokens import ensure_local_tokens
-from honed.policy import PolicyStore, VersionId
 from honed.queue.messages import Message
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace

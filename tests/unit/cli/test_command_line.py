@@ -148,7 +148,7 @@ def test_an_unknown_key_is_one_line_that_names_the_nearest(tmp_path) -> None:
 
 
 def test_a_damaged_download_is_one_line(tmp_path) -> None:
-    from honed.conductor.dataset.fetch import HUMAN_RATINGS
+    from honed.demo.data.fetch import HUMAN_RATINGS
 
     (tmp_path / HUMAN_RATINGS.filename).write_bytes(b"half")
     done = honed("data", "fetch", "--to", str(tmp_path))

@@ -7,10 +7,10 @@ import random
 
 import pytest
 
+from honed.artifacts import Canary, Manifest, VersionId
+from honed.artifacts.manifest import TensorEntry
 from honed.generation.canaries import Measured, check_tolerance, default_tolerance, tell_apart
 from honed.kit.errors import Aborted
-from honed.policy import Canary, Manifest, VersionId
-from honed.policy.manifest import TensorEntry
 
 OLD, NEW = VersionId(1, 1), VersionId(1, 2)
 LENGTH = 24

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from honed.artifacts import Canary, Manifest, VersionId
+from honed.artifacts.manifest import FileEntry
 from honed.generation import swap as swap_module
-from honed.generation.admission import Admission
 from honed.generation.candidate import Candidate
 from honed.generation.engine import CommitSettings
+from honed.generation.gate import RequestGate
 from honed.generation.swap import VersionSwap
 from honed.kit.errors import Aborted, FailedPrecondition, HonedError, Unavailable
-from honed.policy import Canary, Manifest, VersionId
-from honed.policy.manifest import FileEntry
 
 OLD, NEW = VersionId(1, 1), VersionId(1, 2)
 
@@ -86,16 +86,16 @@ def host() -> FakeHost:
 
 
 @pytest.fixture
-def admission() -> Admission:
-    return Admission(10)
+def gate() -> RequestGate:
+    return RequestGate(8, 10)
 
 
 @pytest.fixture
-async def fresh(host: FakeHost, admission: Admission, monkeypatch: pytest.MonkeyPatch) -> VersionSwap:
+async def fresh(host: FakeHost, gate: RequestGate, monkeypatch: pytest.MonkeyPatch) -> VersionSwap:
     """Nothing serves yet."""
     monkeypatch.setattr(swap_module, "read_candidate", lambda version, directory: candidate(version))
     clock = itertools.count()
-    return VersionSwap(host, candidate(OLD), admission, CommitSettings(1e-3, 0.2, 0.5), lambda: float(next(clock)))
+    return VersionSwap(host, candidate(OLD), gate, CommitSettings(1e-3, 0.2, 0.5), lambda: float(next(clock)))
 
 
 @pytest.fixture
@@ -117,13 +117,13 @@ async def test_the_host_goes_on_only_after_the_canaries_passed(host: FakeHost, s
 
 
 async def test_the_first_version_is_checked_before_the_door_opens(
-    host: FakeHost, fresh: VersionSwap, admission: Admission
+    host: FakeHost, fresh: VersionSwap, gate: RequestGate
 ) -> None:
     host.broken["error 1.1"] = 0.5
     with pytest.raises(Aborted, match=r"off by 0\.5"):
         await fresh.start(candidate(OLD))
     assert host.sampled_by == []
-    assert not admission._open.is_set()
+    assert gate._shut
 
 
 async def test_a_first_version_that_is_refused_makes_way_for_another(host: FakeHost, fresh: VersionSwap) -> None:
@@ -171,7 +171,7 @@ async def test_before_the_first_version_has_passed_nothing_is_prepared_committed
     ids=["load fails", "load hangs", "canary fails", "canary hangs", "off", "nan", "inf"],
 )
 async def test_whatever_fails_the_old_version_serves_again(
-    host: FakeHost, swap: VersionSwap, admission: Admission, fault: dict[str, object]
+    host: FakeHost, swap: VersionSwap, gate: RequestGate, fault: dict[str, object]
 ) -> None:
     host.broken = fault
     with pytest.raises(Aborted, match=r"version 1\.2 did not take, 1\.1 serves"):
@@ -179,7 +179,7 @@ async def test_whatever_fails_the_old_version_serves_again(
     assert host.calls[-5:] == ["freeze", "load 1.1", "canary 1.1", "unstage", "thaw"]
     assert host.sampled_by == [OLD]
     assert swap.version == OLD
-    async with admission.enter():
+    async with gate.enter():
         pass
     with pytest.raises(FailedPrecondition):
         await swap.commit(NEW)
@@ -194,7 +194,7 @@ async def test_the_whole_has_a_deadline_too(host: FakeHost, swap: VersionSwap) -
 
 
 async def test_if_the_old_version_cannot_be_restored_nothing_is_ever_sampled_again(
-    host: FakeHost, swap: VersionSwap, admission: Admission
+    host: FakeHost, swap: VersionSwap, gate: RequestGate
 ) -> None:
     host.broken = {"error 1.2": 1.0, "load 1.1": RuntimeError("disk gone")}
     with pytest.raises(Unavailable, match="disk gone"):
@@ -206,7 +206,7 @@ async def test_if_the_old_version_cannot_be_restored_nothing_is_ever_sampled_aga
         with pytest.raises(Unavailable):
             await call
     with pytest.raises(Unavailable, match="disk gone"):
-        async with admission.enter():
+        async with gate.enter():
             pass
 
 
@@ -217,12 +217,12 @@ async def test_a_host_that_cannot_go_on_is_dead(host: FakeHost, swap: VersionSwa
     assert "thaw" in await swap.wait_dead()
 
 
-async def test_requests_wait_at_the_door_while_weights_change(host: FakeHost, swap: VersionSwap, admission: Admission) -> None:
+async def test_requests_wait_at_the_door_while_weights_change(host: FakeHost, swap: VersionSwap, gate: RequestGate) -> None:
     go_on = asyncio.Event()
     host.broken["load 1.2"] = go_on
 
     async def request() -> VersionId:
-        async with admission.enter():
+        async with gate.enter():
             return swap.version
 
     commit = asyncio.create_task(swap.commit(NEW))
@@ -231,18 +231,18 @@ async def test_requests_wait_at_the_door_while_weights_change(host: FakeHost, sw
     late = asyncio.create_task(request())
     await asyncio.sleep(0)
     assert not late.done()
-    assert (admission.in_flight, admission.running) == (1, 0)
+    assert (gate.in_flight, gate.running) == (1, 0)
     go_on.set()
     assert (await commit).requests_carried == 0
     assert await late == NEW
 
 
-async def test_a_commit_during_a_pause_leaves_the_pause(host: FakeHost, swap: VersionSwap, admission: Admission) -> None:
+async def test_a_commit_during_a_pause_leaves_the_pause(host: FakeHost, swap: VersionSwap, gate: RequestGate) -> None:
     await swap.pause()
     await swap.commit(NEW)
     assert host.frozen
     assert host.sampled_by == []
-    assert not admission._open.is_set()
+    assert gate._shut
     await swap.resume()
     assert host.sampled_by == [NEW]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from honed.artifacts import Canary, Manifest, VersionId
 from honed.generation import swapping
 from honed.generation.candidate import Candidate
 from honed.generation.engine import CommitSettings, InitialVersion
@@ -16,7 +17,6 @@ from honed.generation.swap import VersionSwap, WeightHost
 from honed.generation.swapping import SwappingEngine
 from honed.generation.vllm.engine import VLLMHost
 from honed.kit.errors import Aborted, DataLoss, FailedPrecondition, HonedError, Unavailable
-from honed.policy import Canary, Manifest, VersionId
 
 V1, V2, V3 = (VersionId(1, step) for step in (1, 2, 3))
 
@@ -68,6 +68,10 @@ class Engine(SwappingEngine):
     def _swapping(self, swap: VersionSwap) -> None: ...
 
     @property
+    def progress(self) -> int:
+        return 0
+
+    @property
     def _tokenizer(self) -> Any:
         raise NotImplementedError
 
@@ -102,7 +106,7 @@ async def test_a_start_walks_back_in_one_process_to_the_newest_version_that_pass
     assert list(engine.refused) == [VersionId(1, 5), VersionId(1, 4), V3]
     assert "sha256 differs" in engine.refused[VersionId(1, 5)]
     assert "canaries of version 1.4" in engine.refused[VersionId(1, 4)]
-    async with engine._admission.enter():
+    async with engine._gate.enter():
         pass
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from honed.artifacts import VersionId
+from honed.artifacts.manifest import check_run
 from honed.config import GenerationSettings
 from honed.generation.engine import CommitSettings, EngineRequest, InitialVersion, Sampling
-from honed.generation.main import make_engine
+from honed.generation.gate import RequestGate
+from honed.generation.make_engine import make_engine
 from honed.generation.vllm.adapter import VLLM
 from honed.generation.vllm.engine import VLLMEngine
 from honed.generation.vllm.plugin import CANARY_PREFIX
 from honed.generation.vllm.settings import VLLMSettings, engine_arguments, set_environment
 from honed.kit.errors import InvalidArgument
-from honed.policy import VersionId
-from honed.policy.manifest import check_run
 
 FIRST = InitialVersion(VersionId(1, 0), Path("/models/first"))
 CHANGED = {
@@ -39,7 +40,7 @@ CHANGED = {
 
 
 def made() -> VLLMEngine:
-    engine = make_engine(GenerationSettings.model_validate(CHANGED), FIRST)
+    engine = make_engine(GenerationSettings.model_validate(CHANGED), FIRST, RequestGate(8, 10))
     assert isinstance(engine, VLLMEngine)
     return engine
 

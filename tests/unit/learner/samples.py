@@ -8,6 +8,7 @@ import random
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from honed.artifacts import VersionId
 from honed.learner import rng
 from honed.learner.episodes import Episode, TokenSpan
 from honed.learner.kl import AdaptiveKL, KLController
@@ -15,7 +16,6 @@ from honed.learner.model import PolicyModel, ReferenceModel
 from honed.learner.normalise import GainBias, RewardNormaliser
 from honed.learner.optimizer import OptimizerKind, build_optimizer
 from honed.learner.update import PPOSettings, PPOTrainer
-from honed.policy import VersionId
 
 VOCABULARY = 48
 

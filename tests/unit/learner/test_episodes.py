@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from honed.artifacts import VersionId
 from honed.kit.errors import InvalidArgument
 from honed.learner.episodes import Episode, TokenSpan, Vocabulary
-from honed.policy import VersionId
 from honed.v1 import common_pb2
 
 VOCABULARY = Vocabulary(size=50, pad_token_id=49)

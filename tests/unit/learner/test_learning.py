@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from tests.unit.learner.samples import VOCABULARY, make_trainer
 
+from honed.artifacts import VersionId
 from honed.learner.episodes import Episode, TokenSpan
 from honed.learner.kl import FixedKL
 from honed.learner.update import PPOSettings, PPOTrainer
-from honed.policy import VersionId
 
 WANTED = 7
 LENGTH = 8

@@ -11,12 +11,12 @@ from tests.unit.learner import reference
 from tests.unit.learner.samples import make_trainer, random_episodes
 from torch import Tensor
 
+from honed.artifacts import VersionId
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.learner.episodes import Episode, TokenSpan
 from honed.learner.kl import FixedKL
 from honed.learner.normalise import GainBias, Running
 from honed.learner.update import PPOSettings, PPOTrainer
-from honed.policy import VersionId
 
 EPISODES = random_episodes(24, seed=5)
 

@@ -15,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from tests.support.tiny import make_tokenizer
 from tests.unit.learner.samples import make_trainer, random_episodes
 
+from honed.artifacts import PolicyStore, VersionId
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.episodes import TokenSpan
 from honed.learner.exporter import Exporter
@@ -22,7 +23,6 @@ from honed.learner.intake import Held
 from honed.learner.ledger import Ledger
 from honed.learner.loop import LoopSettings, Status, TrainingLoop
 from honed.learner.publisher import Publisher
-from honed.policy import PolicyStore, VersionId
 from honed.queue.lease import LeaseLost
 from honed.queue.messages import Delivery, Message
 from honed.v1 import generation_pb2
@@ -175,7 +175,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     import errno
     from collections.abc import Iterator
 
-    from honed.policy.files import LocalBackend
+    from honed.artifacts.files import LocalBackend
 
     write = LocalBackend._write
 

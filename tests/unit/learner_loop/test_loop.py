@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import pytest
 from tests.unit.learner_loop.conftest import FakeIntake, World, batches
 
+from honed.artifacts import StoreFull, VersionId
 from honed.kit.errors import Unavailable
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.episodes import Episode
 from honed.learner.ledger import read_pushes, read_steps
 from honed.learner.loop import TrainingLoop
 from honed.learner.stats import UpdateStats
-from honed.policy import StoreFull, VersionId
 from honed.queue.lease import LeaseLost
 from honed.v1 import learner_pb2
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.unit.learner_loop.conftest import FakeGenerator, World
 
-from honed.policy import Lineage, Manifest, VersionDraft, VersionId
+from honed.artifacts import Lineage, Manifest, VersionDraft, VersionId
 
 
 async def publish(world: World, step: int) -> Manifest:

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from honed.artifacts.version import VersionId
 from honed.generation.engine import Chunk, EngineRequest, FinishReason, Sampling, Span
 from honed.generation.text_stream import TextStream
-from honed.policy.version import VersionId
 
 
 @dataclass(slots=True, eq=False)

@@ -13,13 +13,15 @@ from typing import Any, Unpack
 import torch
 import transformers
 
+from honed.artifacts.version import VersionId
 from honed.generation.candidate import Candidate
 from honed.generation.engine import Chunk, CommitSettings, EngineLimits, EngineRequest, InitialVersion, check_request
 from honed.generation.hf.decoder import Decoder, Row, make_row
 from honed.generation.swap import VersionSwap, WeightHost
 from honed.generation.swapping import EngineOptions, SwappingEngine
 from honed.kit.errors import DeadlineExceeded, Unavailable
-from honed.policy.version import VersionId
+from honed.models.facts import ModelFacts
+from honed.models.loader import load_language_model
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class TransformersEngine(SwappingEngine):
         super().__init__(initial, commits, dtype=self._settings.dtype, **options)
         self._running_or_none: _Running | None = None
         self._stepping: asyncio.Task[None] | None = None
+        self._steps = 0
         self._tickets: dict[Row, _Ticket] = {}
         self._unseeded = torch.Generator(self._settings.device).manual_seed(self._settings.seed)
 
@@ -90,6 +93,11 @@ class TransformersEngine(SwappingEngine):
     def description(self) -> str:
         """See `GenerationEngine`."""
         return f"transformers {transformers.__version__}"
+
+    @property
+    def progress(self) -> int:
+        """See `GenerationEngine`."""
+        return self._steps
 
     async def complete(self, request: EngineRequest) -> Chunk:
         """See `GenerationEngine`."""
@@ -112,7 +120,8 @@ class TransformersEngine(SwappingEngine):
         )
         config = model.config
         longest = min(self._settings.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
-        decoder = Decoder(model, candidate.version, _end_tokens(model), self._settings.max_batch)
+        ends = ModelFacts.read(candidate.directory).end_token_ids
+        decoder = Decoder(model, candidate.version, ends, self._settings.max_batch)
         staged = self._settings.staged_load
         host = TransformersHost(decoder, candidate.version, self._load_model, self._fail_all, staged=staged)
         self._running_or_none = _Running(host, tokenizer, EngineLimits(longest, config.vocab_size))
@@ -141,7 +150,7 @@ class TransformersEngine(SwappingEngine):
     async def _ticket(self, request: EngineRequest, *, whole: bool) -> AsyncIterator[_Ticket]:
         host, limits = self._running.host, self.limits
         check_request(request, limits)
-        async with self._admission.enter():
+        async with self._gate.enter(request.kind):
             seed = request.sampling.seed
             generator = self._unseeded if seed is None else torch.Generator(self._settings.device).manual_seed(seed)
             row = make_row(request, self.decode, generator)
@@ -157,7 +166,9 @@ class TransformersEngine(SwappingEngine):
     async def _step(self, host: TransformersHost, swap: VersionSwap) -> None:
         try:
             while True:
-                for row in await host.step():
+                rows = await host.step()
+                self._steps += 1
+                for row in rows:
                     ticket = self._tickets.get(row)
                     if ticket is not None and (row.finish_reason is not None or not ticket.whole):
                         ticket.inbox.put_nowait(row.take())
@@ -170,10 +181,7 @@ class TransformersEngine(SwappingEngine):
             ticket.inbox.put_nowait(None)
 
     def _load_model(self, directory: Path) -> Any:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=self._settings.dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-        return model.to(self._settings.device).eval()
+        return load_language_model(directory, device=torch.device(self._settings.device), dtype=self._settings.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,9 +289,3 @@ class TransformersHost:
         """See `WeightHost`."""
         self._thawed.clear()
         self._fail_all()
-
-
-def _end_tokens(model: Any) -> frozenset[int]:
-    """The tokens that end a response, as vLLM takes them: from the model's own configuration."""
-    found = model.config.eos_token_id
-    return frozenset([found] if isinstance(found, int) else found or [])

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from honed.artifacts.version import VersionId
 from honed.generation.engine import Chunk, EngineLimits, EngineRequest, FinishReason, Span
 from honed.generation.vllm.plugin import CANARY_PREFIX
 from honed.generation.vllm.settings import VLLMSettings, engine_arguments, set_environment, vllm_version
 from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailable
-from honed.policy.version import VersionId
+from honed.models.facts import ModelFacts
 
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORTED}
 
@@ -65,6 +66,9 @@ class VLLM:
         config = llm.vllm_config.model_config
         self.limits = EngineLimits(max_model_len=config.max_model_len, vocab_size=config.get_vocab_size())
         self.tokenizer = llm.get_tokenizer()
+        # vLLM knows the tokenizer's one end of sequence; the ends of turns stand in the generation configuration, which it is
+        # told not to read.
+        self._ends = sorted(ModelFacts.read(Path(config.model)).end_token_ids)
 
     @classmethod
     def create(cls, settings: VLLMSettings, directory: Path) -> VLLM:
@@ -108,7 +112,7 @@ class VLLM:
                     top_k=sampling.top_k,
                     seed=sampling.seed,
                     stop=list(sampling.stop),
-                    stop_token_ids=list(sampling.stop_token_ids),
+                    stop_token_ids=[*sampling.stop_token_ids, *(() if sampling.fixed_length else self._ends)],
                     ignore_eos=sampling.fixed_length,
                     logprobs=0 if request.want_logprobs else None,  # 0: the sampled token's alone
                     flat_logprobs=True,
@@ -207,6 +211,12 @@ class VLLM:
                     raise result  # the first is the cause, the others its consequences
             if results[-1] is not True:
                 raise Unavailable("vLLM refused to reset its prefix cache")
+
+    @property
+    def tokens_in_flight(self) -> int:
+        """Tokens that the requests in flight have so far. Counted anew: ask seldom."""
+        states = self._llm.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
 
     @property
     def dead(self) -> bool:

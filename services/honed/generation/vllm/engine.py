@@ -15,6 +15,7 @@ import logging
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Unpack
 
+from honed.artifacts.version import VersionId
 from honed.generation.candidate import Candidate
 from honed.generation.engine import Chunk, CommitSettings, EngineLimits, EngineRequest, InitialVersion, check_request
 from honed.generation.swap import VersionSwap, WeightHost, finish
@@ -23,7 +24,6 @@ from honed.generation.vllm.adapter import VLLM, Sampled
 from honed.generation.vllm.plugin import CANARY_PREFIX
 from honed.generation.vllm.settings import VLLMSettings
 from honed.kit.errors import DeadlineExceeded, Unavailable
-from honed.policy.version import VersionId
 
 __all__ = ["VLLMEngine", "VLLMSettings"]
 
@@ -65,10 +65,15 @@ class VLLMEngine(SwappingEngine):
         """See `GenerationEngine`."""
         return f"vllm {self._vllm.version}"
 
+    @property
+    def progress(self) -> int:
+        """See `GenerationEngine`."""
+        return self._vllm.tokens_in_flight
+
     async def complete(self, request: EngineRequest) -> Chunk:
         """See `GenerationEngine`."""
         check_request(request, self.limits)
-        async with self._admission.enter():
+        async with self._gate.enter(request.kind):
             sampled = await self._vllm.submit(request, self.version.label, stream=False)
             try:
                 async with asyncio.timeout(self._request_timeout_s):
@@ -81,7 +86,7 @@ class VLLMEngine(SwappingEngine):
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Chunk, None]:
         """See `GenerationEngine`."""
         check_request(request, self.limits)
-        async with self._admission.enter():
+        async with self._gate.enter(request.kind):
             sampled = await self._vllm.submit(request, self.version.label, stream=True)
             try:
                 while True:

@@ -1,0 +1,306 @@
+"""Where policy versions live: publish, list, fetch, retain.
+
+A version is a complete Hugging Face model directory plus `manifest.json`, which is written last and removed first: a version
+without it does not exist. Versions are immutable. The store is a local directory or any fsspec URL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import uuid
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from honed.artifacts.files import CHUNK_BYTES, Backend, StoreFull, hash_file, open_backend
+from honed.artifacts.manifest import (
+    MANIFEST_MAX_BYTES,
+    MANIFEST_NAME,
+    Canary,
+    FileEntry,
+    Lineage,
+    Manifest,
+    TensorEntry,
+    check_path,
+    check_run,
+)
+from honed.artifacts.marks import Marks
+from honed.artifacts.tensors import read_tensor_entries
+from honed.artifacts.version import VersionId
+from honed.kit.errors import Conflict, DataLoss, InvalidArgument, NotFound
+
+__all__ = ["PolicyStore", "StoreFull", "VersionDraft", "verify_directory"]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionDraft:
+    """What the publisher knows and the files do not say."""
+
+    version: VersionId
+    canaries: tuple[Canary, ...]
+    lineage: Lineage = field(default_factory=Lineage)
+
+
+class PolicyStore:
+    """The versions of one run. Calls block; async callers use `asyncio.to_thread`. Not for one version from two writers."""
+
+    def __init__(self, location: str | Path, run: str, *, io_timeout_s: float = 60.0) -> None:
+        """`location` is a directory or an fsspec URL.
+
+        Args:
+            location: Parent of the run's directory; created when first written to.
+            run: The run's name.
+            io_timeout_s: Deadline of each single operation on a store that is not a local directory.
+
+        Raises:
+            InvalidArgument: If the run's name or the URL is not usable.
+        """
+        self.run = check_run(run)
+        self._backend: Backend = open_backend(str(location), io_timeout_s)
+        self._root = self._backend.join(run)
+        self.marks = Marks(self._backend, self._root)
+
+    def publish(self, source: Path, draft: VersionDraft) -> Manifest:
+        """Copies the model directory `source` into the store, digesting it in the same read.
+
+        Publishing the same content again returns the manifest that stands.
+
+        Raises:
+            InvalidArgument: If a needed file is missing, or one is of a kind that a version may not hold.
+            Conflict: If the version exists with other content.
+            StoreFull: If there is no room; the partial version is removed, the others stay.
+            Unavailable: If the store does not answer in time.
+        """
+        paths = _model_files(source)
+        tensors = tuple(
+            entry for path in paths if path.endswith(".safetensors") for entry in read_tensor_entries(source / path, path)
+        )
+        existing = self._find(draft.version)
+        if existing is not None:
+            files = tuple(FileEntry(path, *hash_file(source / path)) for path in paths)
+            return _same_or_conflict(existing, self._manifest(source, draft, files, tensors))
+        needed = sum((source / path).stat().st_size for path in paths)
+        directory = self._directory(draft.version)
+        try:
+            self._backend.remove_tree(directory)  # what a publisher that died had left
+            files = tuple(
+                FileEntry(path, *self._backend.upload(source / path, self._backend.join(directory, path))) for path in paths
+            )
+            manifest = self._manifest(source, draft, files, tensors)
+            self._backend.write(self._backend.join(directory, MANIFEST_NAME), manifest.to_bytes())
+        except OSError as error:
+            self._discard(draft.version)
+            if StoreFull.matches(error):
+                raise StoreFull(directory, needed) from error
+            raise
+        except BaseException:
+            self._discard(draft.version)
+            raise
+        return manifest
+
+    def versions(self) -> list[VersionId]:
+        """The complete versions, oldest first."""
+        return [version for version in self._directories() if self._is_complete(version)]
+
+    def latest(self) -> VersionId | None:
+        """The newest complete version."""
+        return next((version for version in reversed(self._directories()) if self._is_complete(version)), None)
+
+    def servable(self) -> list[VersionId]:
+        """The complete versions that are not quarantined, newest first: what a generator may try to serve."""
+        quarantined = self.marks.all("quarantined")
+        return [version for version in reversed(self.versions()) if version not in quarantined]
+
+    def manifest(self, version: VersionId) -> Manifest:
+        """The manifest of a complete version.
+
+        Raises:
+            NotFound: If the version does not stand complete in the store.
+            DataLoss: If its manifest is damaged or belongs elsewhere.
+        """
+        manifest = self._find(version)
+        if manifest is None:
+            raise NotFound(f"version {version} of run {self.run} is not in the policy store at {self._root}, or not complete")
+        return manifest
+
+    def fetch(self, version: VersionId, into: Path, manifest_sha256: str | None = None) -> Path:
+        """Copies a version to a fresh local directory `into/<label>` and verifies every byte of it.
+
+        A directory that is already there is verified, and replaced if it is damaged. Nothing partial stays behind.
+
+        Args:
+            version: Which version.
+            into: The local parent directory, on one file system with the result.
+            manifest_sha256: What the caller was told that the manifest's digest is.
+
+        Raises:
+            NotFound: If the version is not in the store.
+            DataLoss: If bytes are missing or differ from their digest; the message names the file.
+            StoreFull: If `into` has no room.
+        """
+        manifest = self.manifest(version)
+        if manifest_sha256 is not None and manifest.digest != manifest_sha256:
+            raise DataLoss(
+                f"version {version}: the manifest's sha256 is {manifest.digest}, the caller expects {manifest_sha256}"
+            )
+        target = into / version.label
+        if target.exists():
+            try:
+                if verify_directory(target) == manifest:
+                    return target
+            except DataLoss:
+                pass  # damaged: fetched anew below
+            shutil.rmtree(target)
+        partial = into / f".{version.label}.{uuid.uuid4().hex}"
+        try:
+            partial.mkdir(parents=True)
+            for entry in manifest.files:
+                self._fetch_file(version, entry, partial / entry.path)
+            (partial / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+            _check_tensors(partial, manifest)
+            partial.rename(target)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if StoreFull.matches(error):
+                raise StoreFull(str(target), manifest.total_bytes) from error
+            raise
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return target
+
+    def retain(self, keep_last: int, keep: set[VersionId] | None = None) -> list[VersionId]:
+        """Removes all but the newest `keep_last` versions, those in `keep` and promoted ones; also what dead publishers left.
+
+        Returns:
+            The complete versions that were removed.
+        """
+        if keep_last < 1:
+            raise InvalidArgument("keep_last", f"must be at least 1, got {keep_last}")
+        complete = self.versions()
+        kept = set(complete[-keep_last:]) | (keep or set()) | set(self.marks.all("promoted"))
+        removed = [version for version in complete if version not in kept]
+        for version in removed:
+            self._discard(version)
+        if complete:
+            # Newer than the newest may be a version that is being written now.
+            for version in self._directories():
+                if version < complete[-1] and version not in kept:
+                    self._discard(version)
+        return removed
+
+    def _directory(self, version: VersionId) -> str:
+        return self._backend.join(self._root, version.label)
+
+    def _directories(self) -> list[VersionId]:
+        versions = []
+        for name in self._backend.list_names(self._root):
+            try:
+                versions.append(VersionId.parse(name))
+            except InvalidArgument:
+                continue  # not ours
+        return sorted(versions)
+
+    def _is_complete(self, version: VersionId) -> bool:
+        return self._backend.exists(self._backend.join(self._directory(version), MANIFEST_NAME))
+
+    def _find(self, version: VersionId) -> Manifest | None:
+        path = self._backend.join(self._directory(version), MANIFEST_NAME)
+        data = self._backend.read(path, MANIFEST_MAX_BYTES)
+        if data is None:
+            return None
+        manifest = Manifest.from_bytes(data)
+        if (manifest.run, manifest.version) != (self.run, version):
+            raise DataLoss(f"{path} describes {manifest.run} {manifest.version}, but stands where {self.run} {version} belongs")
+        if manifest.to_bytes() != data:
+            raise DataLoss(f"{path} is not in the form that honed writes; it was edited")
+        return manifest
+
+    def _manifest(
+        self, source: Path, draft: VersionDraft, files: tuple[FileEntry, ...], tensors: tuple[TensorEntry, ...]
+    ) -> Manifest:
+        template = source / "chat_template.jinja"
+        return Manifest(
+            run=self.run,
+            version=draft.version,
+            files=files,
+            tensors=tensors,
+            canaries=draft.canaries,
+            tokenizer_sha256=next(entry.sha256 for entry in files if entry.path == "tokenizer.json"),
+            chat_template=template.read_text(encoding="utf-8") if template.exists() else "",
+            lineage=draft.lineage,
+        )
+
+    def _discard(self, version: VersionId) -> None:
+        directory = self._directory(version)
+        self._backend.remove(self._backend.join(directory, MANIFEST_NAME))
+        self._backend.remove_tree(directory)
+
+    def _fetch_file(self, version: VersionId, entry: FileEntry, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest, size = hashlib.sha256(), 0
+        with target.open("wb") as output:
+            for chunk in self._backend.chunks(self._backend.join(self._directory(version), entry.path), CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+                if size > entry.bytes:
+                    break  # the message below says it; no need to fill the disk first
+                output.write(chunk)
+        _compare(f"version {version}: {entry.path}", entry, size, digest.hexdigest())
+
+
+def verify_directory(directory: Path) -> Manifest:
+    """Checks each byte of a fetched version against its manifest.
+
+    Raises:
+        DataLoss: If anything is missing, damaged, or not listed.
+    """
+    try:
+        manifest = Manifest.from_bytes((directory / MANIFEST_NAME).read_bytes())
+        for entry in manifest.files:
+            _compare(f"{directory.name}/{entry.path}", entry, *hash_file(directory / entry.path))
+    except FileNotFoundError as error:
+        raise DataLoss(f"{error.filename} is missing") from error
+    listed = {entry.path for entry in manifest.files} | {MANIFEST_NAME}
+    extra = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()} - listed
+    if extra:
+        raise DataLoss(f"{directory / min(extra)} is not in the manifest")
+    _check_tensors(directory, manifest)
+    return manifest
+
+
+def _compare(what: str, entry: FileEntry, size: int, sha256: str) -> None:
+    if size != entry.bytes:
+        raise DataLoss(f"{what}: {size} bytes, the manifest says {entry.bytes}")
+    if sha256 != entry.sha256:
+        raise DataLoss(f"{what}: sha256 {sha256}, the manifest says {entry.sha256}")
+
+
+def _check_tensors(directory: Path, manifest: Manifest) -> None:
+    found = [
+        tensor
+        for entry in manifest.files
+        if entry.path.endswith(".safetensors")
+        for tensor in read_tensor_entries(directory / entry.path, entry.path)
+    ]
+    if tuple(found) != manifest.tensors:
+        raise DataLoss(f"version {manifest.version}: the safetensors files hold other tensors than the manifest lists")
+
+
+def _model_files(source: Path) -> list[str]:
+    paths = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+    paths = [check_path(path, "source") for path in paths if path != MANIFEST_NAME]
+    for needed in ("config.json", "tokenizer.json"):
+        if needed not in paths:
+            raise InvalidArgument("source", f"{source} holds no {needed}; a version is a complete model directory")
+    if not any(path.endswith(".safetensors") for path in paths):
+        raise InvalidArgument("source", f"{source} holds no safetensors file")
+    return paths
+
+
+def _same_or_conflict(existing: Manifest, offered: Manifest) -> Manifest:
+    """A retry differs from the first try only in its clock."""
+    clock = replace(offered.lineage, created_at=existing.lineage.created_at)
+    if replace(offered, lineage=clock) != existing:
+        raise Conflict(f"version {existing.version} of run {existing.run} exists with other content; versions never change")
+    return existing

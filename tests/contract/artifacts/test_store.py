@@ -1,0 +1,286 @@
+"""Claims about the policy store, on a local directory and on an object store by URL."""
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from safetensors.numpy import save_file
+
+from honed.artifacts import Canary, Lineage, Mark, PolicyStore, StoreFull, VersionDraft, VersionId, verify_directory
+from honed.artifacts.files import RemoteBackend
+from honed.kit.errors import Conflict, DataLoss, InvalidArgument, NotFound, Unavailable
+
+V1, V2, V3, V4 = (VersionId(1, step) for step in range(1, 5))
+CANARY = Canary((5, 6, 7), 1, (-0.5, -1.5))
+
+
+@pytest.fixture(params=["local", "memory"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "local":
+        yield str(tmp_path / "store")
+    else:
+        url = f"memory://honed-{tmp_path.name}"
+        yield url
+        fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture
+def store(location: str) -> PolicyStore:
+    return PolicyStore(location, "demo")
+
+
+def make_source(directory: Path, value: float = 0.0) -> Path:
+    import numpy
+
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text("{}")
+    (directory / "tokenizer.json").write_text('{"t": 1}')
+    save_file(
+        {"a": numpy.full((3, 4), value, numpy.float32), "b": numpy.zeros(5, numpy.float16)}, directory / "model.safetensors"
+    )
+    return directory
+
+
+def draft(version: VersionId, created_at: str = "now") -> VersionDraft:
+    return VersionDraft(version, (CANARY,), Lineage(parent="1.0", created_at=created_at))
+
+
+def damage(location: str, path: str, data: bytes | None) -> None:
+    """Overwrites (or removes) a stored file behind the store's back."""
+    file_system, root = fsspec.core.url_to_fs(location)
+    if data is None:
+        file_system.rm_file(f"{root}/demo/{path}")
+    else:
+        file_system.pipe_file(f"{root}/demo/{path}", data)
+
+
+def test_what_was_published_is_fetched_and_is_a_model_directory(store: PolicyStore, tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source", 1.0)
+    manifest = store.publish(source, draft(V1))
+    assert [(t.name, t.dtype, t.shape) for t in manifest.tensors] == [("a", "F32", (3, 4)), ("b", "F16", (5,))]
+    fetched = store.fetch(V1, tmp_path / "cache", manifest.digest)
+    assert fetched == tmp_path / "cache" / "1.1"
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        assert (fetched / name).read_bytes() == (source / name).read_bytes()
+    assert store.manifest(V1) == manifest == verify_directory(fetched)
+
+
+def test_versions_are_listed_in_order_and_the_latest_is_the_last(store: PolicyStore, tmp_path: Path) -> None:
+    assert store.versions() == []
+    assert store.latest() is None
+    source = make_source(tmp_path / "source")
+    for version in (VersionId(2, 0), VersionId(1, 10), VersionId(1, 9)):
+        store.publish(source, draft(version))
+    assert store.versions() == [VersionId(1, 9), VersionId(1, 10), VersionId(2, 0)]
+    assert store.latest() == VersionId(2, 0)
+
+
+def test_publishing_again_is_idempotent_and_other_content_is_refused(store: PolicyStore, tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source")
+    first = store.publish(source, draft(V1))
+    assert store.publish(source, draft(V1, created_at="later")) == first
+    with pytest.raises(Conflict):
+        store.publish(make_source(tmp_path / "other", 2.0), draft(V1))
+    assert store.manifest(V1) == first
+
+
+def test_a_version_without_its_manifest_does_not_exist(store: PolicyStore, location: str, tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source")
+    store.publish(source, draft(V1))
+    store.publish(source, draft(V2))
+    damage(location, "1.2/manifest.json", None)
+    assert store.versions() == [V1]
+    assert store.latest() == V1
+    with pytest.raises(NotFound):
+        store.fetch(V2, tmp_path / "cache")
+    store.publish(make_source(tmp_path / "other", 3.0), draft(V2))  # the remains do not stand in the way
+    assert store.latest() == V2
+    store.fetch(V2, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "says"),
+    [
+        ("1.1/model.safetensors", b"short", "model.safetensors"),
+        ("1.1/config.json", b"{]", "sha256"),
+        ("1.1/tokenizer.json", None, "tokenizer.json is missing"),
+        ("1.1/manifest.json", b"{", "not JSON"),
+    ],
+)
+def test_a_damaged_version_is_refused_with_the_reason_and_leaves_nothing(
+    store: PolicyStore, location: str, tmp_path: Path, path: str, data: bytes | None, says: str
+) -> None:
+    store.publish(make_source(tmp_path / "source"), draft(V1))
+    damage(location, path, data)
+    with pytest.raises(DataLoss, match=says):
+        store.fetch(V1, tmp_path / "cache")
+    assert list((tmp_path / "cache").glob("**/*")) == []
+
+
+def test_an_edited_manifest_is_refused(store: PolicyStore, location: str, tmp_path: Path) -> None:
+    manifest = store.publish(make_source(tmp_path / "source"), draft(V1))
+    damage(location, "1.1/manifest.json", json.dumps(json.loads(manifest.to_bytes()), indent=1).encode())
+    with pytest.raises(DataLoss, match="edited"):
+        store.fetch(V1, tmp_path / "cache")
+
+
+def test_a_version_in_another_versions_place_is_refused(store: PolicyStore, location: str, tmp_path: Path) -> None:
+    manifest = store.publish(make_source(tmp_path / "source"), draft(V1))
+    store.publish(make_source(tmp_path / "source"), draft(V2))
+    damage(location, "1.2/manifest.json", manifest.to_bytes())
+    with pytest.raises(DataLoss, match="belongs"):
+        store.fetch(V2, tmp_path / "cache")
+
+
+def test_a_manifest_whose_paths_escape_is_refused(store: PolicyStore, location: str, tmp_path: Path) -> None:
+    manifest = store.publish(make_source(tmp_path / "source"), draft(V1))
+    document = json.loads(manifest.to_bytes())
+    document["files"][0]["path"] = "../../escaped.json"
+    damage(location, "1.1/manifest.json", json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+    with pytest.raises(DataLoss, match=r"files\[0\].path"):
+        store.fetch(V1, tmp_path / "cache")
+    assert not list(tmp_path.glob("**/escaped.json"))
+
+
+def test_the_wrong_manifest_is_refused(store: PolicyStore, tmp_path: Path) -> None:
+    store.publish(make_source(tmp_path / "source"), draft(V1))
+    with pytest.raises(DataLoss, match="caller expects"):
+        store.fetch(V1, tmp_path / "cache", "0" * 64)
+
+
+def test_a_fetched_copy_is_reused_and_a_damaged_one_is_replaced(store: PolicyStore, location: str, tmp_path: Path) -> None:
+    store.publish(make_source(tmp_path / "source"), draft(V1))
+    fetched = store.fetch(V1, tmp_path / "cache")
+    inode = (fetched / "config.json").stat().st_ino
+    assert store.fetch(V1, tmp_path / "cache") == fetched
+    assert (fetched / "config.json").stat().st_ino == inode
+    (fetched / "config.json").write_text("[]")
+    (fetched / "stray.json").write_text("{}")
+    store.fetch(V1, tmp_path / "cache")
+    assert (fetched / "config.json").read_text() == "{}"
+    assert not (fetched / "stray.json").exists()
+
+
+def test_retention_keeps_the_newest_and_the_named(store: PolicyStore, location: str, tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source")
+    for version in (V1, V2, V3, V4):
+        store.publish(source, draft(version))
+    assert store.retain(1, {V1}) == [V2, V3]
+    assert store.versions() == [V1, V4]
+    assert sorted(store._backend.list_names(store._root)) == ["1.1", "1.4"]
+    store.publish(source, draft(VersionId(1, 5)))
+    damage(location, "1.4/manifest.json", None)  # a removal that died half-way
+    store.retain(2)
+    assert sorted(store._backend.list_names(store._root)) == ["1.1", "1.5"]
+
+
+def test_what_a_version_may_not_hold_is_not_published(store: PolicyStore, tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source")
+    (source / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(InvalidArgument, match=r"pytorch_model\.bin"):
+        store.publish(source, draft(V1))
+    (source / "pytorch_model.bin").unlink()
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(InvalidArgument, match=r"tokenizer\.json"):
+        store.publish(source, draft(V1))
+    assert store.versions() == []
+
+
+@pytest.mark.parametrize("cut", [4, 20, -3])
+def test_a_truncated_tensor_file_is_not_published(store: PolicyStore, tmp_path: Path, cut: int) -> None:
+    source = make_source(tmp_path / "source")
+    data = (source / "model.safetensors").read_bytes()
+    (source / "model.safetensors").write_bytes(data[:cut])
+    with pytest.raises(DataLoss, match="safetensors"):
+        store.publish(source, draft(V1))
+    assert store.versions() == []
+
+
+def test_a_full_disk_says_so_and_keeps_the_older_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PolicyStore(tmp_path / "store", "demo")
+    source = make_source(tmp_path / "source")
+    store.publish(source, draft(V1))
+    real, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 4:  # in the middle of the second file
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreFull) as error:
+        store.publish(source, draft(V2))
+    monkeypatch.undo()
+    needed = sum(path.stat().st_size for path in source.iterdir())
+    assert f"{needed} bytes" in str(error.value)
+    assert "1.2" in str(error.value)
+    assert store.versions() == [V1]
+    assert not (tmp_path / "store" / "demo" / "1.2").exists()
+    store.fetch(V1, tmp_path / "cache")
+
+
+def test_a_full_cache_disk_leaves_no_partial_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PolicyStore(tmp_path / "store", "demo")
+    store.publish(make_source(tmp_path / "source"), draft(V1))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(StoreFull, match="cache"):
+        store.fetch(V1, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_store_that_does_not_answer_is_unavailable_not_a_hang(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    class Silent:
+        def cat_file(self, *_: Any) -> bytes:
+            release.wait(60)
+            return b""
+
+    backend = RemoteBackend(Silent(), "bucket", io_timeout_s=0.05)
+    with pytest.raises(Unavailable, match="bucket/x"):
+        backend.read("bucket/x", 10)
+    release.set()
+
+
+def test_an_unknown_protocol_and_a_bad_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="nothing://"):
+        PolicyStore("nothing://bucket", "demo")
+    with pytest.raises(InvalidArgument, match="run"):
+        PolicyStore(tmp_path, "../demo")
+
+
+def test_a_quarantined_version_is_never_offered_for_serving(store: PolicyStore, tmp_path: Path) -> None:
+    for version in (V1, V2, V3):
+        store.publish(make_source(tmp_path / "source", version.step), draft(version))
+    store.marks.add(V3, "quarantined", Mark("canaries off by 1 nat", "now"))
+    assert store.servable() == [V2, V1]
+    assert store.latest() == V3  # it stands, for whoever looks for the cause
+    assert store.marks.all("quarantined") == {V3: Mark("canaries off by 1 nat", "now")}
+    store.marks.remove(V3, "quarantined")
+    assert store.servable() == [V3, V2, V1]
+
+
+def test_retention_never_removes_a_promoted_version(store: PolicyStore, tmp_path: Path) -> None:
+    for version in (V1, V2, V3, V4):
+        store.publish(make_source(tmp_path / "source", version.step), draft(version))
+    store.marks.add(V1, "promoted", Mark("release", "now"))
+    assert store.retain(1) == [V2, V3]
+    assert store.versions() == [V1, V4]
+
+
+def test_a_damaged_mark_is_an_error_that_names_it(store: PolicyStore, location: str) -> None:
+    store.marks.add(V1, "quarantined", Mark("why", "now"))
+    damage(location, "marks/1.1.quarantined.json", b"{")
+    with pytest.raises(DataLoss, match=r"1\.1\.quarantined\.json"):
+        store.servable()

@@ -1,0 +1,85 @@
+"""Claims about the manifest's form."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from honed.artifacts import Canary, FileEntry, Lineage, Manifest, TensorEntry, VersionId
+from honed.artifacts.manifest import check_path
+from honed.kit.errors import DataLoss, InvalidArgument, Unimplemented
+
+SHA = "0" * 64
+MANIFEST = Manifest(
+    run="demo",
+    version=VersionId(1, 2),
+    files=(FileEntry("model.safetensors", 10, SHA), FileEntry("tokenizer.json", 3, SHA)),
+    tensors=(TensorEntry("w", "F32", (2, 3), "model.safetensors"),),
+    canaries=(Canary((1, 2, 3), 1, (-0.1, -2.5)),),
+    tokenizer_sha256=SHA,
+    chat_template="{{ x }}",
+    lineage=Lineage(parent="1.1", created_at="2026-01-01T00:00:00+00:00"),
+)
+
+
+def test_a_manifest_survives_its_bytes() -> None:
+    read = Manifest.from_bytes(MANIFEST.to_bytes())
+    assert read == MANIFEST
+    assert read.digest == MANIFEST.digest
+    assert read.total_bytes == 13
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: d.pop("tensors"), "tensors: missing"),
+        (lambda d: d.update(extra=1), "extra: unknown"),
+        (lambda d: d["files"][0].update(bytes="10"), "files[0].bytes"),
+        (lambda d: d["files"][0].update(bytes=True), "files[0].bytes"),
+        (lambda d: d["files"][1].update(sha256="xyz"), "files[1].sha256"),
+        (lambda d: d["files"].append(d["files"][0]), "twice"),
+        (lambda d: d["tensors"][0].update(file="other.safetensors"), "tensors[0].file"),
+        (lambda d: d["tensors"][0].update(shape=[2, -3]), "tensors[0].shape[1]"),
+        (lambda d: d["canaries"][0].update(start=0), "canary.start"),
+        (lambda d: d["canaries"][0].update(logprobs=[-1.0]), "canary.logprobs"),
+        (lambda d: d["canaries"][0].update(logprobs=[-1.0, 3.0]), "canary.logprobs"),
+        (lambda d: d["lineage"].pop("parent"), "lineage.parent: missing"),
+        (lambda d: d.update(run="../x"), "run"),
+        (lambda d: d.update(version="one"), "version"),
+        (lambda d: d.update(files={}), "files"),
+    ],
+)
+def test_a_wrong_field_is_named(change: Callable[[dict[str, Any]], object], says: str) -> None:
+    document = json.loads(MANIFEST.to_bytes())
+    change(document)
+    with pytest.raises(DataLoss) as error:
+        Manifest.from_bytes(json.dumps(document).encode())
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_what_is_not_an_object_is_refused(data: bytes) -> None:
+    with pytest.raises(DataLoss):
+        Manifest.from_bytes(data)
+
+
+@pytest.mark.parametrize(("field", "value"), [("base", "1.1"), ("schema", 2)])
+def test_what_this_build_cannot_apply_is_refused(field: str, value: object) -> None:
+    document = json.loads(MANIFEST.to_bytes()) | {field: value}
+    with pytest.raises(Unimplemented):
+        Manifest.from_bytes(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "/etc/passwd.json", "../x.json", "a/../../x.json", "a//x.json", "a\\..\\x.json", ".hidden.json", "a/.json", "x\0.json",
+     "manifest.json", "model.bin", "model.pt", "modeling.py", "noextension"],
+)  # fmt: skip
+def test_a_path_that_escapes_or_carries_code_is_refused(path: str) -> None:
+    with pytest.raises(InvalidArgument):
+        check_path(path)
+    document = json.loads(MANIFEST.to_bytes())
+    document["files"][0]["path"] = path
+    with pytest.raises(DataLoss):
+        Manifest.from_bytes(json.dumps(document).encode())
