@@ -7,7 +7,7 @@ unknown key is an error that names the nearest known one (`honed.settings_file` 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
@@ -110,12 +110,27 @@ class GenerationSettings(ReplicatedSettings):
     kv_cache_gib: Rate = Field(2.0, description="KV cache on a machine without a GPU.")
     threads: Positive = Field(1, description="Compute threads of the engine on a machine without a GPU.")
     weights_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of published versions.")
-    canary_tolerance: Rate | None = Field(
-        None, description="Nats; more, and a version is rolled back. Unset: what the dtype allows."
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = Field(0.85, description="Share of a GPU's memory for the engine.")
+    cuda_graphs: bool | None = Field(None, description="Compile and replay CUDA graphs. Unset: on a GPU yes; a CPU cannot.")
+    max_batched_tokens: Positive = Field(2048, description="Tokens that one step of the engine processes, prompts included.")
+    tensor_parallel: Positive = Field(1, description="GPUs that share the model.")
+    staged_load: bool = Field(True, description="Load new weights beside those that serve: short pauses, twice the memory.")
+    canary_tolerance: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Nats; more, and a version is rolled back. Unset: 0.001 in float32, 0.03 in float16, 0.1 in bfloat16."
     )
-    commit_timeout_s: Seconds = 60.0
+    call_timeout_s: Seconds = Field(30.0, description="Deadline of a call into the engine; a load has 1 s more for each 50 MB.")
+    commit_timeout_s: Seconds = Field(60.0, description="Deadline of a change of weights, with as much more.")
     rollout_concurrency: Positive = Field(64, description="Training samples in flight at once.")
     stall_s: Seconds = Field(120.0, description="An engine with work that gives no token for so long is started anew.")
+
+    @model_validator(mode="after")
+    def _a_step_holds_every_sequence(self) -> Self:
+        if self.max_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_batched_tokens is {self.max_batched_tokens}, less than max_num_seqs {self.max_num_seqs}: "
+                "a step must have room for one token of each sample; raise the first or lower the second"
+            )
+        return self
 
 
 class TruncateSettings(Section):
@@ -176,6 +191,9 @@ class LearnerSettings(ServerSettings):
     """The learner: PPO as lm-human-preferences states it, with a decoupled objective for stale data."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    deterministic: bool | None = Field(
+        None, description="The same data gives the same bits. Unset: on a CPU, where that is free; a GPU gets slower by it."
+    )
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: Positive = 1
     batch: Positive = Field(256, description="Rollouts of one update.")
@@ -221,6 +239,10 @@ class PretrainSettings(Section):
     seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
     tokens: Positive = Field(20_000_000, description="Ends at the latest after so many.")
     learning_rate: Rate = 1e-3
+    warmup_steps: Count = Field(20, description="Over which the learning rate rises to its peak.")
+    final_rate: Share = Field(0.05, description="Share of the peak that the learning rate falls to, along half a cosine.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="Of matrices.")
+    gradient_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
     vocabulary: Positive = 8192
     hidden_size: Positive = 256
     layers: Positive = 6
@@ -235,7 +257,15 @@ class RewardTrainingSettings(Section):
 
     seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
     learning_rate: Rate = 1e-5
-    batch_texts: Positive = Field(32, description="Different texts of one optimizer step.")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Share of the training in which the rate rises.")
+    objective: Literal["ranked_pairs", "best_of_k"] = Field(
+        "ranked_pairs", description="All pairs of a ranking (InstructGPT), or its best against the rest (lm-human-preferences)."
+    )
+    batch_texts: Annotated[int, Field(ge=2)] = Field(32, description="Different texts of one optimizer step.")
+    microbatch_tokens: Positive = Field(8192, description="Tokens of one forward and backward pass at most; it bounds memory.")
+    gradient_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the computation; weights stay float32.")
     embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Of matrices.")
     layers: Positive | None = Field(None, description="How many layers of the language model to keep; null keeps all.")

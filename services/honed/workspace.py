@@ -53,6 +53,6 @@ class Workspace:
         return self.root / "learner"
 
     @property
-    def versions(self) -> Path:
-        """Versions that a generator has fetched."""
-        return self.root / "generation" / "versions"
+    def generators(self) -> Path:
+        """A directory for each replica of the generation service."""
+        return self.root / "generation"

@@ -7,36 +7,36 @@ whose conductor was killed, goes on where it was.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from honed.conductor.admitter import Admitter, Depths
+from honed.conductor.feeder import Depths, Feeder
 from honed.conductor.judgements import import_judgements
 from honed.conductor.launcher import Launcher
 from honed.conductor.processes import Processes
-from honed.conductor.prompts import PromptSequence, check_prompts
+from honed.conductor.prompt_file import PromptEncoder, PromptFile, check_prompts
+from honed.conductor.prompts import PromptMix
+from honed.conductor.submission import submit_prompts
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition, HonedError, Unavailable, root_cause
+from honed.kit.errors import FailedPrecondition, Unavailable, root_cause
 from honed.kit.progress import JobProgress, read_progress
 from honed.kit.wiring import consumer_name, internal_channel, redis_url
-from honed.queue.admission import Admission, AdmissionPolicy
+from honed.queue.admission import AdmissionPolicy
 from honed.queue.connection import Link, Outage
-from honed.queue.keys import STAGES, RunKeys
-from honed.queue.lease import Claim, Leases
+from honed.queue.inbox import PromptInbox
+from honed.queue.keys import RunKeys
+from honed.queue.lease import Leases
 from honed.queue.stats import StageStats
-from honed.queue.stream import WorkQueue
 from honed.v1 import conductor_pb2, learner_pb2, learner_pb2_grpc, preference_pb2_grpc
 from honed.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-RELEASE_TIMEOUT_S = 2.0
 LEASE_MS = 10_000
+SUBMIT_TIMEOUT_S = 5.0
 JOB_TIMEOUT_S = 24 * 3600.0
 Hook = Callable[[], Awaitable[None]]
 
@@ -67,6 +67,7 @@ class Run:
         self.settings, self.launcher, self.processes = settings, launcher, processes
         self.state = RunState()
         self.stopping = asyncio.Event()
+        self._submissions: tuple[PromptInbox, PromptEncoder] | None = None
         self.place = Workspace(settings.directory)
 
     async def execute(self, before_loop: Hook | None = None) -> None:
@@ -146,33 +147,57 @@ class Run:
         """Feeds the loop until the learner has done its steps."""
         settings = self.settings
         url = self.processes.redis_url or redis_url(settings)
-        async with Link(url, outage=Outage(settings.queue.outage_s)) as link, self._leased(link) as claim:
-            keys = RunKeys(settings.run)
-            name = consumer_name("conductor")
-            queues = {stage: WorkQueue(link, keys, stage, name) for stage in STAGES}
-            admitter = Admitter(
-                AdmissionPolicy(settings.learner.batch, settings.learner.max_staleness, settings.conductor.max_in_flight),
-                Admission(link, keys),
-                claim,
-                queues,
-                await asyncio.to_thread(self._prompts),
-                samples_per_prompt=settings.conductor.samples_per_prompt,
-                target=(settings.learner.steps or 1 << 40) * settings.learner.batch,
+        keys = RunKeys(settings.run)
+        name = consumer_name("conductor")
+        # One holder, so that two conductors never feed one run.
+        async with (
+            Link(url, outage=Outage(settings.queue.outage_s)) as link,
+            Leases(link, keys).held("conductor", name, LEASE_MS) as lease,
+        ):
+            encoder, mix = await asyncio.to_thread(self._prompts)
+            feeder = Feeder(
+                link,
+                keys,
+                lease,
+                mix,
+                AdmissionPolicy(
+                    settings.learner.batch,
+                    settings.learner.max_staleness,
+                    settings.conductor.max_in_flight,
+                    settings.conductor.samples_per_prompt,
+                ),
+                steps=settings.learner.steps,
             )
+            self._submissions = PromptInbox(link.within(SUBMIT_TIMEOUT_S), keys), encoder
             finished = asyncio.Event()
-            async with asyncio.TaskGroup() as group:
-                feeding = group.create_task(admitter.run(finished))
-                await self._watch(admitter)
-                finished.set()
-                await feeding
-            await self._drained(admitter)
-            self.state.admitted = admitter.position
-            self.state.books = {stage: await queue.stats() for stage, queue in queues.items()}
+            try:
+                async with asyncio.TaskGroup() as group:
+                    feeding = group.create_task(feeder.run(finished))
+                    await self._watch(feeder)
+                    finished.set()
+                    await feeding
+                await self._drained(feeder)
+            finally:
+                self._submissions = None
+            self.state.admitted = feeder.admitted
+            assert feeder.snapshot is not None
+            self.state.books = feeder.snapshot.stages
 
-    async def _drained(self, admitter: Admitter) -> None:
+    async def submit_prompts(self, request: conductor_pb2.SubmitPromptsRequest) -> conductor_pb2.SubmitPromptsResponse:
+        """Adds prompts to those that the run trains on; raises as `honed.conductor.submission.submit_prompts` does.
+
+        Raises:
+            FailedPrecondition: the online loop does not run.
+        """
+        if self._submissions is None:
+            raise FailedPrecondition("prompts can be submitted while the online loop runs: `honed status` shows the phase")
+        inbox, encoder = self._submissions
+        return await submit_prompts(request, inbox, encoder, self.settings.conductor.prompt_mix)
+
+    async def _drained(self, feeder: Feeder) -> None:
         """Waits until the streams are empty: each rollout has then trained, or left for a reason that is counted."""
         end = time.monotonic() + self.settings.conductor.drain_timeout_s
-        while (depths := await admitter.depths()).in_flight:
+        while await feeder.look() and (depths := feeder.depths).in_flight:
             self.state.depths = depths
             if time.monotonic() > end:
                 raise Unavailable(
@@ -182,13 +207,13 @@ class Run:
             await asyncio.sleep(0.2)
         self.state.depths = depths
 
-    async def _watch(self, admitter: Admitter) -> None:
+    async def _watch(self, feeder: Feeder) -> None:
         """Follows the learner to the end of its steps, through its restarts."""
         async with internal_channel(self.settings, self.settings.learner.target) as channel:
             stub = learner_pb2_grpc.LearnerServiceStub(channel)
             while True:
-                depths = self.state.depths = await admitter.depths()
-                self.state.admitted = admitter.position
+                depths = self.state.depths = feeder.depths
+                self.state.admitted = feeder.admitted
                 if depths.dead > self.settings.conductor.dead_letter_limit:
                     raise FailedPrecondition(
                         f"{depths.dead} prompts and rollouts have become dead letters: `honed dead list` shows the reasons"
@@ -202,36 +227,13 @@ class Run:
                         return
                 await asyncio.sleep(0.5)
 
-    @asynccontextmanager
-    async def _leased(self, link: Link) -> AsyncIterator[Claim]:
-        """Holds the conductor's lease, so that two conductors never feed one run."""
-        leases = Leases(link, RunKeys(self.settings.run))
-        end = time.monotonic() + 2 * LEASE_MS / 1000
-        while True:
-            try:
-                claim = await leases.acquire("conductor", consumer_name("conductor"), LEASE_MS)
-                break
-            except FailedPrecondition:
-                if time.monotonic() > end:
-                    raise
-                await asyncio.sleep(0.5)
-        try:
-            async with asyncio.TaskGroup() as group:
-                keeping = group.create_task(leases.keep(claim, LEASE_MS))
-                yield claim
-                keeping.cancel()
-        finally:
-            # Also of a run that was stopped or failed, for its successor; without Redis the lease runs out by itself.
-            with contextlib.suppress(HonedError, TimeoutError):
-                async with asyncio.timeout(RELEASE_TIMEOUT_S):
-                    await leases.release(claim)
-
-    def _prompts(self) -> PromptSequence:
+    def _prompts(self) -> tuple[PromptEncoder, PromptMix]:
         mine = self.settings.conductor
-        path = self._prompts_file()
         limits = self.settings.generation
         longest = min(limits.max_prompt_tokens, limits.max_model_tokens - mine.response_tokens)
-        return PromptSequence.load(self.settings.run, path, self.place.base_model, self.settings.seed, mine, longest=longest)
+        encoder = PromptEncoder.of_model(self.place.base_model, longest=longest)
+        file = PromptFile(self._prompts_file(), encoder)
+        return encoder, PromptMix(self.settings.run, file, encoder, self.settings.seed, mine)
 
     def _prompts_file(self) -> Path:
         """The prompts to train on.

@@ -77,8 +77,9 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
     async def SubmitPrompts(
         self, request: conductor_pb2.SubmitPromptsRequest, context: Any
     ) -> conductor_pb2.SubmitPromptsResponse:
-        """Adds prompts."""
-        raise Unimplemented("SubmitPrompts is not served yet")
+        """Adds prompts to those that the run trains on."""
+        self._check(request.run)
+        return await self._run.submit_prompts(request)
 
     async def SetReplicas(self, request: conductor_pb2.SetReplicasRequest, context: Any) -> conductor_pb2.SetReplicasResponse:
         """Starts or ends processes."""

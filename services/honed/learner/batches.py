@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from honed.kit.errors import InvalidArgument
 from honed.learner.episodes import Episode
+from honed.models.packing import pack
 
 # Any valid id does: no mask is made from it, and no action token attends to it.
 _FILLER = 0
@@ -96,18 +96,9 @@ def micro_batches(episodes: Sequence[Episode], chosen: Sequence[int], *, max_tok
     Raises:
         InvalidArgument: when the budget is not positive.
     """
-    if max_tokens < 1:
-        raise InvalidArgument("max_tokens", f"must be at least 1, got {max_tokens}")
-    packed: list[MicroBatch] = []
-    group: list[int] = []
-    for index in sorted(chosen, key=lambda i: (_length(episodes[i]), i)):
-        if group and (len(group) + 1) * _length(episodes[index]) > max_tokens:
-            packed.append(_pack(episodes, group, width))
-            group = []
-        group.append(index)
-    if group:
-        packed.append(_pack(episodes, group, width))
-    return packed
+    ordered = sorted(chosen)
+    groups = pack([_length(episodes[index]) for index in ordered], max_tokens, spare_padding=False)
+    return [_pack(episodes, [ordered[place] for place in group], width) for group in groups]
 
 
 def padding_share(batches: Sequence[MicroBatch]) -> float:

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.learner.texts import IGNORED, TokenBatch
-from honed.learner.tokenizer import END_OF_TEXT_ID
+from honed.models.new_tokenizer import END_OF_TEXT_ID
 
 _SUPPORTED_HEADS = (32, 64, 128)  # head sizes that vLLM's attention kernels take on every platform
 
@@ -29,10 +29,10 @@ _SUPPORTED_HEADS = (32, 64, 128)  # head sizes that vLLM's attention kernels tak
 class ModelShape:
     """The size of a Llama with tied embeddings."""
 
-    hidden_size: int = 128
-    layers: int = 4
-    head_size: int = 32
-    max_length: int = 256
+    hidden_size: int
+    layers: int
+    head_size: int
+    max_length: int
 
     def __post_init__(self) -> None:
         """Checks that vLLM can serve this shape."""
@@ -46,7 +46,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """How long and how fast to train.
+    """How long and how fast to train. Nothing has a default here: the run file's section is where defaults stand.
 
     Attributes:
         tokens: training stops after this many, counting padding.
@@ -56,13 +56,13 @@ class PretrainSettings:
         max_seconds: training also stops after this time; None for a run that must repeat exactly.
     """
 
-    tokens: int = 1_500_000
-    learning_rate: float = 4e-3
-    warmup_steps: int = 20
-    final_rate: float = 0.05
-    weight_decay: float = 0.1
-    gradient_norm: float = 1.0
-    max_seconds: float | None = None
+    tokens: int
+    learning_rate: float
+    max_seconds: float | None
+    warmup_steps: int
+    final_rate: float
+    weight_decay: float
+    gradient_norm: float
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -181,13 +181,13 @@ def train_language_model(
 
 
 def save_language_model(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Writes a complete Hugging Face directory: float32 safetensors, configuration, tokenizer.
+    """Writes a complete Hugging Face directory: float32 safetensors, configuration, tokenizer of transformers.
 
     Raises:
         FailedPrecondition: when the directory cannot be written.
     """
     try:
-        model.save_pretrained(directory, safe_serialization=True)
+        model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
     except OSError as error:
         raise FailedPrecondition(f"{directory} cannot be written ({error}); free space or choose another one") from error

@@ -12,16 +12,16 @@ import torch
 from honed.config import RewardSettings, RunSettings, ScorerSettings
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, redis_url, server_options
+from honed.models.tokenizer import load_tokenizer
 from honed.queue.connection import Link, Outage
 from honed.queue.keys import ROLLOUTS, RunKeys
 from honed.queue.stream import QueueSettings, WorkQueue
 from honed.reward.batching import BatchSettings, DynamicBatcher
-from honed.reward.codec import HfCodec
 from honed.reward.function_scorer import find_function
+from honed.reward.model_scorer import ModelScorer
 from honed.reward.policy_tokenizer import policy_tokenizer
 from honed.reward.registry import BuildScorer, ScorerRegistry
 from honed.reward.reward import Truncation
-from honed.reward.reward_model import RewardModel
 from honed.reward.scorer import Scorer, TokenCodec
 from honed.reward.service import RewardService
 from honed.reward.worker import ScoringWorker
@@ -47,7 +47,7 @@ async def run(settings: RunSettings, *, with_worker: bool = True) -> None:
     mine = settings.reward
     url = redis_url(settings) if with_worker else None
     torch.set_num_threads(mine.threads)
-    codec = HfCodec(await policy_tokenizer(settings))
+    codec = load_tokenizer(await policy_tokenizer(settings))
     registry = ScorerRegistry(
         mine.scorers,
         make_builder(mine, codec),
@@ -86,7 +86,7 @@ def make_builder(mine: RewardSettings, codec: TokenCodec) -> BuildScorer:
     def build(scorer: ScorerSettings, source: str) -> Scorer:
         if scorer.kind == "function":
             return find_function(scorer.name, source, sees_prompt=scorer.sees_prompt)
-        return RewardModel(
+        return ModelScorer(
             scorer.name,
             Path(source),
             codec,

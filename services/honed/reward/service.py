@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from honed.kit.errors import InvalidArgument
+from honed.models.chat import ChatMessage
 from honed.reward.batching import DynamicBatcher, Result
 from honed.reward.registry import LoadedScorer, ScorerRegistry
 from honed.reward.reward import Reward
 from honed.reward.scorer import BadSample, ScorerFailed, ScorerInput, TokenCodec
-from honed.v1 import common_pb2, reward_pb2, reward_pb2_grpc
+from honed.v1 import common_pb2, generation_pb2, reward_pb2, reward_pb2_grpc
 
 _STREAM_WINDOW: Final = 256  # items of one stream that are read and not answered: a slow batch slows its sender down
 _PAGE: Final = 100
@@ -97,6 +98,8 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
                     group.create_task(score(request.item, index))
                     index += 1
             answers.put_nowait(None)
+        except ExceptionGroup as failed:  # the tasks catch their own: this is an item that could not be read
+            answers.put_nowait(failed.exceptions[0])
         except Exception as error:
             answers.put_nowait(error)
 
@@ -106,6 +109,7 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
             self._codec,
             prompt_tokens=tuple(item.prompt.token_ids.ids) if prompt == "token_ids" else None,
             prompt=item.prompt.text if prompt == "text" else None,
+            messages=_messages(item.prompt.messages) if prompt == "messages" else None,
             response_tokens=tuple(item.token_ids.ids) if response == "token_ids" else None,
             response=item.text if response == "text" else None,
         )
@@ -125,12 +129,18 @@ def score_messages(reward: Reward) -> list[common_pb2.Score]:
     ]
 
 
+def _messages(messages: generation_pb2.ChatMessages) -> tuple[ChatMessage, ...]:
+    return tuple(ChatMessage(message.role, message.content) for message in messages.messages)
+
+
 def _reward(result: Result, index: int, place: str) -> Reward:
     """The reward, or the error told in the caller's terms."""
     if isinstance(result, BadSample):
         raise InvalidArgument(place, result.reason) from result
     if isinstance(result, ScorerFailed):
         raise result.at(index) from result
+    if isinstance(result, InvalidArgument):
+        raise InvalidArgument(f"{place}.{result.field}", result.reason) from result
     if isinstance(result, Exception):
         raise result
     return result

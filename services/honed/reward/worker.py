@@ -122,5 +122,7 @@ class ScoringWorker:
 
 
 def _message(delivery: Delivery, rollout: common_pb2.Rollout, reward: Reward) -> Message:
-    scored = common_pb2.ScoredRollout(rollout=rollout, scores=score_messages(reward), reward=reward.value)
+    scored = common_pb2.ScoredRollout(
+        rollout=rollout, scores=score_messages(reward), reward=reward.value, missing=reward.missing
+    )
     return Message(rollout.rollout_id, scored.SerializeToString(), delivery.message.traceparent)

@@ -1,26 +1,26 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.unit.learner_jobs.conftest import TEXTS
+from tests.unit.learner_jobs.conftest import REWARD_TRAINING, TEXTS
 from transformers import AutoModelForSequenceClassification
 
-from honed.kit.errors import InvalidArgument, NotFound
+from honed.kit.errors import DataLoss, InvalidArgument
 from honed.learner.pretrain import ModelShape, new_language_model, save_language_model
-from honed.learner.reward_model import RewardModel
 from honed.learner.reward_training import (
     Ranking,
     Rating,
-    RewardTrainingSettings,
     accuracy,
     batch_judgements,
     batch_loss,
     train_reward_model,
 )
-from honed.learner.tokenizer import encode_texts
+from honed.models.reward_model import RewardModel
+from honed.models.tokenizer import TextTokenizer
 
 SEQUENCES = [[0, 5], [0, 6, 7, 8], [0, 9, 0, 4, 4], [0, 5, 5]]
 
@@ -36,7 +36,7 @@ def model(language_model) -> RewardModel:
 
 @pytest.fixture
 def rankings(tokenizer) -> list[Ranking]:
-    encoded = [tuple(ids) for ids in encode_texts(tokenizer, TEXTS)]
+    encoded = [tuple(ids) for ids in TextTokenizer(tokenizer).encode_all(TEXTS)]
     lovely, dull = encoded[:6], encoded[6:]
     return [Ranking((0,), (good, bad)) for good in lovely for bad in dull]
 
@@ -63,7 +63,7 @@ def test_the_head_starts_as_the_recipe_says(language_model):
 
 
 def test_training_learns_the_preference_and_repeats_bit_for_bit(language_model, rankings):
-    settings = RewardTrainingSettings(batch_texts=4, learning_rate=5e-3)
+    settings = replace(REWARD_TRAINING, batch_texts=4, learning_rate=5e-3)
     models = []
     for _ in range(2):
         model = RewardModel.from_language_model(language_model, rng=rng())
@@ -79,7 +79,7 @@ def test_training_learns_the_preference_and_repeats_bit_for_bit(language_model, 
 
 def test_training_stops_when_its_time_is_up(model, rankings):
     ticks = itertools.count()
-    settings = RewardTrainingSettings(batch_texts=2, max_seconds=3.5)
+    settings = replace(REWARD_TRAINING, batch_texts=2, max_seconds=3.5)
     outcome = train_reward_model(model, rankings, settings, rng=rng(), clock=lambda: float(next(ticks)))
     assert not outcome.finished
     assert outcome.steps == 3
@@ -87,7 +87,7 @@ def test_training_stops_when_its_time_is_up(model, rankings):
 
 def test_no_judgements_are_an_error(model):
     with pytest.raises(InvalidArgument, match="none to learn from"):
-        train_reward_model(model, [], RewardTrainingSettings(), rng=rng())
+        train_reward_model(model, [], REWARD_TRAINING, rng=rng())
     with pytest.raises(InvalidArgument):
         accuracy(model, [])
 
@@ -144,10 +144,10 @@ def test_a_model_that_says_the_same_of_all_cannot_be_normalised(model):
         model.normalise([[0, 5]])
 
 
-def test_a_saved_model_gives_the_same_rewards_to_honed_and_to_transformers(model, tokenizer, tmp_path):
+def test_a_saved_model_gives_the_same_rewards_to_honed_and_to_transformers(model, language_model, tmp_path):
     model.normalise(SEQUENCES)
     expected = model.rewards(SEQUENCES)
-    model.save(tmp_path, tokenizer)
+    model.save(tmp_path, language_model)
     assert model.rewards(SEQUENCES) == expected  # saving leaves the model as it was
     assert RewardModel.load(tmp_path).rewards(SEQUENCES) == pytest.approx(expected, abs=1e-5)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, local_files_only=True)
@@ -163,19 +163,19 @@ def test_a_saved_model_gives_the_same_rewards_to_honed_and_to_transformers(model
 def test_what_cannot_be_read_is_refused(model, tmp_path):
     with pytest.raises(InvalidArgument, match="empty sequence"):
         model.raw_scores([[]])
-    with pytest.raises(NotFound, match=str(tmp_path)):
+    with pytest.raises(DataLoss, match=str(tmp_path)):
         RewardModel.load(tmp_path)
     with pytest.raises(InvalidArgument, match="at least two"):
         Ranking((0,), ((1,),))
     with pytest.raises(InvalidArgument, match="batch_texts"):
-        RewardTrainingSettings(batch_texts=1)
+        replace(REWARD_TRAINING, batch_texts=1)
 
 
 def test_a_body_of_fewer_layers_loads_as_such(tokenizer, tmp_path):
     shape = ModelShape(hidden_size=32, layers=3, head_size=32, max_length=64)
     save_language_model(new_language_model(shape, vocabulary_size=len(tokenizer), rng=rng()), tokenizer, tmp_path / "lm")
     model = RewardModel.from_language_model(tmp_path / "lm", rng=rng(), layers=2)
-    model.save(tmp_path / "rm", tokenizer)
+    model.save(tmp_path / "rm", tmp_path / "lm")
     assert json.loads((tmp_path / "rm" / "config.json").read_text())["num_hidden_layers"] == 2
     assert RewardModel.load(tmp_path / "rm").rewards(SEQUENCES) == pytest.approx(model.rewards(SEQUENCES), abs=1e-6)
     with pytest.raises(InvalidArgument, match="has 3, cannot keep 4"):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.support.tiny import make_tokenizer
 
+from honed.models.chat import ChatTemplate
 from honed.reward.scorer import Kind, ScorerInput, ScorerOutput
 
 
@@ -17,6 +18,7 @@ class ByteCodec:
 
     digest = "bytes"
     prefix = (256,)
+    template = ChatTemplate("{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}", {})
 
     def encode(self, text: str, *, special_tokens: bool) -> list[int]:
         return [*(self.prefix if special_tokens else ()), *text.encode()]
@@ -60,8 +62,12 @@ class FakeScorer:
         self.gate = threading.Event()
         self.gate.set()
         self._value = value
+        self.sees: Callable[[ScorerInput], str] = lambda _: ""
+        """What of each sample to note in `prompts`."""
+        self.prompts: list[str] = []
 
     def score(self, batch: Sequence[ScorerInput]) -> list[ScorerOutput]:
+        self.prompts.extend([self.sees(sample) for sample in batch])
         self.batches.append([sample.response_text for sample in batch])
         self.entered.set()
         assert self.gate.wait(20)

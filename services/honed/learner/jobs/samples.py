@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from honed.learner.model import load_language_model
+from honed.models.loader import load_language_model
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def sample_reference(
 
     Prompts of one length go through the model together, so there is no padding.
     """
-    model = load_language_model(directory, device=torch.device("cpu")).eval()
+    model = load_language_model(directory)
     samples: list[tuple[list[int], list[int]]] = []
     for _, group in groupby(sorted(prompts, key=len), key=len):
         rows = torch.tensor(list(group))
