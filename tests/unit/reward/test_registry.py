@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from tests.unit.reward.replicas import Replica, ReplicaRig
 
-from honed.config import ScorerSettings
 from honed.kit.errors import Conflict, DataLoss, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from honed.reward.registry import ScorerRegistry
 
@@ -168,5 +167,3 @@ async def test_the_record_is_readable_by_people(rig: ReplicaRig) -> None:
         "promoted": {"rm": {"source": "artifact:rm/0.1", "version": "v-second", "instead_of": rig.model.source}},
         "answers": {"key": {"name": "rm", "version": "v-second", "previous": "v-first"}},
     }
-
-
