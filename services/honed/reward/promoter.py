@@ -100,10 +100,11 @@ class Promoter:
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Follows the record until cancelled; calls `changed` when the facts have changed."""
+        told = self.facts()
         while True:
-            before = self.facts()
             await self.catch_up()
-            if self.facts() != before:
+            if (facts := self.facts()) != told:  # also what a call has changed here meanwhile
+                told = facts
                 changed()
             await self._sleep(WATCH_S)
 
