@@ -73,7 +73,7 @@ class Promoter:
         self._load_once: Once[LoadedScorer] = Once()
 
     async def start(self, build: BuildScorer, truncation: Truncation | None = None) -> None:
-        """Loads and serves what is promoted; without a promotion what the settings name.
+        """Loads and serves what is promoted; without a promotion what the settings name. `catch_up` comes next.
 
         Waits for the run's own reward model where a scorer's source is `trained` and there is none yet.
 
@@ -86,7 +86,6 @@ class Promoter:
         self._number = state.number
         # So that all replicas, and this one after a restart, serve the same version though a newer one has been trained.
         self._unrecorded = tuple(s for s in self._registry.settings if s.source == TRAINED and _promoted(s, state) is None)
-        await self.catch_up()
 
     def facts(self) -> dict[str, str]:
         """What the other replicas want to know of this one."""

@@ -8,17 +8,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
 
 from honed.artifacts.promotions import PromotionState
-from honed.kit.errors import FailedPrecondition, Unavailable, root_cause
+from honed.kit.errors import Unavailable
 from honed.queue.connection import Link
 from honed.queue.keys import RunKeys
-from honed.queue.lease import Claim, Leases
+from honed.queue.lease import LeaseHeld, LeaseLost, Leases
 from honed.queue.members import REWARD, Member, Members
 from honed.queue.promotions import Announced, Candidate, PromotionBoard
 
 _LEASE: Final = "promotions"
 _LEASE_MS: Final = 5_000
 _LEASE_WAIT_S: Final = 30.0
-_LEASE_POLL_S: Final = 0.1
 
 
 class Replicas(Protocol):
@@ -89,23 +88,13 @@ class RedisReplicas:
     async def alone(self) -> AsyncIterator[None]:
         """See `Replicas`."""
         async with self._lock:  # the lease does not tell two tasks of one process apart
-            claim = await self._acquire()
-            error: Exception | None = None
             try:
-                async with asyncio.TaskGroup() as group:
-                    keeping = group.create_task(self._leases.keep(claim, _LEASE_MS))
-                    try:
-                        yield
-                    except Exception as raised:  # the block's own errors leave as they are, not in a group
-                        error = raised
-                    finally:
-                        keeping.cancel()
-            except ExceptionGroup as failed:
-                raise Unavailable(f"another replica may have promoted meanwhile: {root_cause(failed)}") from failed
-            finally:
-                await self._release(claim)
-            if error is not None:
-                raise error
+                async with self._leases.held(_LEASE, self._name, _LEASE_MS, wait_s=_LEASE_WAIT_S):
+                    yield
+            except LeaseHeld as error:
+                raise Unavailable(f"another promotion does not end: {error}") from error
+            except LeaseLost as error:
+                raise Unavailable(f"another replica may have promoted meanwhile: {error}") from error
 
     async def announced(self) -> Announced:
         """See `Replicas`."""
@@ -122,23 +111,3 @@ class RedisReplicas:
     async def others(self) -> list[Member]:
         """See `Replicas`."""
         return [member for member in await self.members.list() if member.ready and member.name != self._name]
-
-    async def _acquire(self) -> Claim:
-        refused: FailedPrecondition | None = None
-        try:
-            async with asyncio.timeout(_LEASE_WAIT_S):
-                while True:
-                    try:
-                        return await self._leases.acquire(_LEASE, self._name, _LEASE_MS)
-                    except FailedPrecondition as error:
-                        refused = error
-                    await asyncio.sleep(_LEASE_POLL_S)
-        except TimeoutError as error:
-            raise Unavailable(f"another promotion does not end: {refused}") from error
-
-    async def _release(self, claim: Claim) -> None:
-        try:
-            async with asyncio.timeout(_LEASE_MS / 1000):
-                await self._leases.release(claim)
-        except (Unavailable, FailedPrecondition, TimeoutError):
-            return  # it runs out by itself

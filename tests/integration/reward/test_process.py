@@ -221,6 +221,7 @@ async def test_the_endpoint_serves_on_without_redis_and_scoring_goes_on_when_it_
 ) -> None:
     replica = run.replica()
     async with replica.process() as process, replica.stub() as stub:
+        await scored_by(stub)
         await asyncio.to_thread(redis_server.kill)
         try:
             version = await scored_by(stub)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,6 +13,7 @@ from tests.unit.reward.support import CODEC, FakeScorer
 from honed.queue.connection import Link
 from honed.queue.connection import Outage as LinkOutage
 from honed.queue.dead import DeadLetters
+from honed.queue.identity import RunIdentity
 from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
 from honed.queue.messages import Delivery, Message
 from honed.queue.stream import QueueSettings, WorkQueue
@@ -56,14 +57,18 @@ class Rig:
 
     @asynccontextmanager
     async def worker(
-        self, scorer: FakeScorer, consumer: str = "w", lease_ms: int = 60_000
+        self,
+        scorer: FakeScorer,
+        consumer: str = "w",
+        lease_ms: int = 60_000,
+        check_run: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncIterator[asyncio.Task[None]]:
         """Runs a worker, and stops it as the service does."""
         stopping = asyncio.Event()
         batcher = DynamicBatcher(lambda: WeightedSum([Term(scorer, 2.0)]), BatchSettings(64, 0.001, 128))
         async with batcher.running(), asyncio.timeout(60):
             queue = self.queue(consumer, ROLLOUTS, lease_ms)
-            worker = ScoringWorker(queue, batcher, CODEC, group_size=16, sleep=self.pause)
+            worker = ScoringWorker(queue, batcher, CODEC, group_size=16, check_run=check_run, sleep=self.pause)
             task = asyncio.ensure_future(worker.run(stopping))
             yield task
             stopping.set()
@@ -251,6 +256,19 @@ async def test_an_outage_of_the_scorer_is_asked_once_for_a_batch_not_for_each_ro
         await rig.scored(15)
     assert tried
     assert min(tried) > 1
+
+
+async def test_rollouts_of_another_run_of_the_same_name_are_left_alone(rig: Rig) -> None:
+    identity = RunIdentity(rig.link, rig.keys)
+    await identity.check("theirs")
+    await rig.source.put([rollout(1)])
+    async with rig.worker(FakeScorer(), check_run=lambda: identity.check("ours")):
+        async with asyncio.timeout(20):
+            while len(rig.pauses) < 3:
+                await asyncio.sleep(0.002)
+        assert (await rig.source.stats()).waiting == 1
+        await rig.link.redis.delete(rig.keys.identity())
+        await rig.scored(1)
 
 
 async def test_an_outage_of_redis_longer_than_the_link_waits_does_not_end_the_worker(
