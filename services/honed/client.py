@@ -6,18 +6,20 @@ Synchronous and safe to share between threads. Needs grpcio and protobuf, nothin
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self, Unpack
 
 from honed._client.endpoints import Endpoints
 from honed._client.errors import RequestError
 from honed._client.judgements import FeedbackOptions, Response, judgement
-from honed._client.peer import Chance, Peer
+from honed._client.peer import Environment, Peer
 from honed._client.stream import SampleStream
 from honed._client.values import (
+    ChatMessage,
     Delta,
     Origin,
+    PromptContent,
     Sample,
     SamplingOptions,
     Scorable,
@@ -42,6 +44,7 @@ from honed.v1 import (
 )
 
 __all__ = [
+    "ChatMessage",
     "Client",
     "Delta",
     "FeedbackOptions",
@@ -79,7 +82,7 @@ class Client:
         token_file: str | os.PathLike[str] | None = None,
         tls: TlsFiles | None = None,
         timeout: float = 60.0,
-        chance: Chance | None = None,
+        environment: Environment | None = None,
     ) -> None:
         """Opens channels to the services that are named; the first call connects.
 
@@ -91,7 +94,7 @@ class Client:
             token_file: file with the token.
             tls: certificate files for mutual TLS; None for plain text.
             timeout: the longest that a call may take, seconds, pauses and repeats included.
-            chance: time and chance; tests bring their own.
+            environment: time, ids and jitter; tests bring their own.
 
         Raises:
             ValueError: token and token_file are both given, or a file cannot be read.
@@ -101,9 +104,9 @@ class Client:
         if token_file is not None:
             token = read_token(Path(token_file))
         self._timeout = timeout
-        self._chance = chance or Chance()
+        self._environment = environment or Environment()
         addresses = {"generation": generation, "reward": reward, "preference": preference}
-        self._peers = {name: Peer(name, at, token, tls, self._chance) for name, at in addresses.items() if at is not None}
+        self._peers = {name: Peer(name, at, token, tls, self._environment) for name, at in addresses.items() if at is not None}
 
     @classmethod
     def from_run(cls, directory: str | os.PathLike[str], *, timeout: float = 60.0) -> Client:
@@ -143,7 +146,7 @@ class Client:
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: PromptContent,
         *,
         n: int = 1,
         logprobs: bool = False,
@@ -153,7 +156,8 @@ class Client:
         """Samples n responses.
 
         Args:
-            prompt: text, or token ids, which are used as they are.
+            prompt: text; or token ids, which are used as they are; or the messages of a conversation, each with `role` and
+                `content`.
             n: how many.
             logprobs: return the log-probability of each sampled token.
             timeout: seconds; None takes the client's.
@@ -172,7 +176,7 @@ class Client:
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: PromptContent,
         *,
         n: int = 1,
         logprobs: bool = False,
@@ -197,7 +201,8 @@ class Client:
         """Scores responses, 4096 at most, in their order.
 
         Args:
-            items: samples; or texts that stand alone; or pairs of prompt and response, each text or token ids.
+            items: samples; or texts that stand alone; or pairs of prompt and response, each text or token ids, the prompt
+                also messages.
             timeout: seconds; None takes the client's.
 
         Raises:
@@ -285,7 +290,7 @@ class Client:
         """
         peer = self._peer("preference")
         request = preference_pb2.RecordJudgementRequest(
-            judgement=judgement, idempotency_key=self._chance.new_id() if key is None else key
+            judgement=judgement, idempotency_key=self._environment.new_id() if key is None else key
         )
         method = preference_pb2_grpc.PreferenceServiceStub(peer.channel).RecordJudgement
         return peer.unary(method, request, self._seconds(timeout)).id

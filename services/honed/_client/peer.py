@@ -22,8 +22,8 @@ _JITTER: Final = 0.25  # so that those who were told the same second do not come
 
 
 @dataclass(frozen=True)
-class Chance:
-    """Where a peer gets time and chance from; tests bring their own.
+class Environment:
+    """Where a peer gets time, ids and jitter from; tests bring their own.
 
     Attributes:
         clock: seconds, monotonic.
@@ -45,7 +45,12 @@ class Peer:
     """
 
     def __init__(
-        self, service: str, address: str, token: str | None = None, tls: TlsFiles | None = None, chance: Chance | None = None
+        self,
+        service: str,
+        address: str,
+        token: str | None = None,
+        tls: TlsFiles | None = None,
+        environment: Environment | None = None,
     ) -> None:
         """Opens a channel; the first call connects.
 
@@ -54,10 +59,10 @@ class Peer:
             address: `host:port`, or any gRPC target.
             token: bearer token, None for none.
             tls: certificate files; None for plain text.
-            chance: time and chance.
+            environment: time, ids and jitter.
         """
         self.service, self.address = service, address
-        self._chance = chance or Chance()
+        self._environment = environment or Environment()
         self._authorization = (("authorization", f"Bearer {token}"),) if token else ()
         self.channel: grpc.Channel = (
             grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
@@ -97,10 +102,10 @@ class Peer:
         Raises:
             RequestError: it failed, or did not end within `timeout_s` seconds.
         """
-        end = self._chance.clock() + timeout_s
+        end = self._environment.clock() + timeout_s
         while True:
-            request_id, begun = self._chance.new_id(), False
-            call = method(request, timeout=end - self._chance.clock(), metadata=self._metadata(request_id))
+            request_id, begun = self._environment.new_id(), False
+            call = method(request, timeout=end - self._environment.clock(), metadata=self._metadata(request_id))
             try:
                 for message in call:
                     begun = True
@@ -114,20 +119,20 @@ class Peer:
                 return
             finally:
                 call.cancel()
-            self._chance.sleep(pause_s)
+            self._environment.sleep(pause_s)
 
     def _repeated(self, call: Callable[..., T], timeout_s: float, *, patient: bool) -> T:
-        end = self._chance.clock() + timeout_s
+        end = self._environment.clock() + timeout_s
         while True:
-            request_id = self._chance.new_id()
+            request_id = self._environment.new_id()
             try:
-                return call(timeout=end - self._chance.clock(), metadata=self._metadata(request_id))
+                return call(timeout=end - self._environment.clock(), metadata=self._metadata(request_id))
             except grpc.RpcError as error:
                 failure = request_error(error, self.service, self.address, request_id)
                 pause_s = self._pause(failure, end, patient=patient)
                 if pause_s is None:
                     raise failure from error
-            self._chance.sleep(pause_s)
+            self._environment.sleep(pause_s)
 
     def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
         return (*self._authorization, ("x-request-id", request_id))
@@ -140,5 +145,5 @@ class Peer:
             wanted_s = _AGAIN_S
         else:
             return None
-        pause_s = wanted_s * (1 + _JITTER * self._chance.share())
-        return pause_s if self._chance.clock() + pause_s < end else None
+        pause_s = wanted_s * (1 + _JITTER * self._environment.share())
+        return pause_s if self._environment.clock() + pause_s < end else None

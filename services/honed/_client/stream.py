@@ -45,8 +45,7 @@ class SampleStream(Iterator[Delta]):
     @property
     def samples(self) -> list[Sample]:
         """What has come so far, by index: whole responses once the stream has ended."""
-        prompt = () if isinstance(self._origin.prompt, str) else self._origin.prompt
-        return [self._origin.sample(whole, prompt) for _, whole in sorted(self._wholes.items())]
+        return [self._origin.sample(whole, self._origin.token_ids) for _, whole in sorted(self._wholes.items())]
 
     def close(self) -> None:
         """Cancels what has not ended."""

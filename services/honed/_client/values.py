@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from honed.v1 import common_pb2, generation_pb2, reward_pb2
 
@@ -16,8 +16,18 @@ _FINISH: dict[int, FinishReason] = {
 }
 
 
+class ChatMessage(TypedDict):
+    """One message of a conversation: who speaks (`system`, `user`, `assistant`, as the model's template has it), and what."""
+
+    role: str
+    content: str
+
+
 Tokens = str | Sequence[int]
 """Text, or token ids of the policy's vocabulary."""
+
+PromptContent = str | Sequence[int] | Sequence[ChatMessage]
+"""Text, token ids, or a conversation that the policy's chat template renders."""
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -138,8 +148,15 @@ class Scored:
 class Origin:
     """What all samples of one request share."""
 
-    prompt: str | Sequence[int]
+    prompt: PromptContent
     sampling: common_pb2.SamplingParams
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The prompt's token ids, where the caller gave them."""
+        if isinstance(self.prompt, str):
+            return ()
+        return tuple(part for part in self.prompt if isinstance(part, int))
 
     def sample(self, message: generation_pb2.Sample, prompt_token_ids: Iterable[int]) -> Sample:
         """One response as a value."""
@@ -197,16 +214,28 @@ def sampling_params(options: SamplingOptions) -> common_pb2.SamplingParams:
     return common_pb2.SamplingParams(**given)  # type: ignore[arg-type]  # protobuf checks each
 
 
-def prompt_message(prompt: str | Sequence[int]) -> generation_pb2.Prompt:
-    """The contract's message."""
+def prompt_message(prompt: PromptContent) -> generation_pb2.Prompt:
+    """The contract's message.
+
+    Raises:
+        TypeError: it is neither text, nor token ids, nor messages with `role` and `content`.
+    """
     if isinstance(prompt, str):
         return generation_pb2.Prompt(text=prompt)
-    return generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=prompt))
+    if any(isinstance(part, Mapping) for part in prompt):
+        return generation_pb2.Prompt(messages=generation_pb2.ChatMessages(messages=[_chat_message(part) for part in prompt]))
+    return generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=cast("Sequence[int]", prompt)))
+
+
+def _chat_message(part: Any) -> generation_pb2.ChatMessage:
+    if not isinstance(part, Mapping) or set(part) != {"role", "content"}:
+        raise TypeError(f"a message of a conversation has `role` and `content` and nothing else, not {part!r}")
+    return generation_pb2.ChatMessage(role=part["role"], content=part["content"])
 
 
 def score_item(item: Scorable) -> reward_pb2.ScoreItem:
     """The contract's message."""
-    prompt: str | Sequence[int] | None
+    prompt: PromptContent | None
     response: str | Sequence[int]
     if isinstance(item, Sample):
         # Token ids where they are known on both sides: decoding and tokenising again need not give the same tokens.

@@ -11,6 +11,7 @@ from honed.cli import output
 from honed.cli.connection import AddressOption, RunOption, TokenFileOption, open_peer
 
 if TYPE_CHECKING:
+    from honed._client.values import PromptContent
     from honed.client import Client, Delta, Sample, SamplingOptions
 
 
@@ -27,6 +28,9 @@ def generate(
     top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Nucleus sampling. Unset: all tokens.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends a response; may be repeated.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is what a user says; the model's chat template wraps it.")
+    ] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Show tokens as they are sampled.")] = False,
     json: output.JsonOption = False,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait at most.")] = 60.0,
@@ -35,9 +39,10 @@ def generate(
     token_file: TokenFileOption = None,
 ) -> None:
     """Continue a prompt by the policy that serves now, and tell which version sampled it."""
-    from honed.client import Client
+    from honed.client import ChatMessage, Client
 
     text = sys.stdin.read() if prompt == "-" else prompt
+    content: PromptContent = [ChatMessage(role="user", content=text)] if chat else text
     if stream and n > 1 and not json:
         raise typer.BadParameter("shows one response; leave out --n, or take --json", param_hint="--stream")
     asked: dict[str, Any] = {
@@ -50,9 +55,9 @@ def generate(
     options: SamplingOptions = {key: value for key, value in asked.items() if value is not None}  # type: ignore[assignment]
     with Client.over(open_peer("generation", run, address, token_file), timeout=timeout) as client:
         if stream:
-            _stream(client, text, n, json, options)
+            _stream(client, content, n, json, options)
             return
-        samples = client.generate(text, n=n, logprobs=json, **options)
+        samples = client.generate(content, n=n, logprobs=json, **options)
     for sample in samples:
         if json:
             output.show_json(as_json(sample))
@@ -68,8 +73,8 @@ def as_json(value: Sample | Delta) -> dict[str, Any]:
     return {**{name: getattr(value, name) for name in names}, "versions": spans}
 
 
-def _stream(client: Client, text: str, n: int, json: bool, options: SamplingOptions) -> None:
-    with client.stream(text, n=n, logprobs=json, **options) as deltas:
+def _stream(client: Client, content: PromptContent, n: int, json: bool, options: SamplingOptions) -> None:
+    with client.stream(content, n=n, logprobs=json, **options) as deltas:
         for delta in deltas:
             if json:
                 output.show_json(as_json(delta))

@@ -10,7 +10,7 @@ from tests.integration.client.conftest import Run
 from tests.integration.client.served import full
 
 import honed
-from honed._client.peer import Chance
+from honed._client.peer import Environment
 from honed.client import Client, RequestError, Span, Version
 from honed.kit.errors import Unavailable
 from honed.v1 import preference_pb2
@@ -28,9 +28,9 @@ class Clock:
         self.slept.append(seconds)
         self.now += seconds
 
-    def chance(self) -> Chance:
+    def environment(self) -> Environment:
         names = count(1)
-        return Chance(lambda: self.now, self.sleep, lambda: f"id-{next(names)}", lambda: 0.0)
+        return Environment(lambda: self.now, self.sleep, lambda: f"id-{next(names)}", lambda: 0.0)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def client(run: Run):
 def timed(run: Run):
     clock = Clock()
     token = run.application_token
-    with Client(run.addresses["generation"], token_file=token, timeout=10, chance=clock.chance()) as client:
+    with Client(run.addresses["generation"], token_file=token, timeout=10, environment=clock.environment()) as client:
         yield client, clock
 
 

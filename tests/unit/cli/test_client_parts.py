@@ -118,3 +118,13 @@ def test_a_broken_endpoints_file_says_to_start_the_run_again(tmp_path, content: 
     (tmp_path / "endpoints.json").write_text(content)
     with pytest.raises(ValueError, match="start the run again"):
         Endpoints.read(tmp_path)
+
+
+def test_a_conversation_becomes_messages_and_a_wrong_part_is_named() -> None:
+    from honed._client.values import prompt_message
+
+    message = prompt_message([{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}])
+    assert [(m.role, m.content) for m in message.messages.messages] == [("system", "be brief"), ("user", "hello")]
+    assert list(prompt_message([5, 6]).token_ids.ids) == [5, 6]
+    with pytest.raises(TypeError, match="`role` and `content`"):
+        prompt_message([{"role": "user", "text": "hello"}])  # type: ignore[typeddict-item, typeddict-unknown-key]
