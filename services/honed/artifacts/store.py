@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -168,6 +169,26 @@ class PolicyStore:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         return target
+
+    def fetch_files(self, version: VersionId, names: Collection[str], into: Path) -> list[str]:
+        """Copies those of the version's files that `names` lists into a local directory, and verifies each.
+
+        Args:
+            version: Which version.
+            names: Paths inside the version; those that it does not have are left out.
+            into: A local directory; made if it is missing.
+
+        Returns:
+            The paths that were copied.
+
+        Raises:
+            NotFound: If the version is not in the store.
+            DataLoss: If bytes are missing or differ from their digest; the message names the file.
+        """
+        wanted = [entry for entry in self.manifest(version).files if entry.path in names]
+        for entry in wanted:
+            self._fetch_file(version, entry, into / entry.path)
+        return [entry.path for entry in wanted]
 
     def retain(self, keep_last: int, keep: set[VersionId] | None = None) -> list[VersionId]:
         """Removes all but the newest `keep_last` versions, those in `keep` and promoted ones; also what dead publishers left.

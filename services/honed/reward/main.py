@@ -9,10 +9,10 @@ from typing import Final
 
 import torch
 
+from honed.artifacts.store import PolicyStore
 from honed.config import RewardSettings, RunSettings, ScorerSettings
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, redis_url, server_options
-from honed.models.tokenizer import load_tokenizer
 from honed.queue.connection import Link, Outage
 from honed.queue.keys import ROLLOUTS, RunKeys
 from honed.queue.stream import QueueSettings, WorkQueue
@@ -47,7 +47,7 @@ async def run(settings: RunSettings, *, with_worker: bool = True) -> None:
     mine = settings.reward
     url = redis_url(settings) if with_worker else None
     torch.set_num_threads(mine.threads)
-    codec = load_tokenizer(await policy_tokenizer(settings))
+    codec = await policy_tokenizer(PolicyStore(settings.policy_url, settings.run), mine.policy_wait_s)
     registry = ScorerRegistry(
         mine.scorers,
         make_builder(mine, codec),

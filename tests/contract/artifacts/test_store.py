@@ -284,3 +284,16 @@ def test_a_damaged_mark_is_an_error_that_names_it(store: PolicyStore, location: 
     damage(location, "marks/1.1.quarantined.json", b"{")
     with pytest.raises(DataLoss, match=r"1\.1\.quarantined\.json"):
         store.servable()
+
+
+def test_single_files_of_a_version_are_fetched_and_verified(store: PolicyStore, location: str, tmp_path: Path) -> None:
+    store.publish(make_source(tmp_path / "source"), draft(V1))
+    names = ("tokenizer.json", "config.json", "chat_template.jinja")
+    assert sorted(store.fetch_files(V1, names, tmp_path / "few")) == ["config.json", "tokenizer.json"]
+    assert sorted(path.name for path in (tmp_path / "few").iterdir()) == ["config.json", "tokenizer.json"], "no weights"
+    assert (tmp_path / "few" / "tokenizer.json").read_text() == '{"t": 1}'
+    damage(location, "1.1/tokenizer.json", b'{"t": 2}')
+    with pytest.raises(DataLoss, match=r"version 1\.1: tokenizer\.json: sha256"):
+        store.fetch_files(V1, names, tmp_path / "other")
+    with pytest.raises(NotFound):
+        store.fetch_files(V2, names, tmp_path / "other")
