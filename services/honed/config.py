@@ -142,9 +142,6 @@ class RewardSettings(ReplicatedSettings):
     batch_tokens: Positive = Field(8192, description="Tokens of a dynamic batch at most.")
     batch_wait_ms: Annotated[float, Field(ge=0)] = Field(4.0, description="How long a batch waits for company.")
     max_queued: Positive = Field(4096, description="Items waiting at most; beyond is RESOURCE_EXHAUSTED.")
-    policy_wait_s: Seconds = Field(
-        600.0, description="How long to wait for the first policy, for its tokenizer."
-    )
     threads: Positive = 1
     allowed_roots: tuple[str, ...] = Field((), description="Where LoadScorer may load from. Unset: <directory>.")
     on_promotion: Literal["rescore", "drop", "keep"] = Field(

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from honed.artifacts.reward_models import TRAINED
 from honed.conductor.admitter import Admitter, Depths
 from honed.conductor.judgements import import_judgements
 from honed.conductor.launcher import Launcher
@@ -245,7 +246,7 @@ class Run:
 
     def _trains_reward_model(self) -> bool:
         """Whether a scorer reads the reward model that this run trains."""
-        return any(s.source == str(self.place.reward_model) for s in self.settings.reward.scorers)
+        return any(scorer.source == TRAINED for scorer in self.settings.reward.scorers)
 
     def _enter(self, phase: conductor_pb2.RunPhase.ValueType, doing: str) -> None:
         self.state.phase, self.state.doing = phase, doing

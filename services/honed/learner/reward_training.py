@@ -276,13 +276,13 @@ def _accumulate_gradients(
     return float(loss.detach())
 
 
-def accuracy(model: RewardModel, comparisons: Sequence[Ranking]) -> float:
+def accuracy(model: RewardModel, comparisons: Sequence[Ranking], prefix: Tokens = ()) -> float:
     """The share of comparisons whose first response has the higher score than the second; equal scores count one half."""
     if not comparisons:
         raise InvalidArgument("comparisons", "there are none to agree with")
     pairs = [(item.prompt + item.responses[0], item.prompt + item.responses[1]) for item in comparisons]
     index = {sequence: place for place, sequence in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
-    scores = model.rewards(list(index))
+    scores = model.rewards([model.fitted(sequence, prefix)[0] for sequence in index])
     margins = torch.tensor([scores[index[better]] - scores[index[worse]] for better, worse in pairs])
     return float(((margins > 0).float() + 0.5 * (margins == 0).float()).mean())
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Final
 
 from honed.artifacts.store import PolicyStore
-from honed.artifacts.version import VersionId
+from honed.artifacts.tokenizer import fetch_tokenizer
 from honed.kit.errors import FailedPrecondition
-from honed.models.tokenizer import TOKENIZER_FILES, TextTokenizer, load_tokenizer
+from honed.models.tokenizer import TextTokenizer, load_tokenizer
 
 _POLL_S: Final = 0.5
 
 
 async def policy_tokenizer(store: PolicyStore, timeout_s: float) -> TextTokenizer:
-    """Loads it from the oldest version, as a rule the base 0.0: all versions of a run share one tokenizer.
+    """Loads it from the base version: all versions of a run share one tokenizer.
 
     Nothing stays on the local disk. Waits for the first version of a run that begins with pretraining.
 
@@ -31,18 +31,16 @@ async def policy_tokenizer(store: PolicyStore, timeout_s: float) -> TextTokenize
     try:
         async with asyncio.timeout(timeout_s):
             # A store tells nobody that something was published.
-            while not (versions := await asyncio.to_thread(store.versions)):  # noqa: ASYNC110
+            while await asyncio.to_thread(store.latest) is None:  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_S)
     except TimeoutError as error:
         raise FailedPrecondition(
             f"the policy store holds no version of run {store.run!r}, whose tokenizer scoring needs: "
             "run the pretraining phase, or set conductor.start_from to a model"
         ) from error
-    return await asyncio.to_thread(_load, store, versions[0])
+    return await asyncio.to_thread(_load, store)
 
 
-def _load(store: PolicyStore, version: VersionId) -> TextTokenizer:
+def _load(store: PolicyStore) -> TextTokenizer:
     with tempfile.TemporaryDirectory(prefix="honed-tokenizer-") as directory:
-        # transformers looks into config.json for the kind of tokenizer.
-        store.fetch_files(version, ("config.json", *TOKENIZER_FILES), Path(directory))
-        return load_tokenizer(Path(directory))
+        return load_tokenizer(fetch_tokenizer(store, Path(directory)))

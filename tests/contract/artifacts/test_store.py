@@ -4,13 +4,11 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from safetensors.numpy import save_file
+from tests.contract.artifacts.stores import damage, make_source
 
 from honed.artifacts import Canary, Lineage, Mark, PolicyStore, StoreFull, VersionDraft, VersionId, verify_directory
 from honed.artifacts.files import RemoteBackend
@@ -20,44 +18,13 @@ V1, V2, V3, V4 = (VersionId(1, step) for step in range(1, 5))
 CANARY = Canary((5, 6, 7), 1, (-0.5, -1.5))
 
 
-@pytest.fixture(params=["local", "memory"])
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "local":
-        yield str(tmp_path / "store")
-    else:
-        url = f"memory://honed-{tmp_path.name}"
-        yield url
-        fsspec.filesystem("memory").store.clear()
-
-
 @pytest.fixture
 def store(location: str) -> PolicyStore:
     return PolicyStore(location, "demo")
 
 
-def make_source(directory: Path, value: float = 0.0) -> Path:
-    import numpy
-
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text("{}")
-    (directory / "tokenizer.json").write_text('{"t": 1}')
-    save_file(
-        {"a": numpy.full((3, 4), value, numpy.float32), "b": numpy.zeros(5, numpy.float16)}, directory / "model.safetensors"
-    )
-    return directory
-
-
 def draft(version: VersionId, created_at: str = "now") -> VersionDraft:
     return VersionDraft(version, (CANARY,), Lineage(parent="1.0", created_at=created_at))
-
-
-def damage(location: str, path: str, data: bytes | None) -> None:
-    """Overwrites (or removes) a stored file behind the store's back."""
-    file_system, root = fsspec.core.url_to_fs(location)
-    if data is None:
-        file_system.rm_file(f"{root}/demo/{path}")
-    else:
-        file_system.pipe_file(f"{root}/demo/{path}", data)
 
 
 def test_what_was_published_is_fetched_and_is_a_model_directory(store: PolicyStore, tmp_path: Path) -> None:
@@ -284,16 +251,3 @@ def test_a_damaged_mark_is_an_error_that_names_it(store: PolicyStore, location: 
     damage(location, "marks/1.1.quarantined.json", b"{")
     with pytest.raises(DataLoss, match=r"1\.1\.quarantined\.json"):
         store.servable()
-
-
-def test_single_files_of_a_version_are_fetched_and_verified(store: PolicyStore, location: str, tmp_path: Path) -> None:
-    store.publish(make_source(tmp_path / "source"), draft(V1))
-    names = ("tokenizer.json", "config.json", "chat_template.jinja")
-    assert sorted(store.fetch_files(V1, names, tmp_path / "few")) == ["config.json", "tokenizer.json"]
-    assert sorted(path.name for path in (tmp_path / "few").iterdir()) == ["config.json", "tokenizer.json"], "no weights"
-    assert (tmp_path / "few" / "tokenizer.json").read_text() == '{"t": 1}'
-    damage(location, "1.1/tokenizer.json", b'{"t": 2}')
-    with pytest.raises(DataLoss, match=r"version 1\.1: tokenizer\.json: sha256"):
-        store.fetch_files(V1, names, tmp_path / "other")
-    with pytest.raises(NotFound):
-        store.fetch_files(V2, names, tmp_path / "other")
