@@ -84,6 +84,7 @@ def _load(
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
                 **options,
             )
@@ -122,7 +123,7 @@ def _check_config(config: Any, directory: Path) -> None:
 
 def _check_report(report: dict[str, Any], directory: Path, may_lack: Sequence[str], may_hold: Sequence[str]) -> None:
     missing = sorted(set(report["missing_keys"]) - set(may_lack))
-    misshapen = sorted(str(key) for key in report["mismatched_keys"])
+    misshapen = sorted(name for name, *_ in report["mismatched_keys"])
     unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(tuple(may_hold)))
     for names, complaint in (
         (missing, "lacks weights of the model"),
