@@ -18,7 +18,8 @@ _POLL_S: Final = 0.5
 async def policy_tokenizer(store: PolicyStore, timeout_s: float) -> TextTokenizer:
     """Loads it from the base version: all versions of a run share one tokenizer.
 
-    Nothing stays on the local disk. Waits for the first version of a run that begins with pretraining.
+    Nothing stays on the local disk. Waits for the first version of a run that begins with
+    pretraining.
 
     Args:
         store: Of the run.
