@@ -17,9 +17,10 @@ from transformers.utils import logging as transformers_logging
 from honed.artifacts import Lineage, Manifest, PolicyStore, VersionDraft, VersionId
 from honed.learner import rng
 from honed.learner.exporter import Exporter
-from honed.learner.model import PolicyModel, load_language_model
+from honed.learner.model import PolicyModel
 from honed.learner.pretrain import ModelShape, new_language_model
-from honed.learner.tokenizer import train_tokenizer
+from honed.models.loader import load_language_model
+from honed.models.new_tokenizer import train_tokenizer
 from loadtest.work import random_text
 
 transformers_logging.disable_progress_bar()
@@ -56,7 +57,7 @@ def make_model(directory: Path, seed: int = 1, *, width: int = WIDTH, layers: in
 
 def publish(store: PolicyStore, model: Path, scratch: Path, count: int) -> Published:
     """Publishes `count` versions of the model, each a little off the one before, with true canaries."""
-    policy = PolicyModel(load_language_model(model, device=torch.device("cpu")))
+    policy = PolicyModel(load_language_model(model))
     exporter = Exporter(policy, model, scratch)
     chance = rng.generator(2)
     manifests = []

@@ -169,6 +169,9 @@ class LearnerSettings(ServerSettings):
     """The learner: PPO as lm-human-preferences states it, with a decoupled objective for stale data."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    deterministic: bool | None = Field(
+        None, description="The same data gives the same bits. Unset: on a CPU, where that is free; a GPU gets slower by it."
+    )
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: Positive = 1
     batch: Positive = Field(256, description="Rollouts of one update.")
@@ -214,6 +217,10 @@ class PretrainSettings(Section):
     seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
     tokens: Positive = Field(20_000_000, description="Ends at the latest after so many.")
     learning_rate: Rate = 1e-3
+    warmup_steps: Count = Field(20, description="Over which the learning rate rises to its peak.")
+    final_rate: Share = Field(0.05, description="Share of the peak that the learning rate falls to, along half a cosine.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="Of matrices.")
+    gradient_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
     vocabulary: Positive = 8192
     hidden_size: Positive = 256
     layers: Positive = 6
@@ -228,7 +235,15 @@ class RewardTrainingSettings(Section):
 
     seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
     learning_rate: Rate = 1e-5
-    batch_texts: Positive = Field(32, description="Different texts of one optimizer step.")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Share of the training in which the rate rises.")
+    objective: Literal["ranked_pairs", "best_of_k"] = Field(
+        "ranked_pairs", description="All pairs of a ranking (InstructGPT), or its best against the rest (lm-human-preferences)."
+    )
+    batch_texts: Annotated[int, Field(ge=2)] = Field(32, description="Different texts of one optimizer step.")
+    microbatch_tokens: Positive = Field(8192, description="Tokens of one forward and backward pass at most; it bounds memory.")
+    gradient_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the computation; weights stay float32.")
     embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Of matrices.")
     layers: Positive | None = Field(None, description="How many layers of the language model to keep; null keeps all.")

@@ -13,9 +13,9 @@ from honed.demo.data.comparisons import Comparison
 from honed.demo.judge import RidgeJudge, agreement, distinct_n
 from honed.demo.sampling import Continuation
 from honed.learner.ledger import PushRecord, StepRecord
-from honed.learner.model import load_language_model
-from honed.learner.reward_model import RewardModel
-from honed.learner.tokenizer import END_OF_TEXT_ID, encode_texts, load_tokenizer
+from honed.models.loader import load_language_model
+from honed.models.reward_model import RewardModel
+from honed.models.tokenizer import load_tokenizer
 from honed.queue.stats import StageStats
 
 PAUSE_BAR_MS = 100.0
@@ -73,14 +73,14 @@ def reward_model_agreement(directory: Path, comparisons: Sequence[Comparison]) -
     """The share of held-out human comparisons that the reward model orders as the people did."""
     model, tokenizer = RewardModel.load(directory), load_tokenizer(directory)
     texts = {(r.set, r.id): r.text for c in comparisons for r in (c.chosen, c.rejected)}
-    sequences = [[END_OF_TEXT_ID, *ids] for ids in encode_texts(tokenizer, texts.values())]
+    sequences = [[*tokenizer.prefix, *ids] for ids in tokenizer.encode_all(texts.values())]
     return agreement(dict(zip(texts, model.rewards(sequences), strict=True)), comparisons)
 
 
 @torch.no_grad()
 def kl_to_base(directory: Path, samples: Sequence[Continuation], temperature: float) -> float:
     """Mean over responses of the sum over tokens of log p(policy) - log p(base), nats (k1), at the sampling temperature."""
-    model = load_language_model(directory, device=torch.device("cpu")).eval()
+    model = load_language_model(directory)
     total = 0.0
     for sample in samples:
         ids = torch.tensor([[*sample.prompt_token_ids, *sample.token_ids]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
 from pathlib import Path
 
 import torch
@@ -12,11 +12,14 @@ import torch
 from honed.config import KlSettings, LearnerSettings, RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.learner import rng
+from honed.learner.episodes import Vocabulary
 from honed.learner.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
-from honed.learner.model import PolicyModel, ReferenceModel, load_language_model
-from honed.learner.normalise import GainBias, RewardNormaliser, Running
+from honed.learner.model import PolicyModel, ReferenceModel
+from honed.learner.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
 from honed.learner.optimizer import build_optimizer
 from honed.learner.update import PPOSettings, PPOTrainer
+from honed.models.facts import ModelFacts
+from honed.models.loader import load_language_model
 
 
 def build_trainer(settings: RunSettings, base: Path) -> PPOTrainer:
@@ -24,14 +27,15 @@ def build_trainer(settings: RunSettings, base: Path) -> PPOTrainer:
 
     Raises:
         FailedPrecondition: the device is not there.
-        InvalidArgument: `base` holds no causal language model.
+        DataLoss: `base` is damaged or incomplete.
+        InvalidArgument: the model cannot read as many tokens as the generator may sample.
     """
     mine = settings.learner
+    ModelFacts.read(base).check_length(settings.generation.max_model_tokens)
     device = choose_device(mine.device)
     if device.type == "cpu":
         torch.set_num_threads(mine.threads)
-    # Two runs on the same data give the same bits.
-    torch.use_deterministic_algorithms(device.type == "cpu")
+    make_deterministic(device, mine.deterministic)
     policy = PolicyModel(load_language_model(base, device=device), precision=mine.precision)
     reference = ReferenceModel(load_language_model(base, device=device), precision=mine.precision)
     optimizer = build_optimizer(mine.optimizer, policy.trainable().values(), lr=mine.learning_rate)
@@ -46,7 +50,37 @@ def build_trainer(settings: RunSettings, base: Path) -> PPOTrainer:
     )
 
 
-def choose_device(name: str) -> torch.device:
+def vocabulary_of(base: Path, size: int) -> Vocabulary:
+    """What responses may hold, by the files of the base model.
+
+    Args:
+        base: Its directory.
+        size: Rows of its output layer; often more than its tokenizer has tokens.
+    """
+    facts = ModelFacts.read(base)
+    return Vocabulary(size, facts.pad_token_id, facts.end_token_ids)
+
+
+def make_deterministic(device: torch.device, asked: bool | None) -> None:
+    """Makes two runs on the same data give the same bits, on one kind of device with one build of torch (P6).
+
+    On a CPU the kernels that training uses are deterministic and this costs nothing. On a GPU the
+    gradient of reading rows (`index_select`, embeddings) adds in an order that varies; its
+    deterministic form sorts first, and matrix products need a workspace of fixed size. An operation
+    without a deterministic form raises.
+
+    Args:
+        device: Where training runs.
+        asked: `learner.deterministic`; None is yes on a CPU and no elsewhere.
+    """
+    wanted = device.type == "cpu" if asked is None else asked
+    if wanted and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(wanted)
+
+
+def choose_device(name: str, *, setting: str = "learner.device") -> torch.device:
     """The device of a name; `auto` takes CUDA where there is one.
 
     Raises:
@@ -55,7 +89,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise FailedPrecondition(f"learner.device is {name}, and torch sees no GPU here: set it to auto or cpu")
+        raise FailedPrecondition(f"{setting} is {name}, and torch sees no GPU here: set it to auto or cpu")
     return torch.device(name)
 
 
@@ -96,31 +130,6 @@ def reward_normaliser(mine: LearnerSettings) -> RewardNormaliser:
             return Running(clip=mine.reward_clip)
         case "none":
             return GainBias(clip=mine.reward_clip)
-
-
-class FittedOnFirstBatch:
-    """Gain and bias set on the first batch of a run, which the reference policy sampled (recipe detail 7), then fixed."""
-
-    def __init__(self, inner: GainBias) -> None:
-        """Fits `inner`."""
-        self._inner = inner
-        self._fitted = False
-
-    def __call__(self, scores: Sequence[float]) -> list[float]:
-        """Fits at the first call; applies gain and bias."""
-        if not self._fitted:
-            self._inner.fit(scores)
-            self._fitted = True
-        return self._inner(scores)
-
-    def state(self) -> dict[str, float]:
-        """Gain, bias, and whether they are set."""
-        return {**self._inner.state(), "fitted": float(self._fitted)}
-
-    def load_state(self, state: Mapping[str, float]) -> None:
-        """Goes on from `state`."""
-        self._inner.load_state(state)
-        self._fitted = bool(state["fitted"])
 
 
 def config_hash(settings: RunSettings) -> str:

@@ -26,13 +26,12 @@ def canary_logprobs(model: TokenModel, texts: Sequence[Sequence[int]], *, start:
     if start < 1:
         raise InvalidArgument("start", "must be at least 1: the first token has nothing to be predicted from")
     records: list[Canary] = []
-    head = model.language_model.get_output_embeddings()
     for at, text in enumerate(texts):
         if len(text) <= start:
             raise InvalidArgument(f"texts[{at}]", f"has {len(text)} tokens, needs more than {start}")
         tokens = torch.tensor([list(text)], device=model.device)
-        hidden = model.language_model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state[0]
-        log_probs = head(hidden[start - 1 :]).float().log_softmax(-1)
+        logits = model.language_model(input_ids=tokens[:, :-1], use_cache=False).logits[0, start - 1 :]
+        log_probs = logits.float().log_softmax(-1)
         chosen = log_probs.gather(1, tokens[0, start:].unsqueeze(1)).squeeze(1)
         records.append(Canary(token_ids=tuple(text), start=start, logprobs=tuple(chosen.tolist())))
     return records

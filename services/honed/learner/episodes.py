@@ -31,6 +31,8 @@ class Vocabulary:
     """Ids run from 0 to `size` - 1."""
     pad_token_id: int | None = None
     """The id that sampling must never produce; None when the tokenizer's padding token is also a real one."""
+    end_token_ids: frozenset[int] = frozenset()
+    """Ids that end a response; empty when they are not known."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Episode:
     spans: tuple[TokenSpan, ...]
     reward: float
     temperature: float = 1.0
+    missing: bool = False
+    """The truncation token never came: `reward` is the price of that and is not normalised."""
 
     @property
     def oldest(self) -> VersionId:
@@ -79,9 +83,11 @@ class Episode:
             spans=tuple(TokenSpan(VersionId(s.version.fence, s.version.step), s.start, s.end) for s in rollout.version_spans),
             reward=scored.reward,
             temperature=temperature,
+            missing=scored.missing,
         )
         _check_sampling(rollout.sampling)
         _check(episode, vocabulary, max_tokens)
+        _check_end(rollout, vocabulary)
         return episode
 
 
@@ -125,6 +131,20 @@ def _check(episode: Episode, vocabulary: Vocabulary, max_tokens: int | None) -> 
         if not (math.isfinite(logprob) and logprob <= 1e-3):
             raise InvalidArgument(f"rollout.logprobs[{at}]", f"{logprob} is not the logarithm of a probability")
     _check_spans(episode.spans, length)
+
+
+def _check_end(rollout: common_pb2.Rollout, vocabulary: Vocabulary) -> None:
+    """A response that stopped by itself holds the token that stopped it: ending is an action, and it is trained."""
+    sampling = rollout.sampling
+    ends = vocabulary.end_token_ids | set(sampling.stop_token_ids)
+    if rollout.finish_reason != common_pb2.FINISH_REASON_STOP or sampling.stop or not ends:
+        return
+    last = rollout.response_token_ids[-1]
+    if last not in ends:
+        raise InvalidArgument(
+            "rollout.response_token_ids",
+            f"the response stopped, and its last token {last} is none that ends one; the sampler must record the token too",
+        )
 
 
 def _check_ids(field: str, ids: tuple[int, ...], size: int) -> None:

@@ -13,9 +13,8 @@ from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, internal_channel, redis_url, server_options
-from honed.learner.build import build_trainer, config_hash
+from honed.learner.build import build_trainer, config_hash, vocabulary_of
 from honed.learner.checkpoint import CheckpointStore
-from honed.learner.episodes import Vocabulary
 from honed.learner.exporter import Exporter
 from honed.learner.intake import Intake
 from honed.learner.ledger import Ledger
@@ -103,7 +102,7 @@ async def _train(
             intake = Intake(
                 queue,
                 held,
-                Vocabulary(trainer.policy.vocabulary_size),
+                vocabulary_of(base, trainer.policy.vocabulary_size),
                 max_staleness=mine.max_staleness,
                 max_tokens=settings.generation.max_model_tokens,
             )

@@ -1,7 +1,8 @@
 """The policy with its value head, and the frozen reference, as the learner reads them: action tokens in, numbers out.
 
-Any causal language model of transformers serves. The transformer reads whole sequences; logits and values are made at the
-states that predict an action token and nowhere else. Dropout is off: the models stay in evaluation mode while they train.
+Any causal language model of transformers serves. The transformer reads whole sequences; logits and
+values are made at the states that predict an action token and nowhere else. Dropout is off: the
+models stay in evaluation mode while they train.
 """
 
 from __future__ import annotations
@@ -9,20 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
-from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument
-from honed.learner.attention import use_float32_attention
+from honed.kit.errors import DataLoss, FailedPrecondition
 from honed.learner.batches import MicroBatch
-from honed.learner.token_head import chosen_logprobs, chosen_logprobs_and_entropy
-
-Precision = Literal["float32", "bfloat16"]
-"""What the transformer computes in. Weights, logits and log-probabilities are float32 either way."""
+from honed.models.attention import Precision, use_float32_attention
+from honed.models.token_head import TokenHead, chosen_logprobs, chosen_logprobs_and_entropy
 
 
 @dataclass(frozen=True)
@@ -42,21 +38,6 @@ class TokenMeasurement:
     entropies: Tensor
 
 
-def load_language_model(directory: Path, *, device: torch.device) -> Any:
-    """Loads a causal language model in float32 from a Hugging Face directory: safetensors only, no remote code, no network.
-
-    Raises:
-        InvalidArgument: when the directory holds no such model.
-    """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, trust_remote_code=False, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        raise InvalidArgument("directory", f"{directory} holds no causal language model in safetensors: {error}") from error
-    return model.to(device)
-
-
 class TokenModel(nn.Module):
     """A causal language model that gives log-probabilities of action tokens."""
 
@@ -64,7 +45,8 @@ class TokenModel(nn.Module):
         """Takes the model over; it is set to evaluation mode and stays on its device.
 
         Raises:
-            FailedPrecondition: when the model does more to its logits than one linear layer, such as soft-capping.
+            FailedPrecondition: when the model is not causal, or does something to its logits that
+                `TokenHead` does not know.
         """
         super().__init__()
         self.language_model = language_model.eval()
@@ -81,7 +63,7 @@ class TokenModel(nn.Module):
     @property
     def vocabulary_size(self) -> int:
         """How many token ids the model knows."""
-        return int(self._head.weight.shape[0])
+        return int(self.head.weight.shape[0])
 
     def hidden_states(self, tokens: Tensor, states: Tensor) -> Tensor:
         """Last hidden states at flat positions of `tokens` `[b, L]`, as `[N, d]` float32."""
@@ -98,12 +80,12 @@ class TokenModel(nn.Module):
 
     def _logprobs(self, hidden: Tensor, batch: MicroBatch) -> Tensor:
         low = torch.bfloat16 if self._precision == "bfloat16" else torch.float32
-        head = self._head
-        return chosen_logprobs(hidden, head.weight, head.bias, batch.targets, batch.temperatures, backward_dtype=low)
+        return chosen_logprobs(hidden, self.head, batch.targets, batch.temperatures, backward_dtype=low)
 
     @property
-    def _head(self) -> Any:
-        return self.language_model.get_output_embeddings()
+    def head(self) -> TokenHead:
+        """How the model makes logits of its last hidden states; the tensors are its own."""
+        return TokenHead.of(self.language_model)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -112,15 +94,19 @@ class TokenModel(nn.Module):
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Compares our way to the logits with the model's own on two tokens."""
+        """Compares our logits with the model's own on two tokens, and the first state with and without the second token."""
         tokens = torch.tensor([[0, min(1, self.vocabulary_size - 1)]], device=self.device)
+        name = type(self.language_model).__name__
         theirs = self.language_model(input_ids=tokens, use_cache=False).logits
-        ours = self._head(self.language_model.base_model(input_ids=tokens, use_cache=False).last_hidden_state)
-        if not torch.allclose(theirs.float(), ours.float(), rtol=1e-4, atol=1e-4):
+        hidden = self.language_model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        if not torch.allclose(theirs.float(), self.head.logits(hidden).float(), rtol=1e-4, atol=1e-4):
             raise FailedPrecondition(
-                f"{type(self.language_model).__name__} does more to its logits than one linear layer, such as scaling or "
-                "soft-capping; the learner does not support that: choose a model without it"
+                f"{name} makes its logits in a way that the learner does not know; it knows one linear layer, a scale, and a "
+                "soft cap: choose another model"
             )
+        alone = self.language_model.base_model(input_ids=tokens[:, :1], use_cache=False).last_hidden_state
+        if not torch.allclose(alone, hidden[:, :1], rtol=1e-3, atol=1e-3):
+            raise FailedPrecondition(f"{name} reads what comes after a token too; only causal language models can be trained")
 
 
 class ReferenceModel(TokenModel):
@@ -141,10 +127,11 @@ class PolicyModel(TokenModel):
         Args:
             language_model: a causal language model of transformers.
             precision: see `Precision`.
-            shared_trunk: whether the value loss also trains the transformer. False keeps its gradient in the head.
+            shared_trunk: whether the value loss also trains the transformer. False keeps its
+                gradient in the head.
         """
         super().__init__(language_model, precision=precision)
-        head: nn.Linear = nn.Linear(int(self._head.weight.shape[1]), 1)
+        head: nn.Linear = nn.Linear(int(self.head.weight.shape[1]), 1)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         self.value_head = head.to(self.device)
@@ -159,9 +146,7 @@ class PolicyModel(TokenModel):
     def measure(self, batch: MicroBatch) -> TokenMeasurement:
         """Log-probabilities, values and entropies of the action tokens, without gradient."""
         hidden = self.hidden_states(batch.tokens, batch.states)
-        logprobs, entropies = chosen_logprobs_and_entropy(
-            hidden, self._head.weight, self._head.bias, batch.targets, batch.temperatures
-        )
+        logprobs, entropies = chosen_logprobs_and_entropy(hidden, self.head, batch.targets, batch.temperatures)
         return TokenMeasurement(logprobs=logprobs, values=self._values(hidden), entropies=entropies)
 
     def trainable(self) -> dict[str, nn.Parameter]:

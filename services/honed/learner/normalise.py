@@ -1,16 +1,26 @@
 """Normalisation of scores, so that the KL coefficient keeps its meaning whatever the scorer's scale.
 
-A normaliser is fitted, or takes note of a batch, before it is applied to that batch. Scores are float64 numbers on the host:
-there is one a response.
+A normaliser is fitted, or takes note of a batch, before it is applied to that batch. Scores are
+float64 numbers on the host: there is one a response.
+
+A response without its truncation token has a fixed reward in place of a score
+(lm-human-preferences). It is put in after normalisation, as it is: it is no score, so it neither
+fits a normaliser nor passes through one (`batch_rewards`).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from honed.kit.errors import InvalidArgument
+from honed.learner.episodes import Episode
+
+logger = logging.getLogger(__name__)
+
+_SMALLEST_SPREAD = 1e-8
 
 
 class RewardNormaliser(Protocol):
@@ -26,10 +36,30 @@ class RewardNormaliser(Protocol):
         """Goes on from `state`."""
 
 
+def batch_rewards(normaliser: RewardNormaliser, episodes: Sequence[Episode]) -> list[float]:
+    """The rewards of a batch: normalised scores, and the fixed reward of each response that misses its truncation token."""
+    rewards = iter(normaliser([episode.reward for episode in episodes if not episode.missing]))
+    return [episode.reward if episode.missing else next(rewards) for episode in episodes]
+
+
+def spread_of(scores: Sequence[float]) -> float:
+    """Population deviation; 0 of fewer than two scores."""
+    if len(scores) < 2:
+        return 0.0
+    centre = math.fsum(scores) / len(scores)
+    return math.sqrt(math.fsum((s - centre) ** 2 for s in scores) / len(scores))
+
+
+def is_constant(scores: Sequence[float]) -> bool:
+    """Whether scores are all the same, so that nothing can be learned from them."""
+    return spread_of(scores) <= _SMALLEST_SPREAD
+
+
 class GainBias:
     """`gain * score + bias`, fixed, and set so that the reference policy's scores have mean 0 and deviation 1.
 
-    lm-human-preferences sets both on 256 samples of the reference policy (`fit`). As constructed it changes nothing.
+    lm-human-preferences sets both on 256 samples of the reference policy (`fit`). As constructed it
+    changes nothing.
     """
 
     def __init__(self, gain: float = 1.0, bias: float = 0.0, *, clip: float | None = None) -> None:
@@ -46,8 +76,8 @@ class GainBias:
         if count < 2:
             raise InvalidArgument("scores", f"needs at least 2 scores to normalise by, got {count}")
         centre = math.fsum(scores) / count
-        spread = math.sqrt(math.fsum((s - centre) ** 2 for s in scores) / count)
-        if not (math.isfinite(spread) and spread > 1e-8):
+        spread = spread_of(scores)
+        if not (math.isfinite(spread) and spread > _SMALLEST_SPREAD):
             raise InvalidArgument("scores", f"deviation is {spread}; a scorer that says the same of everything cannot train")
         self._gain = std / spread
         self._bias = mean - self._gain * centre
@@ -65,11 +95,47 @@ class GainBias:
         self._gain, self._bias = float(state["gain"]), float(state["bias"])
 
 
+class FittedOnFirstBatch:
+    """Gain and bias set on the first batch of a run, which the reference policy sampled, then fixed (lm-human-preferences).
+
+    A batch whose scores are all the same gives no deviation to set a gain by: its rewards are 0,
+    the next batch is tried, and the first with a spread sets both for good.
+    """
+
+    def __init__(self, inner: GainBias) -> None:
+        """Fits `inner`."""
+        self._inner = inner
+        self._fitted = False
+
+    def __call__(self, scores: Sequence[float]) -> list[float]:
+        """Fits at the first call with scores that differ; applies gain and bias."""
+        if not self._fitted and scores:
+            if is_constant(scores):
+                logger.warning(
+                    "all scores of the batch are the same: the reward normalisation waits for scores that differ",
+                    extra={"score": scores[0], "scores": len(scores)},
+                )
+                self._inner.load_state({"gain": 1.0, "bias": -math.fsum(scores) / len(scores)})
+            else:
+                self._inner.fit(scores)
+                self._fitted = True
+        return self._inner(scores)
+
+    def state(self) -> dict[str, float]:
+        """Gain, bias, and whether they are set."""
+        return {**self._inner.state(), "fitted": float(self._fitted)}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Goes on from `state`."""
+        self._inner.load_state(state)
+        self._fitted = bool(state["fitted"])
+
+
 class Running:
     """Divides by the running deviation of all scores so far, trlx's `scale_reward: running`.
 
-    Mean and variance are merged batch by batch (Chan et al. 1979); the deviation is the unbiased one, as trlx's. The mean is
-    kept unless `shift_mean`, as trlx does.
+    Mean and variance are merged batch by batch (Chan et al. 1979); the deviation is the unbiased
+    one, as trlx's. The mean is kept unless `shift_mean`, as trlx does.
     """
 
     def __init__(self, *, shift_mean: bool = False, clip: float | None = None) -> None:

@@ -1,8 +1,9 @@
 """Trains a language model on texts: a tiny Llama from nothing, or any causal model further (supervised fine-tuning).
 
-One loop for both; `texts` makes the batches and masks the prompt where only the response has a loss. The budget is in tokens,
-and optionally in seconds: the learning rate then falls by whichever budget is nearer its end, so that a slow machine ends
-with a finished schedule too. Without a limit in seconds the result depends on nothing but settings, data and seed.
+One loop for both; `texts` makes the batches and masks the prompt where only the response has a
+loss. The budget is in tokens, and optionally in seconds: the learning rate then falls by whichever
+budget is nearer its end, so that a slow machine ends with a finished schedule too. Without a limit
+in seconds the result depends on nothing but settings, data and seed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.learner.texts import IGNORED, TokenBatch
-from honed.learner.tokenizer import END_OF_TEXT_ID
+from honed.models.new_tokenizer import END_OF_TEXT_ID
 
 _SUPPORTED_HEADS = (32, 64, 128)  # head sizes that vLLM's attention kernels take on every platform
 
@@ -29,10 +30,10 @@ _SUPPORTED_HEADS = (32, 64, 128)  # head sizes that vLLM's attention kernels tak
 class ModelShape:
     """The size of a Llama with tied embeddings."""
 
-    hidden_size: int = 128
-    layers: int = 4
-    head_size: int = 32
-    max_length: int = 256
+    hidden_size: int
+    layers: int
+    head_size: int
+    max_length: int
 
     def __post_init__(self) -> None:
         """Checks that vLLM can serve this shape."""
@@ -46,23 +47,24 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """How long and how fast to train.
+    """How long and how fast to train. Nothing has a default here: the run file's section is where defaults stand.
 
     Attributes:
         tokens: training stops after this many, counting padding.
-        learning_rate: its peak, reached over `warmup_steps`; it then falls along half a cosine to `final_rate` of the peak.
+        learning_rate: its peak, reached over `warmup_steps`; it then falls along half a cosine to
+            `final_rate` of the peak.
         weight_decay: of matrices; gains of norms do not decay.
         gradient_norm: gradients are scaled down to this norm.
         max_seconds: training also stops after this time; None for a run that must repeat exactly.
     """
 
-    tokens: int = 1_500_000
-    learning_rate: float = 4e-3
-    warmup_steps: int = 20
-    final_rate: float = 0.05
-    weight_decay: float = 0.1
-    gradient_norm: float = 1.0
-    max_seconds: float | None = None
+    tokens: int
+    learning_rate: float
+    max_seconds: float | None
+    warmup_steps: int
+    final_rate: float
+    weight_decay: float
+    gradient_norm: float
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -99,7 +101,8 @@ class TrainingOutcome:
 def new_language_model(shape: ModelShape, *, vocabulary_size: int, rng: torch.Generator) -> LlamaForCausalLM:
     """A Llama with random weights drawn from `rng`: matrices N(0, 0.02), norms 1. No pad token is configured.
 
-    The feed-forward width is 8/3 of the hidden size rounded up to a multiple of 32, as Llama has it.
+    The feed-forward width is 8/3 of the hidden size rounded up to a multiple of 32, as Llama has
+    it.
     """
     heads = shape.hidden_size // shape.head_size
     config = LlamaConfig(
@@ -148,7 +151,8 @@ def train_language_model(
         clock: seconds; for `max_seconds` and the rates that are reported.
 
     Raises:
-        FailedPrecondition: when the loss is no longer finite; the message names the step and what to try.
+        FailedPrecondition: when the loss is no longer finite; the message names the step and what
+            to try.
     """
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
@@ -181,13 +185,13 @@ def train_language_model(
 
 
 def save_language_model(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Writes a complete Hugging Face directory: float32 safetensors, configuration, tokenizer.
+    """Writes a complete Hugging Face directory: float32 safetensors, configuration, tokenizer of transformers.
 
     Raises:
         FailedPrecondition: when the directory cannot be written.
     """
     try:
-        model.save_pretrained(directory, safe_serialization=True)
+        model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
     except OSError as error:
         raise FailedPrecondition(f"{directory} cannot be written ({error}); free space or choose another one") from error

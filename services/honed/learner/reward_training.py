@@ -1,9 +1,11 @@
 """Trains a reward model from judgements: a language model's body, a linear head read at the last token, one epoch.
 
-The recipe is that of lm-human-preferences (Ziegler et al. 2019): the head starts as N(0, 1/sqrt(d+1)), the learning rate falls
-linearly to 0, and gain and bias make the rewards of the reference policy's samples mean 0, deviation 1, before and after.
-A text that occurs several times in one batch passes through the model once: judgements that share texts and stand near each
-other cost less. Nothing here reads a rating file: judgements come as token ids.
+The recipe is that of lm-human-preferences (Ziegler et al. 2019): the head starts as N(0,
+1/sqrt(d+1)), the learning rate falls linearly to 0, and gain and bias make the rewards of the
+reference policy's samples mean 0, deviation 1, before and after. A text that occurs several times
+in one batch passes through the model once: judgements that share texts and stand near each other
+cost less. Texts pass in micro-batches of a token budget; the gradient is that of the whole batch
+however it is cut. Nothing here reads a rating file: judgements come as token ids.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from torch import Tensor
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.learner.objectives.reward_model import best_of_k, ranked_pairs, scalar_rating
-from honed.learner.reward_model import RewardModel
+from honed.models.packing import pack
+from honed.models.reward_model import RewardModel
 
 Tokens = tuple[int, ...]
 
@@ -29,7 +32,8 @@ class Ranking:
     """One judgement: responses to a prompt, best first. Two of them are a comparison.
 
     Attributes:
-        prompt: its token ids, the beginning-of-text token included; that token alone for texts that stand alone.
+        prompt: its token ids with what the tokenizer puts in front of a text; that alone for texts
+            that stand alone.
         responses: token ids of each response, without special tokens.
     """
 
@@ -56,28 +60,36 @@ Judgement = Ranking | Rating
 
 @dataclass(frozen=True)
 class RewardTrainingSettings:
-    """How to train.
+    """How to train. Nothing has a default here: the run file's section is where defaults stand.
 
     Attributes:
-        objective: how the responses of one ranking are compared: all pairs of it (InstructGPT), or the best against the rest
-            (lm-human-preferences). The same for two responses. Ratings always have the squared error.
+        objective: how the responses of one ranking are compared: all pairs of it (InstructGPT), or
+            the best against the rest (lm-human-preferences). The same for two responses. Ratings
+            always have the squared error.
         batch_texts: an optimizer step takes judgements until they have this many different texts.
-        learning_rate: at its peak, after `warmup` (share of the training); it then falls linearly to 0.
-        embedding_dropout: share of the embedding's components that are dropped in training; they are the model's only dropout.
+        microbatch_tokens: most tokens, padding included, of one pass. It bounds memory. A batch
+            that needs more than one such pass is read twice, first for its scores and then,
+            micro-batch by micro-batch, for the gradient.
+        learning_rate: at its peak, after `warmup` (share of the training); it then falls linearly
+            to 0.
+        embedding_dropout: share of the embedding's components that are dropped in training; they
+            are the model's only dropout.
         weight_decay: of matrices; gains of norms do not decay.
         gradient_norm: gradients are scaled down to this norm.
-        max_seconds: training also stops after this time. The learning rate falls by whichever of epoch and time is nearer its
-            end, so that a slow machine ends with a finished schedule too. None for a run that must repeat exactly.
+        max_seconds: training also stops after this time. The learning rate falls by whichever of
+            epoch and time is nearer its end, so that a slow machine ends with a finished schedule
+            too. None for a run that must repeat exactly.
     """
 
-    objective: Literal["ranked_pairs", "best_of_k"] = "ranked_pairs"
-    batch_texts: int = 32
-    learning_rate: float = 1e-3
-    warmup: float = 0.05
-    embedding_dropout: float = 0.15
-    weight_decay: float = 0.01
-    gradient_norm: float = 1.0
-    max_seconds: float | None = None
+    objective: Literal["ranked_pairs", "best_of_k"]
+    batch_texts: int
+    microbatch_tokens: int
+    learning_rate: float
+    warmup: float
+    embedding_dropout: float
+    weight_decay: float
+    gradient_norm: float
+    max_seconds: float | None
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -128,7 +140,8 @@ class JudgementBatch:
 def batch_judgements(judgements: Iterable[Judgement], *, texts: int) -> list[JudgementBatch]:
     """Cuts the judgements, in order, where a batch would get more than `texts` different texts.
 
-    A judgement that has more texts than that makes a batch alone. Every judgement lands in exactly one batch.
+    A judgement that has more texts than that makes a batch alone. Every judgement lands in exactly
+    one batch.
     """
     batches: list[JudgementBatch] = []
     index: dict[Tokens, int] = {}
@@ -166,14 +179,14 @@ def batch_loss(scores: Tensor, batch: JudgementBatch, objective: Literal["ranked
     """
     total = scores.new_zeros(())
     for size in sorted({len(places) for places in batch.rankings}):
-        ranked = scores[torch.tensor([places for places in batch.rankings if len(places) == size])]
+        ranked = scores[torch.tensor([places for places in batch.rankings if len(places) == size], device=scores.device)]
         if objective == "ranked_pairs":
             loss = ranked_pairs(ranked)
         else:
-            loss = best_of_k(ranked, torch.zeros(len(ranked), dtype=torch.int64))
+            loss = best_of_k(ranked, torch.zeros(len(ranked), dtype=torch.int64, device=scores.device))
         total = total + loss * len(ranked)
     if batch.ratings:
-        rated = scores[torch.tensor([place for place, _ in batch.ratings])]
+        rated = scores[torch.tensor([place for place, _ in batch.ratings], device=scores.device)]
         total = total + scalar_rating(rated, scores.new_tensor([value for _, value in batch.ratings])) * len(rated)
     return total / batch.judgements
 
@@ -184,6 +197,7 @@ def train_reward_model(
     settings: RewardTrainingSettings,
     *,
     rng: torch.Generator,
+    prefix: Tokens = (),
     progress: Callable[[RewardProgress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> RewardOutcome:
@@ -194,6 +208,8 @@ def train_reward_model(
         judgements: read once. Near ones that share texts make it faster.
         settings: rates and sizes.
         rng: of the order of batches and of dropout.
+        prefix: what the tokenizer puts in front of a text; kept where a text is cut because the
+            model cannot read it whole.
         progress: called after every step; raising from it ends the training.
         clock: seconds.
 
@@ -217,13 +233,11 @@ def train_reward_model(
             break
         _set_rate(optimizer, settings, done)
         batch = batches[chosen]
-        scores = model.raw_scores(batch.sequences, dropout=settings.embedding_dropout, rng=rng)
-        loss = batch_loss(scores, batch, settings.objective)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = _accumulate_gradients(model, batch, settings, rng, prefix)
         torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_norm)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
+        losses.append(loss)
         seen += batch.judgements
         if not math.isfinite(losses[-1]):
             raise FailedPrecondition(f"the loss is {losses[-1]} at step {step + 1}; lower the learning rate")
@@ -233,13 +247,52 @@ def train_reward_model(
     return RewardOutcome(len(losses), seen, mean, clock() - started, len(losses) == len(batches))
 
 
-def accuracy(model: RewardModel, comparisons: Sequence[Ranking]) -> float:
+def _accumulate_gradients(
+    model: RewardModel, batch: JudgementBatch, settings: RewardTrainingSettings, rng: torch.Generator, prefix: Tokens
+) -> float:
+    """Adds the gradient of the batch's loss to the parameters; returns the loss.
+
+    A loss over rankings needs the scores of texts from several micro-batches at once. So where the
+    batch does not fit in one budget, its scores are made without gradient, the loss is
+    differentiated by the scores alone, and each micro-batch is read again with the gradient of its
+    own scores (as GradCache: Gao et al. 2021). Both readings drop the same components.
+    """
+    texts = [model.fitted(sequence, prefix)[0] for sequence in batch.sequences]
+    groups = pack([len(ids) for ids in texts], settings.microbatch_tokens)
+    at_once = sum(len(group) * len(texts[group[-1]]) for group in groups) <= settings.microbatch_tokens
+
+    def read(group: Sequence[int]) -> Tensor:
+        return model.raw_scores([texts[place] for place in group], dropout=settings.embedding_dropout, rng=rng)
+
+    order = torch.tensor([place for group in groups for place in group], device=model.device).argsort()
+    if at_once:
+        loss = batch_loss(torch.cat([read(group) for group in groups])[order], batch, settings.objective)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+    dropped: list[Tensor] = []
+    parts: list[Tensor] = []
+    with torch.no_grad():
+        for group in groups:
+            dropped.append(rng.get_state())
+            parts.append(read(group))
+    after = rng.get_state()
+    scores = torch.cat(parts)[order].requires_grad_()
+    loss = batch_loss(scores, batch, settings.objective)
+    (to_scores,) = torch.autograd.grad(loss, [scores])
+    for group, state in zip(groups, dropped, strict=True):
+        rng.set_state(state)
+        read(group).backward(to_scores[torch.tensor(group, device=model.device)])  # type: ignore[no-untyped-call]
+    rng.set_state(after)
+    return float(loss.detach())
+
+
+def accuracy(model: RewardModel, comparisons: Sequence[Ranking], prefix: Tokens = ()) -> float:
     """The share of comparisons whose first response has the higher score than the second; equal scores count one half."""
     if not comparisons:
         raise InvalidArgument("comparisons", "there are none to agree with")
     pairs = [(item.prompt + item.responses[0], item.prompt + item.responses[1]) for item in comparisons]
     index = {sequence: place for place, sequence in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
-    scores = model.rewards(list(index))
+    scores = model.rewards([model.fitted(sequence, prefix)[0] for sequence in index])
     margins = torch.tensor([scores[index[better]] - scores[index[worse]] for better, worse in pairs])
     return float(((margins > 0).float() + 0.5 * (margins == 0).float()).mean())
 

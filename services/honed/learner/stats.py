@@ -28,6 +28,8 @@ class UpdateStats:
     """Mean over episodes of the score as it came, before normalisation."""
     score_std: float
     """Population deviation of the same."""
+    reward_constant: float
+    """1 if all scores of the batch were the same, so that they taught nothing; else 0."""
     kl: float
     """Nats a response: mean over episodes of the sum over tokens of `logp - ref_logp` (k1), before the update."""
     entropy: float

@@ -26,7 +26,7 @@ from honed.learner.batches import MicroBatch, Rows, micro_batches, padding_share
 from honed.learner.episodes import Episode
 from honed.learner.kl import KLController
 from honed.learner.model import PolicyModel, ReferenceModel
-from honed.learner.normalise import RewardNormaliser
+from honed.learner.normalise import RewardNormaliser, batch_rewards, is_constant
 from honed.learner.objectives import ppo
 from honed.learner.optimizer import linear_rate, load_optimizer_tensors, optimizer_tensors, set_rate
 from honed.learner.stats import MeanOverTokens, UpdateStats, same_weights_mask
@@ -146,6 +146,7 @@ class PPOTrainer:
             reward_mean=float(measured.rewards.sum(1).mean()),
             score_mean=float(scores.mean()),
             score_std=float(scores.std(correction=0)),
+            reward_constant=float(is_constant([e.reward for e in episodes])),
             kl=kl,
             entropy=measured.entropy,
             approxkl=means["approxkl"],
@@ -214,7 +215,7 @@ class PPOTrainer:
             values.view(-1)[slots] = measured.values.cpu()
             reference.view(-1)[slots] = self.reference.logprobs(batch).cpu()
             means.add(entropy=measured.entropies)
-        scores = torch.tensor(self.normaliser([e.reward for e in episodes]))
+        scores = torch.tensor(batch_rewards(self.normaliser, episodes))
         return _Measured(
             rows=rows,
             proximal=proximal,

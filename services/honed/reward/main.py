@@ -26,14 +26,13 @@ from honed.queue.keys import ROLLOUTS, RunKeys
 from honed.queue.members import Member, Members, registered
 from honed.queue.stream import QueueSettings, WorkQueue
 from honed.reward.batching import BatchSettings, DynamicBatcher
-from honed.reward.codec import HfCodec
 from honed.reward.function_scorer import find_function
+from honed.reward.model_scorer import ModelScorer
 from honed.reward.policy_tokenizer import policy_tokenizer
 from honed.reward.promoter import Promoter
 from honed.reward.registry import BuildScorer, ScorerRegistry
 from honed.reward.replicas import NoReplicas, RedisReplicas
 from honed.reward.reward import Truncation
-from honed.reward.reward_model import RewardModel
 from honed.reward.scorer import Scorer, TokenCodec
 from honed.reward.service import RewardService
 from honed.reward.sources import ModelSources
@@ -43,6 +42,7 @@ from honed.v1 import reward_pb2_grpc
 logger = logging.getLogger(__name__)
 
 _GROUP: Final = 256  # rollouts that the worker takes at once
+_WAIT_S: Final = 60.0  # for a policy that is not there yet, before the log says so
 _CONTROL_OUTAGE_S: Final = 2.0  # promotions say soon that Redis is away; heartbeats come again anyhow
 
 SERVICE = "honed.v1.RewardService"
@@ -144,7 +144,7 @@ class _Process:
 
     async def _load(self) -> None:
         section = self._settings.reward
-        codec = self._codec = HfCodec(await _tokenizer(self._settings))
+        codec = self._codec = await _tokenizer(self._settings)
         await self._promoter.start(make_builder(section, codec, self._sources), make_truncation(section, codec))
 
     async def _become_ready(self) -> None:
@@ -181,11 +181,12 @@ async def _cancel(task: asyncio.Task[None]) -> None:
         await task
 
 
-async def _tokenizer(settings: RunSettings) -> Path:
-    """The directory of the policy's tokenizer, as soon as the run has one."""
+async def _tokenizer(settings: RunSettings) -> TokenCodec:
+    """The policy's tokenizer, as soon as the run has one."""
+    store = PolicyStore(settings.policy_url, settings.run)
     while True:
         try:
-            return await policy_tokenizer(settings)
+            return await policy_tokenizer(store, _WAIT_S)
         except FailedPrecondition as error:
             logger.warning("not ready: the run has no policy yet", extra={"reason": str(error)})
 
@@ -205,7 +206,7 @@ def make_builder(section: RewardSettings, codec: TokenCodec, sources: ModelSourc
     def build(scorer: ScorerSettings, source: str) -> Scorer:
         if scorer.kind == "function":
             return find_function(scorer.name, source, sees_prompt=scorer.sees_prompt)
-        return RewardModel(
+        return ModelScorer(
             scorer.name,
             sources.local(source),
             codec,

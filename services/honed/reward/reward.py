@@ -41,10 +41,12 @@ class Reward:
     Attributes:
         value: The weighted sum, or the fixed reward of a response that lacks the truncation token.
         scores: What it is the sum of. Scorers speak of every response, so that each reward names its scorers' versions.
+        missing: The response lacks the truncation token; the value is not one to be normalised with the others.
     """
 
     value: float
     scores: tuple[ScoreValue, ...]
+    missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class WeightedSum:
     def _reward(self, index: int, scores: tuple[ScoreValue, ...], complete: bool) -> Reward:
         if not complete:
             assert self._truncation is not None
-            return Reward(self._truncation.missing_score, scores)
+            return Reward(self._truncation.missing_score, scores, missing=True)
         value = sum(score.weight * score.value for score in scores)
         if not math.isfinite(value):
             last = scores[-1]

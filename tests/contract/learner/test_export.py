@@ -9,10 +9,11 @@ import torch
 from tests.support import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from honed.kit.errors import InvalidArgument
+from honed.kit.errors import DataLoss, InvalidArgument
 from honed.learner.canary import canary_logprobs
 from honed.learner.export import export_policy
-from honed.learner.model import PolicyModel, load_language_model
+from honed.learner.model import PolicyModel
+from honed.models.loader import load_language_model
 
 TEXT = (5, 6, 7, 8, 9, 10)
 
@@ -58,5 +59,5 @@ def test_an_export_never_mixes_with_files_that_are_there(base: Path, policy: Pol
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="holds no causal language model"):
+    with pytest.raises(DataLoss, match=r"config\.json is missing"):
         load_language_model(tmp_path, device=torch.device("cpu"))

@@ -8,16 +8,16 @@ import pytest
 import torch
 from tests.unit.learner.samples import VOCABULARY, random_episodes, tiny_llama
 from torch import Tensor
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
 from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument
-from honed.learner import attention
 from honed.learner.batches import Rows, micro_batches
 from honed.learner.canary import canary_logprobs
 from honed.learner.episodes import Episode
 from honed.learner.model import PolicyModel, ReferenceModel
 from honed.learner.objectives import ppo
-from honed.learner.token_head import chosen_logprobs, chosen_logprobs_and_entropy
+from honed.models import attention
+from honed.models.token_head import TokenHead, chosen_logprobs, chosen_logprobs_and_entropy
 
 
 def gpt2() -> GPT2LMHeadModel:
@@ -100,7 +100,8 @@ def test_there_is_no_dropout_in_training() -> None:
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_the_closed_form_gradient_equals_autograd(biased: bool) -> None:
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.25, None), (1.0, 1.5), (3.0, 2.0)])
+def test_the_closed_form_gradient_equals_autograd(biased: bool, scale: float, cap: float | None) -> None:
     source = torch.Generator().manual_seed(0)
     hidden = torch.randn(9, 6, generator=source, requires_grad=True)
     weight = torch.randn(20, 6, generator=source, requires_grad=True)
@@ -110,16 +111,23 @@ def test_the_closed_form_gradient_equals_autograd(biased: bool) -> None:
     upstream = torch.randn(9, generator=source)
     inputs = [hidden, weight, *([bias] if bias is not None else [])]
 
-    logits = torch.nn.functional.linear(hidden, weight, bias) / temperatures.unsqueeze(1)
+    logits = torch.nn.functional.linear(hidden, weight, bias) * scale
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    logits = logits / temperatures.unsqueeze(1)
     plain = logits.log_softmax(-1).gather(1, targets.unsqueeze(1)).squeeze(1)
-    ours = chosen_logprobs(hidden, weight, bias, targets, temperatures)
+    head = TokenHead(weight, bias, scale, cap)
+    ours = chosen_logprobs(hidden, head, targets, temperatures)
     torch.testing.assert_close(ours, plain)
-    expected = torch.autograd.grad(plain, inputs, upstream)
-    for got, want in zip(torch.autograd.grad(ours, inputs, upstream), expected, strict=True):
+    expected = torch.autograd.grad(plain, inputs, upstream, retain_graph=True)
+    for got, want in zip(torch.autograd.grad(ours, inputs, upstream, retain_graph=True), expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
-    chosen, entropies = chosen_logprobs_and_entropy(hidden, weight, bias, targets, temperatures)
+    with pytest.raises(RuntimeError, match="once only"):
+        torch.autograd.grad(ours, inputs, upstream)
+    chosen, entropies = chosen_logprobs_and_entropy(hidden, head, targets, temperatures)
     torch.testing.assert_close(chosen, plain)
     torch.testing.assert_close(entropies, ppo.entropy(logits))
+    torch.testing.assert_close(head.logits(hidden) / temperatures.unsqueeze(1), logits)
 
 
 def test_bfloat16_keeps_weights_and_logprobs_in_float32_and_stays_near() -> None:
@@ -147,20 +155,27 @@ def test_on_a_cpu_a_bfloat16_model_attends_in_float32(monkeypatch: pytest.Monkey
     assert seen == {torch.float32}
 
 
-def test_a_model_that_caps_its_logits_is_refused() -> None:
-    config = Gemma2Config(
+def test_a_model_whose_logits_are_made_in_an_unknown_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    monkeypatch.setattr(model.lm_head, "forward", lambda hidden: (hidden @ model.lm_head.weight.t()) ** 3)
+    with pytest.raises(FailedPrecondition, match="in a way that the learner does not know"):
+        PolicyModel(model)
+
+
+def test_a_model_that_reads_ahead_is_refused() -> None:
+    config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        final_logit_softcapping=0.1,
-        initializer_range=0.5,
+        is_decoder=False,
     )
-    with pytest.raises(FailedPrecondition, match="soft-capping"):
-        PolicyModel(Gemma2ForCausalLM(config))
+    model = BertLMHeadModel(config)
+    # Its head is more than one layer too; make that pass, so that the direction of attention decides.
+    model.cls.predictions.transform = torch.nn.Identity()
+    with pytest.raises(FailedPrecondition, match="reads what comes after"):
+        PolicyModel(model)
 
 
 def test_tied_weights_are_stored_once_and_weights_of_another_model_are_refused() -> None:

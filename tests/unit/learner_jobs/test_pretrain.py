@@ -1,29 +1,26 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
-from tests.unit.learner_jobs.conftest import SHAPE, TEXTS
+from tests.unit.learner_jobs.conftest import PRETRAINING, SHAPE, TEXTS
 from transformers import AutoModelForCausalLM
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.learner.pretrain import (
-    ModelShape,
-    PretrainSettings,
     language_model_loss,
     new_language_model,
     save_language_model,
     train_language_model,
 )
 from honed.learner.texts import IGNORED, Demonstration, TokenBatch, demonstration_batches, packed_batches
-from honed.learner.tokenizer import encode_texts
-
-SETTINGS = PretrainSettings(tokens=20_00, learning_rate=1e-2, warmup_steps=2)
+from honed.models.tokenizer import TextTokenizer
 
 
-def train(tokenizer, settings=SETTINGS, **more):
+def train(tokenizer, settings=PRETRAINING, **more):
     rng = torch.Generator().manual_seed(3)
     model = new_language_model(SHAPE, vocabulary_size=len(tokenizer), rng=rng)
-    batches = packed_batches(encode_texts(tokenizer, TEXTS), separator=0, width=16, rows=2, rng=rng)
+    batches = packed_batches(TextTokenizer(tokenizer).encode_all(TEXTS), separator=0, width=16, rows=2, rng=rng)
     reports = []
     outcome = train_language_model(model, batches, settings, progress=reports.append, **more)
     return model, outcome, reports
@@ -49,7 +46,7 @@ def test_the_token_budget_ends_training_and_progress_rises_to_one(tokenizer):
 def test_the_time_budget_ends_training_with_a_finished_schedule(tokenizer):
     ticks = itertools.count()
     _, outcome, reports = train(
-        tokenizer, PretrainSettings(tokens=10**9, max_seconds=10, learning_rate=1e-2), clock=lambda: float(next(ticks))
+        tokenizer, replace(PRETRAINING, tokens=10**9, max_seconds=10, learning_rate=1e-2), clock=lambda: float(next(ticks))
     )
     assert (outcome.stopped_by, outcome.steps, reports[-1].done) == ("seconds", 10, 1.0)
 
@@ -82,7 +79,7 @@ def test_fine_tuning_teaches_the_response(tokenizer):
         [Demonstration([5], [6, 7]), Demonstration([8], [9, 10])],
         separator=0, width=8, rows=2, rng=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    train_language_model(model, batches, PretrainSettings(tokens=1000, learning_rate=1e-2, warmup_steps=1))
+    train_language_model(model, batches, replace(PRETRAINING, tokens=1000, learning_rate=1e-2, warmup_steps=1))
     assert model(torch.tensor([[0, 5, 6]])).logits[0, 1:].argmax(-1).tolist() == [6, 7]
     assert model(torch.tensor([[0, 8, 9]])).logits[0, 1:].argmax(-1).tolist() == [9, 10]
 
@@ -92,17 +89,17 @@ def test_a_diverged_run_says_so(tokenizer):
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(FailedPrecondition, match="at step 1; lower the learning rate"):
-        train_language_model(model, itertools.repeat(TokenBatch(torch.ones(1, 4).long(), torch.ones(1, 4).long())), SETTINGS)
+        train_language_model(model, itertools.repeat(TokenBatch(torch.ones(1, 4).long(), torch.ones(1, 4).long())), PRETRAINING)
 
 
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda: ModelShape(head_size=48), "head_size"),
-        (lambda: ModelShape(hidden_size=100), "hidden_size"),
-        (lambda: PretrainSettings(tokens=0), "tokens"),
-        (lambda: PretrainSettings(max_seconds=0), "max_seconds"),
-        (lambda: PretrainSettings(learning_rate=-1), "learning_rate"),
+        (lambda: replace(SHAPE, head_size=48), "head_size"),
+        (lambda: replace(SHAPE, hidden_size=100), "hidden_size"),
+        (lambda: replace(PRETRAINING, tokens=0), "tokens"),
+        (lambda: replace(PRETRAINING, max_seconds=0), "max_seconds"),
+        (lambda: replace(PRETRAINING, learning_rate=-1), "learning_rate"),
     ],
 )
 def test_a_bad_setting_is_named(make, field):

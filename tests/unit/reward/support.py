@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.support.tiny import make_tokenizer
 
 from honed.kit.errors import DataLoss
+from honed.models.chat import ChatTemplate
 from honed.reward.scorer import Kind, ScorerInput, ScorerOutput
 
 
@@ -18,6 +19,7 @@ class ByteCodec:
 
     digest = "bytes"
     prefix = (256,)
+    template = ChatTemplate("{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}", {})
 
     def encode(self, text: str, *, special_tokens: bool) -> list[int]:
         return [*(self.prefix if special_tokens else ()), *text.encode()]
@@ -61,8 +63,12 @@ class FakeScorer:
         self.gate = threading.Event()
         self.gate.set()
         self._value = value
+        self.sees: Callable[[ScorerInput], str] = lambda _: ""
+        """What of each sample to note in `prompts`."""
+        self.prompts: list[str] = []
 
     def score(self, batch: Sequence[ScorerInput]) -> list[ScorerOutput]:
+        self.prompts.extend([self.sees(sample) for sample in batch])
         self.batches.append([sample.response_text for sample in batch])
         self.entered.set()
         assert self.gate.wait(20)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from honed.learner.reward_training import Judgement, Ranking, Rating
-from honed.learner.tokenizer import encode_texts
+from honed.models.tokenizer import TextTokenizer
 from honed.v1 import preference_pb2
 
 
@@ -61,7 +60,7 @@ def read_pairs(judgement: preference_pb2.Judgement) -> list[Judged]:
     return [judged] if judged is not None and judged.rating is None else []
 
 
-def encode(tokenizer: Any, rows: Sequence[Judged], *, sees_prompt: bool) -> list[Judgement]:
+def encode(tokenizer: TextTokenizer, rows: Sequence[Judged], *, sees_prompt: bool) -> list[Judgement]:
     """Judgements as token ids, in their order.
 
     Args:
@@ -70,11 +69,11 @@ def encode(tokenizer: Any, rows: Sequence[Judged], *, sees_prompt: bool) -> list
         sees_prompt: Whether the scorer reads the prompt too; without it each response stands alone, behind the special
             tokens that begin a text.
     """
-    prefix = tuple(tokenizer("")["input_ids"])
+    prefix = tokenizer.prefix
     prompts = {"": prefix}
     if sees_prompt:
-        prompts |= {text: tuple(tokenizer(text)["input_ids"]) for text in {row.prompt for row in rows} if text}
-    encoded = iter(encode_texts(tokenizer, _texts(rows)))
+        prompts |= {text: tuple(tokenizer.encode(text, special_tokens=True)) for text in {row.prompt for row in rows} if text}
+    encoded = iter(tokenizer.encode_all(_texts(rows)))
     judgements: list[Judgement] = []
     for row in rows:
         head = prompts.get(row.prompt, prefix)

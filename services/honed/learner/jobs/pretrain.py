@@ -16,9 +16,9 @@ from honed.kit.errors import InvalidArgument
 from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner import rng
-from honed.learner.build import choose_device, config_hash
+from honed.learner.build import config_hash
 from honed.learner.exporter import Exporter
-from honed.learner.model import PolicyModel, load_language_model
+from honed.learner.model import PolicyModel
 from honed.learner.pretrain import (
     ModelShape,
     PretrainSettings,
@@ -28,7 +28,10 @@ from honed.learner.pretrain import (
     train_language_model,
 )
 from honed.learner.texts import packed_batches
-from honed.learner.tokenizer import END_OF_TEXT_ID, encode_texts, train_tokenizer
+from honed.models.facts import ModelFacts
+from honed.models.loader import load_language_model
+from honed.models.new_tokenizer import END_OF_TEXT_ID, train_tokenizer
+from honed.models.tokenizer import TextTokenizer
 from honed.workspace import Workspace
 
 NAME = "pretrain"
@@ -60,7 +63,8 @@ def publish_base(settings: RunSettings, place: Workspace) -> None:
     version = VersionId(0, 0)
     if version in store.versions():
         return
-    policy = PolicyModel(load_language_model(place.base_model, device=choose_device("cpu")))
+    ModelFacts.read(place.base_model).check_length(settings.generation.max_model_tokens)
+    policy = PolicyModel(load_language_model(place.base_model))
     exporter = Exporter(policy, place.base_model, place.root / "models" / "export", dtype=settings.generation.weights_dtype)
     directory, canaries = exporter.export(version)
     lineage = Lineage(config_hash=config_hash(settings), created_at=datetime.now(tz=UTC).isoformat())
@@ -82,7 +86,11 @@ def _pretrain(settings: RunSettings, place: Workspace, progress: ProgressFile) -
     shape = ModelShape(mine.hidden_size, mine.layers, mine.head_size, settings.generation.max_model_tokens)
     model = new_language_model(shape, vocabulary_size=len(tokenizer), rng=chance)
     batches = packed_batches(
-        encode_texts(tokenizer, texts), separator=END_OF_TEXT_ID, width=mine.block_tokens, rows=mine.block_rows, rng=chance
+        TextTokenizer(tokenizer).encode_all(texts),
+        separator=END_OF_TEXT_ID,
+        width=mine.block_tokens,
+        rows=mine.block_rows,
+        rng=chance,
     )
 
     def tell(at: TrainingProgress) -> None:
@@ -92,7 +100,15 @@ def _pretrain(settings: RunSettings, place: Workspace, progress: ProgressFile) -
     train_language_model(
         model,
         batches,
-        PretrainSettings(tokens=mine.tokens, learning_rate=mine.learning_rate, max_seconds=mine.seconds),
+        PretrainSettings(
+            tokens=mine.tokens,
+            learning_rate=mine.learning_rate,
+            max_seconds=mine.seconds,
+            warmup_steps=mine.warmup_steps,
+            final_rate=mine.final_rate,
+            weight_decay=mine.weight_decay,
+            gradient_norm=mine.gradient_norm,
+        ),
         progress=tell,
     )
     partial = place.base_model.with_suffix(".partial")

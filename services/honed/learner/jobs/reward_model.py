@@ -34,9 +34,9 @@ from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.kit.wiring import internal_channel
 from honed.learner import rng
+from honed.learner.build import choose_device
 from honed.learner.jobs.judged import Judged, encode, read_judgement, read_pairs
 from honed.learner.jobs.samples import OtherPolicy, Sampled, sample_reference, served_samples
-from honed.learner.reward_model import RewardModel
 from honed.learner.reward_training import (
     Judgement,
     Ranking,
@@ -45,9 +45,10 @@ from honed.learner.reward_training import (
     accuracy,
     train_reward_model,
 )
-from honed.learner.tokenizer import load_tokenizer
+from honed.models.chat import ChatMessage
+from honed.models.reward_model import RewardModel, reward_model_version
+from honed.models.tokenizer import TextTokenizer, load_tokenizer, render_chat
 from honed.preference.formats import Defaults, read_judgements
-from honed.reward.model_files import model_version
 from honed.v1 import preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace
 
@@ -106,7 +107,7 @@ def _settings_digest(settings: RunSettings, base: Manifest) -> str:
     tree = {
         "base": base.digest,
         "seed": settings.seed,
-        "reward_training": settings.reward_training.model_dump(mode="json", exclude={"threads"}),
+        "reward_training": settings.reward_training.model_dump(mode="json", exclude={"threads", "device", "microbatch_tokens"}),
         "sampling": settings.conductor.model_dump(mode="json", include={"temperature", "response_tokens", "fixed_length"}),
         "truncate": settings.reward.truncate.model_dump(mode="json") if settings.reward.truncate else None,
         "sees_prompt": _sees_prompt(settings),
@@ -141,12 +142,12 @@ class _Training:
                 exporting = group.create_task(self._exported(stub, snapshot, tokenizer))
         except ExceptionGroup as failed:
             raise root_cause(failed) from failed
-        model = await asyncio.to_thread(self._trained, base, exporting.result(), sampling.result())
+        model = await asyncio.to_thread(self._trained, base, tokenizer, exporting.result(), sampling.result())
         figures = {"judgements": float(len(exporting.result())), **await asyncio.to_thread(self._agreement, model, tokenizer)}
-        return await asyncio.to_thread(self._publish, model, tokenizer, snapshot, settings_digest, figures)
+        return await asyncio.to_thread(self._publish, model, base, snapshot, settings_digest, figures)
 
     async def _exported(
-        self, stub: preference_pb2_grpc.PreferenceServiceAsyncStub, snapshot: _Snapshot, tokenizer: Any
+        self, stub: preference_pb2_grpc.PreferenceServiceAsyncStub, snapshot: _Snapshot, tokenizer: TextTokenizer
     ) -> list[Judgement]:
         request = preference_pb2.ExportJudgementsRequest(snapshot_id=snapshot.snapshot_id)
         stream = stub.ExportJudgements(request, timeout=600)
@@ -158,21 +159,20 @@ class _Training:
             )
         return await asyncio.to_thread(self._encoded, tokenizer, rows)
 
-    def _encoded(self, tokenizer: Any, rows: Sequence[Judged]) -> list[Judgement]:
+    def _encoded(self, tokenizer: TextTokenizer, rows: Sequence[Judged]) -> list[Judgement]:
         return encode(tokenizer, rows, sees_prompt=_sees_prompt(self._settings))
 
-    async def _samples(self, base: Path, tokenizer: Any) -> list[list[int]]:
+    async def _samples(self, base: Path, tokenizer: TextTokenizer) -> list[list[int]]:
         """Samples of the reference policy, as the scorer will see those of the policy."""
         prompts = await asyncio.to_thread(self._prompts, tokenizer)
         pairs = await self._sampled(base, prompts)
         truncate = self._settings.reward.truncate
         if truncate is not None:
-            [token] = tokenizer(truncate.token_text, add_special_tokens=False)["input_ids"]
+            [token] = tokenizer.encode(truncate.token_text, special_tokens=False)
             pairs = [(prompt, _cut(response, token, truncate.not_before)) for prompt, response in pairs]
         if _sees_prompt(self._settings):
             return [prompt + response for prompt, response in pairs]
-        prefix = list(tokenizer("")["input_ids"])
-        return [prefix + response for _, response in pairs]
+        return [[*tokenizer.prefix, *response] for _, response in pairs]
 
     async def _sampled(self, base: Path, prompts: list[list[int]]) -> Sampled:
         settings, section = self._settings, self._settings.conductor
@@ -198,7 +198,7 @@ class _Training:
             sample_reference, base, prompts, section.response_tokens, temperature=section.temperature, rng=self._generator
         )
 
-    def _prompts(self, tokenizer: Any) -> list[list[int]]:
+    def _prompts(self, tokenizer: TextTokenizer) -> list[list[int]]:
         settings = self._settings
         if settings.data.prompts is None:
             raise FailedPrecondition("data.prompts is not set: the reward's gain and bias are set on samples of the policy")
@@ -212,9 +212,18 @@ class _Training:
             raise FailedPrecondition(f"{settings.data.prompts} holds fewer than 2 prompts of at most {longest} tokens")
         return prompts
 
-    def _trained(self, base: Path, judgements: list[Judgement], samples: list[list[int]]) -> RewardModel:
+    def _trained(
+        self, base: Path, tokenizer: TextTokenizer, judgements: list[Judgement], samples: list[list[int]]
+    ) -> RewardModel:
         section = self._settings.reward_training
-        model = RewardModel.from_language_model(base, rng=self._generator, layers=section.layers)
+        model = RewardModel.from_language_model(
+            base,
+            rng=self._generator,
+            layers=section.layers,
+            device=choose_device(section.device, setting="reward_training.device"),
+            precision=section.precision,
+        )
+        samples = [model.fitted(ids, tokenizer.prefix)[0] for ids in samples]
         # So that the penalty for leaving the reference keeps its meaning: reward gain and bias are set on the reference
         # policy's own samples, before and after (lm-human-preferences).
         model.normalise(samples)
@@ -228,19 +237,24 @@ class _Training:
             model,
             judgements,
             RewardTrainingSettings(
+                objective=section.objective,
                 batch_texts=section.batch_texts,
+                microbatch_tokens=section.microbatch_tokens,
                 learning_rate=section.learning_rate,
+                warmup=section.warmup,
                 embedding_dropout=section.embedding_dropout,
                 weight_decay=section.weight_decay,
+                gradient_norm=section.gradient_norm,
                 max_seconds=section.seconds,
             ),
             rng=self._generator,
+            prefix=tokenizer.prefix,
             progress=report,
         )
         model.normalise(samples)
         return model
 
-    def _agreement(self, model: RewardModel, tokenizer: Any) -> dict[str, float]:
+    def _agreement(self, model: RewardModel, tokenizer: TextTokenizer) -> dict[str, float]:
         """The share of held-out pairs that the model orders as people did, and how many pairs there are; none without data."""
         source = self._settings.data.evaluation.judgements
         if source is None:
@@ -252,19 +266,19 @@ class _Training:
         if not rankings:
             logger.warning("no held-out judgement orders two responses", extra={"file": str(source.file)})
             return {}
-        return {"agreement": accuracy(model, rankings), "held_out": float(len(rankings))}
+        return {"agreement": accuracy(model, rankings, tokenizer.prefix), "held_out": float(len(rankings))}
 
     def _publish(
-        self, model: RewardModel, tokenizer: Any, snapshot: _Snapshot, settings_digest: str, figures: dict[str, float]
+        self, model: RewardModel, base: Path, snapshot: _Snapshot, settings_digest: str, figures: dict[str, float]
     ) -> Manifest:
         settings = self._settings
         directory = self._directory / "model"
         shutil.rmtree(directory, ignore_errors=True)
-        model.save(directory, tokenizer)
+        model.save(directory, base)
         lineage = Lineage(
             parent=BASE.label,
             config_hash=settings_digest,
-            reward_model_version=model_version(directory),
+            reward_model_version=reward_model_version(directory),
             preference_snapshot=snapshot.sha256,
             created_at=datetime.now(tz=UTC).isoformat(),
             figures=figures,
@@ -276,12 +290,12 @@ class _Training:
         return manifest
 
 
-def _prompt_ids(tokenizer: Any, row: dict[str, Any]) -> list[int]:
+def _prompt_ids(tokenizer: TextTokenizer, row: dict[str, Any]) -> list[int]:
     if "token_ids" in row:
         return list(row["token_ids"])
     if "messages" in row:
-        return list(tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=False))
-    return list(tokenizer(row["text"])["input_ids"])
+        return render_chat(tokenizer, [ChatMessage(**message) for message in row["messages"]])
+    return tokenizer.encode(row["text"], special_tokens=True)
 
 
 def _cut(response: list[int], token: int, not_before: int) -> list[int]:

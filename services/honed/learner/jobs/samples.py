@@ -14,7 +14,7 @@ import torch
 
 from honed.artifacts.version import VersionId
 from honed.config import ConductorSettings
-from honed.learner.model import load_language_model
+from honed.models.loader import load_language_model
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def sample_reference(
     For when the generation service does not serve the reference policy. Prompts of one length go through
     the model together, so there is no padding.
     """
-    model = load_language_model(directory, device=torch.device("cpu")).eval()
+    model = load_language_model(directory)
     samples: Sampled = []
     for _, group in groupby(sorted(prompts, key=len), key=len):
         rows = torch.tensor(list(group))

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from honed.reward.packing import pack
+from honed.models.packing import pack
 
 lengths = st.lists(st.integers(1, 400), max_size=80)
 

@@ -1,19 +1,18 @@
 """Trains a byte-level BPE tokenizer and saves it in the form that transformers and vLLM load.
 
-One special token ends texts and begins them: `<|endoftext|>`, id 0. There is no pad token. Whoever pads a batch keeps the
-lengths and never looks for padding by token id, so that no token that the policy may sample is mistaken for padding.
+One special token ends texts and begins them: `<|endoftext|>`, id 0. There is no pad token. Whoever
+pads a batch keeps the lengths and never looks for padding by token id, so that no token that the
+policy may sample is mistaken for padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from honed.kit.errors import InvalidArgument, NotFound
+from honed.kit.errors import InvalidArgument
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
@@ -23,12 +22,14 @@ _SMALLEST_VOCABULARY = 257  # every byte and the end of text
 def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int, max_length: int) -> PreTrainedTokenizerFast:
     """Returns a tokenizer fitted to `texts`; deterministic.
 
-    Encoding with special tokens puts the end-of-text token in front, which is how every training text begins. A text's first
-    word is encoded like any other (a space is put before it), so a prompt cut between words has a prefix of the text's tokens.
+    Encoding with special tokens puts the end-of-text token in front, which is how every training
+    text begins. A text's first word is encoded like any other (a space is put before it), so a
+    prompt cut between words has a prefix of the text's tokens.
 
     Args:
         texts: what to learn the merges from.
-        vocabulary_size: tokens in all, at least 257. Fewer come out when the texts do not give as many merges.
+        vocabulary_size: tokens in all, at least 257. Fewer come out when the texts do not give as
+            many merges.
         max_length: the longest sequence that the model takes, in tokens.
 
     Raises:
@@ -58,24 +59,3 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int, max_length: i
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """Loads the tokenizer of a model directory; never from the network, and no code of the directory runs.
-
-    Raises:
-        NotFound: when the directory has no tokenizer that loads.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise NotFound(f"{directory} has no tokenizer that loads ({error})") from error
-
-
-def encode_texts(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
-    """Token ids of each text without any special token."""
-    batch = list(texts)
-    if not batch:
-        return []
-    ids: list[list[int]] = tokenizer(batch, add_special_tokens=False)["input_ids"]
-    return ids
