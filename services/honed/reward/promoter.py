@@ -11,18 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from honed.artifacts.promotions import Promoted, PromotionAnswer, PromotionRecord, PromotionState
 from honed.artifacts.reward_models import TRAINED, ArtifactRef
 from honed.config import ScorerSettings
-from honed.kit.errors import Conflict, DeadlineExceeded, FailedPrecondition, HonedError, NotFound, Unavailable
+from honed.kit.errors import Conflict, HonedError, NotFound
 from honed.kit.idempotency import Once
 from honed.queue.members import Member
 from honed.queue.promotions import Announced, Candidate
 from honed.reward.registry import BuildScorer, LoadedScorer, ScorerRegistry
-from honed.reward.replicas import Replicas
+from honed.reward.replicas import Replicas, agreement
 from honed.reward.reward import Truncation
 from honed.reward.sources import ModelSources
 
@@ -32,7 +32,6 @@ WATCH_S: Final = 0.5
 _READ_S: Final = 10.0  # how often the record is read though nothing was announced: an announcement may be lost
 _RETRY_S: Final = 5.0  # a model that could not be loaded is tried again after so long
 _LOG_S: Final = 30.0
-_POLL_S: Final = 0.1
 
 
 class Promoter:
@@ -165,7 +164,7 @@ class Promoter:
                 raise Conflict(f"this idempotency key promoted '{answer.name}' {answer.version}; take another key")
             await self._announce(state)
             await self._apply(state)
-        others = await self._everywhere(
+        others = await self._agreement(
             lambda member: _number(member) >= state.number,
             (name, version),
             self._promote_timeout_s,
@@ -190,7 +189,7 @@ class Promoter:
             loaded = await self._registry.load(name, source)
         version = loaded.scorer.version
         await self._replicas.offer(Candidate(name, version, loaded.source))
-        await self._everywhere(
+        await self._agreement(
             lambda member: version in member.facts.get(f"loaded:{name}", "").split(),
             (name, version),
             self._load_timeout_s,
@@ -304,28 +303,10 @@ class Promoter:
         except HonedError as error:  # the others read the record now and then
             logger.warning("promotion cannot be announced", extra={"reason": str(error)})
 
-    async def _everywhere(
+    def _agreement(
         self, done: Callable[[Member], bool], wanted: tuple[str, str], timeout_s: float, what: str
-    ) -> Sequence[Member]:
-        """Waits until `done` holds for each other replica that is ready; returns them. Gives up if one cannot load `wanted`."""
-        name, version = wanted
-        end = self._clock() + timeout_s
-        while True:
-            try:
-                others = await self._replicas.others()
-            except HonedError as error:
-                raise Unavailable(f"{what} the others, as far as is known here: {error}") from error
-            missing = [member for member in others if not done(member)]
-            if not missing:
-                return others
-            names = ", ".join(f"{member.name} at {member.address}" for member in missing)
-            for member in missing:
-                failed, _, reason = member.facts.get(f"failed:{name}", "").partition(" ")
-                if failed == version:
-                    raise FailedPrecondition(f"{what} {names}: {reason}")
-            if self._clock() >= end:
-                raise DeadlineExceeded(f"{what} {names} after {timeout_s:g} s")
-            await self._sleep(_POLL_S)
+    ) -> Awaitable[list[Member]]:
+        return agreement(self._replicas, done, wanted, timeout_s, what, clock=self._clock, sleep=self._sleep)
 
 
 def _promoted(settings: ScorerSettings, state: PromotionState) -> Promoted | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
 
 from honed.artifacts.promotions import PromotionState
-from honed.kit.errors import Unavailable
+from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, Unavailable
 from honed.queue.connection import Link
 from honed.queue.keys import RunKeys
 from honed.queue.lease import LeaseHeld, LeaseLost, Leases
@@ -18,6 +18,7 @@ from honed.queue.promotions import Announced, Candidate, PromotionBoard
 _LEASE: Final = "promotions"
 _LEASE_MS: Final = 5_000
 _LEASE_WAIT_S: Final = 30.0
+_POLL_S: Final = 0.1
 
 
 class Replicas(Protocol):
@@ -111,3 +112,48 @@ class RedisReplicas:
     async def others(self) -> list[Member]:
         """See `Replicas`."""
         return [member for member in await self.members.list() if member.ready and member.name != self._name]
+
+
+async def agreement(
+    replicas: Replicas,
+    done: Callable[[Member], bool],
+    wanted: tuple[str, str],
+    timeout_s: float,
+    what: str,
+    *,
+    clock: Callable[[], float],
+    sleep: Callable[[float], Awaitable[None]],
+) -> list[Member]:
+    """Waits until `done` holds for each other replica that is ready; returns them.
+
+    Args:
+        replicas: The others.
+        done: Looks at one.
+        wanted: Scorer and version that it is about.
+        timeout_s: How long to wait.
+        what: Begins the error; the names of those that are missing follow.
+        clock: Seconds, monotonic.
+        sleep: How to wait.
+
+    Raises:
+        FailedPrecondition: One of them cannot load the version; says why.
+        DeadlineExceeded: One of them did not come so far in time; names it.
+        Unavailable: Redis does not answer.
+    """
+    (name, version), end = wanted, clock() + timeout_s
+    while True:
+        try:
+            others = await replicas.others()
+        except HonedError as error:
+            raise Unavailable(f"{what} the others, as far as is known here: {error}") from error
+        missing = [member for member in others if not done(member)]
+        if not missing:
+            return others
+        names = ", ".join(f"{member.name} at {member.address}" for member in missing)
+        for member in missing:
+            failed, _, reason = member.facts.get(f"failed:{name}", "").partition(" ")
+            if failed == version:
+                raise FailedPrecondition(f"{what} {names}: {reason}")
+        if clock() >= end:
+            raise DeadlineExceeded(f"{what} {names} after {timeout_s:g} s")
+        await sleep(_POLL_S)
