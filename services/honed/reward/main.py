@@ -106,13 +106,13 @@ class _Process:
 
     async def work(self, stopping: asyncio.Event) -> None:
         """Loads, becomes ready, and scores rollouts until `stopping` is set."""
-        await unless(stopping, self._load())
-        if stopping.is_set():
-            return
         async with AsyncExitStack() as stack:
             changed: Callable[[], None] = lambda: None  # noqa: E731
             if self._members is not None:
                 changed = await stack.enter_async_context(registered(self._members, self._describe))
+            await unless(stopping, self._load())
+            if stopping.is_set():
+                return
             await self._become_ready()
             stack.push_async_callback(_cancel, asyncio.create_task(self._promoter.watch(changed)))
             stack.push_async_callback(_cancel, asyncio.create_task(self._resign(stopping, changed)))

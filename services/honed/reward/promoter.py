@@ -113,7 +113,7 @@ class Promoter:
             await self._follow_record(announced)
             if self._unrecorded:
                 await self._record_choice()
-        except HonedError as error:
+        except (HonedError, OSError) as error:
             logger.warning("promotions cannot be followed; what serves goes on", extra={"reason": str(error)})
         for candidate in announced.candidates if announced is not None else ():
             if any(s.name == candidate.name and s.kind == "reward_model" for s in self._registry.settings):
@@ -275,7 +275,7 @@ class Promoter:
             return False
         try:
             await self._registry.load(name, source, version)
-        except HonedError as error:
+        except (HonedError, OSError) as error:
             self._failed[name] = (version, str(error), self._clock() + _RETRY_S)
             logger.warning("version cannot be loaded", extra={"scorer": name, "version": version, "reason": str(error)})
             return False

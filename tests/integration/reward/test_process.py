@@ -249,6 +249,10 @@ async def test_a_service_without_its_reward_model_waits_alive_and_not_ready(
     replica = run.replica()
     async with replica.process(ready=False) as process:
         await replica.until(serving=False)
+        async with Link(redis_server.url) as link, asyncio.timeout(20):
+            while not (found := await Members(link, keys, REWARD).list()):
+                await asyncio.sleep(0.05)
+        assert not found[0].ready
         async with replica.stub() as stub:
             with pytest.raises(grpc.aio.AioRpcError, match="still being loaded") as caught:
                 await stub.Score(QUESTION, timeout=20)
