@@ -104,7 +104,7 @@ class Replica:
 
     @asynccontextmanager
     async def stub(self) -> AsyncIterator[Any]:
-        token = read_token(self._run.directory / "tokens" / "internal.token")
+        token = read_token(self._run.directory / "tokens" / "operator.token")
         async with connect(f"127.0.0.1:{self.port}", token) as channel:
             yield reward_pb2_grpc.RewardServiceStub(channel)
 
