@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.cli.display import show
 from honed.conductor.local import local_run
 from honed.conductor.run import Run
@@ -132,7 +133,7 @@ class _Session:
         judge = RidgeJudge.train(data.split.judge)
         seconds = (run.state.loop_ended_at or 0.0) - (run.state.loop_started_at or 0.0)
         return measures.Figures(
-            rm_agreement=measures.reward_model_agreement(place.reward_model, data.held_out_comparisons()),
+            rm_agreement=measures.reward_model_agreement(_reward_model(run), data.held_out_comparisons()),
             judge_before=measures.judged(judge, self._before),
             judge_after=measures.judged(judge, self._after),
             kl_mean_nats=measures.kl_to_base(place.base_model, self._after, run.settings.conductor.temperature),
@@ -163,6 +164,12 @@ class _Session:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._traffic
             self._traffic = None
+
+
+def _reward_model(run: Run) -> Path:
+    """The reward model that the run trained first, which gave its rewards."""
+    store = RewardModelStore(run.settings.policy_url, run.settings.run, TRAINED)
+    return store.fetch(store.versions()[0], run.place.root / "models" / "reward")
 
 
 def _summary(figures: measures.Figures) -> Table:

@@ -29,7 +29,6 @@ from honed.v1 import conductor_pb2_grpc
 from honed.workspace import Workspace
 
 LOCK = "run.lock"
-TRAINED = "trained"
 SERVICES = ("generation", "reward", "preference", "learner", "conductor")
 
 
@@ -89,14 +88,8 @@ def _clear(directory: Path) -> None:
 
 
 def _resolved(settings: RunSettings) -> RunSettings:
-    """Makes paths absolute, for child processes, and puts the run's own reward model where a source is `trained`."""
-    settings = settings.model_copy(update={"directory": settings.directory.absolute()})
-    trained = str(Workspace(settings.directory).reward_model)
-    scorers = tuple(
-        scorer.model_copy(update={"source": trained}) if scorer.source == TRAINED else scorer
-        for scorer in settings.reward.scorers
-    )
-    return settings.model_copy(update={"reward": settings.reward.model_copy(update={"scorers": scorers})})
+    """Makes paths absolute, for child processes."""
+    return settings.model_copy(update={"directory": settings.directory.absolute()})
 
 
 def _announce(settings: RunSettings, root: Path) -> None:

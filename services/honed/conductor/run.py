@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from honed.artifacts.reward_models import TRAINED
 from honed.conductor.feeder import Depths, Feeder
 from honed.conductor.judgements import import_judgements
 from honed.conductor.launcher import Launcher
@@ -247,7 +248,7 @@ class Run:
 
     def _trains_reward_model(self) -> bool:
         """Whether a scorer reads the reward model that this run trains."""
-        return any(s.source == str(self.place.reward_model) for s in self.settings.reward.scorers)
+        return any(scorer.source == TRAINED for scorer in self.settings.reward.scorers)
 
     def _enter(self, phase: conductor_pb2.RunPhase.ValueType, doing: str) -> None:
         self.state.phase, self.state.doing = phase, doing

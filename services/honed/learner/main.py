@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
@@ -154,6 +155,7 @@ def _generators(settings: RunSettings) -> tuple[str, ...]:
 
 
 def _snapshot(settings: RunSettings) -> str:
-    """The judgements behind the reward model, as its training wrote them down."""
-    path = Workspace(settings.directory).reward_snapshot
-    return path.read_text().strip() if path.exists() else ""
+    """The judgements behind the run's newest reward model."""
+    store = RewardModelStore(settings.policy_url, settings.run, TRAINED)
+    version = store.latest()
+    return "" if version is None else store.manifest(version).lineage.preference_snapshot

@@ -1,8 +1,8 @@
 """Attention in float32 inside a bfloat16 model, for CPUs.
 
-PyTorch's CPU kernel for attention's gradient is about five times slower in bfloat16 than in float32 (62 sequences of 33 tokens,
-4 heads of 64: 26 ms against 5 ms on one core), while matrix products are more than twice as fast. So products run in bfloat16
-and attention does not.
+PyTorch's CPU kernel for attention's gradient is about five times slower in bfloat16 than in float32
+(62 sequences of 33 tokens, 4 heads of 64: 26 ms against 5 ms on one core), while matrix products
+are more than twice as fast. So products run in bfloat16 and attention does not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Chat templates: a conversation as the text that a model was trained to continue.
 
-Renders as transformers' `apply_chat_template` does, in the same sandbox and with the same functions, and without importing
-torch: the conductor reads prompts that way. The template belongs to the model, so a version of the policy carries it.
+Renders as transformers' `apply_chat_template` does, in the same sandbox and with the same
+functions, and without importing torch: the conductor reads prompts that way. The template belongs
+to the model, so a version of the policy carries it.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class ChatTemplate:
             field: What the caller calls them, for errors.
 
         Raises:
-            InvalidArgument: There are none, or the template refuses or leaves out one of them; names the field.
+            InvalidArgument: There are none, or the template refuses or leaves out one of them;
+                names the field.
         """
         if not messages:
             raise InvalidArgument(field, "is empty; send at least one message")

@@ -1,7 +1,7 @@
 """The one loader of Hugging Face models: safetensors only, no code of the directory, no network, nothing filled in.
 
-transformers fills weights that a checkpoint lacks with random numbers, skips those that it does not know, and warns. Here
-either is an error that names the weight.
+transformers fills weights that a checkpoint lacks with random numbers, skips those that it does not
+know, and warns. Here either is an error that names the weight.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def load_language_model(directory: Path, *, device: torch.device = _CPU, dtype: 
         dtype: Of the weights; also by name, or `auto` for the checkpoint's own.
 
     Raises:
-        DataLoss: Files are missing or damaged, or weights are missing, unknown, of another shape or not finite.
+        DataLoss: Files are missing or damaged, or weights are missing, unknown, of another shape or
+            not finite.
         FailedPrecondition: It is no causal language model of text that transformers knows.
     """
     return _load(AutoModelForCausalLM, directory, device, dtype)
@@ -42,9 +43,11 @@ def load_classifier(directory: Path, *, device: torch.device = _CPU, new_head: b
     """Loads a sequence classifier with one label and a linear head `score`, in float32 and in evaluation mode.
 
     Args:
-        directory: A Hugging Face model directory: a classifier, or with `new_head` a causal language model.
+        directory: A Hugging Face model directory: a classifier, or with `new_head` a causal
+            language model.
         device: Where the weights go.
-        new_head: Take the body of a language model and leave its output layer out. The head has random weights then.
+        new_head: Take the body of a language model and leave its output layer out. The head has
+            random weights then.
 
     Raises:
         DataLoss: See `load_language_model`.
@@ -84,6 +87,7 @@ def _load(
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
                 **options,
             )
@@ -122,7 +126,7 @@ def _check_config(config: Any, directory: Path) -> None:
 
 def _check_report(report: dict[str, Any], directory: Path, may_lack: Sequence[str], may_hold: Sequence[str]) -> None:
     missing = sorted(set(report["missing_keys"]) - set(may_lack))
-    misshapen = sorted(str(key) for key in report["mismatched_keys"])
+    misshapen = sorted(name for name, *_ in report["mismatched_keys"])
     unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(tuple(may_hold)))
     for names, complaint in (
         (missing, "lacks weights of the model"),

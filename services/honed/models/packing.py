@@ -15,9 +15,10 @@ def pack(lengths: Sequence[int], budget: int, *, spare_padding: bool = True) -> 
 
     Args:
         lengths: Tokens of each sequence, at least 1.
-        budget: Tokens of a group at most, padding included. A sequence that is longer makes a group alone.
-        spare_padding: Also end a group where one more sequence would cost more in padding than another pass; False makes as
-            few groups as budget and order allow.
+        budget: Tokens of a group at most, padding included. A sequence that is longer makes a group
+            alone.
+        spare_padding: Also end a group where one more sequence would cost more in padding than
+            another pass; False makes as few groups as budget and order allow.
 
     Returns:
         Groups of indices; each index once.

@@ -1,14 +1,16 @@
 """A reward model: a language model's body and one linear head, read at the last token, in Hugging Face form.
 
-It is transformers' own `...ForSequenceClassification` with one label. transformers finds a text's last token by looking for a
-pad token, and misses it when a policy samples that id; here the lengths decide, and a model needs no pad token. Padding stands
-on the right of causal attention, so it changes no score. The model stays in evaluation mode: its only dropout is that of
-`raw_scores`.
+It is transformers' own `...ForSequenceClassification` with one label. transformers finds a text's
+last token by looking for a pad token, and misses it when a policy samples that id; here the lengths
+decide, and a model needs no pad token. Padding stands on the right of causal attention, so it
+changes no score. The model stays in evaluation mode: its only dropout is that of `raw_scores`.
 
-A reward is `gain * head + bias`. When saved, the gain is multiplied into the head's weights; the head has no bias, so that goes
-into the configuration as `reward_bias`. A reader that leaves it out gets the same rewards up to a constant.
+A reward is `gain * head + bias`. When saved, the gain is multiplied into the head's weights; the
+head has no bias, so that goes into the configuration as `reward_bias`. A reader that leaves it out
+gets the same rewards up to a constant.
 
-The reward is read at the last token and the head drawn as in lm-human-preferences (Ziegler et al. 2019).
+The reward is read at the last token and the head drawn as in lm-human-preferences (Ziegler et al.
+2019).
 """
 
 from __future__ import annotations
@@ -81,8 +83,8 @@ class RewardModel:
         Args:
             directory: A Hugging Face directory with a causal language model.
             rng: Of the head; on the host.
-            layers: Keep the body's first so many layers and drop the rest; None keeps all. On little data fewer generalise as
-                well and train faster.
+            layers: Keep the body's first so many layers and drop the rest; None keeps all. On
+                little data fewer generalise as well and train faster.
             device: Where it computes.
             precision: See `RewardModel`.
 
@@ -150,8 +152,8 @@ class RewardModel:
     def fitted(self, ids: Sequence[int], prefix: Sequence[int] = ()) -> tuple[list[int], int]:
         """As much of `ids` as the model can read, and how many tokens are left out.
 
-        The end is kept: the whole response where it fits, and the end of the prompt. So is a beginning-of-text token, without
-        which the model never saw a text.
+        The end is kept: the whole response where it fits, and the end of the prompt. So is a
+        beginning-of-text token, without which the model never saw a text.
 
         Args:
             ids: prompt and response together.
@@ -205,7 +207,8 @@ class RewardModel:
     def normalise(self, samples: Sequence[Sequence[int]], *, mean: float = 0.0, std: float = 1.0) -> None:
         """Sets gain and bias so that the rewards of `samples` have this mean and population deviation.
 
-        lm-human-preferences does so on 256 samples of the reference policy before and after training.
+        lm-human-preferences does so on 256 samples of the reference policy before and after
+        training.
 
         Raises:
             InvalidArgument: With fewer than two samples, or when the model says the same of all.

@@ -45,7 +45,8 @@ class TextTokenizer:
 
         Args:
             tokenizer: Of transformers.
-            digest: The sha256 of its `tokenizer.json`: two tokenizers of one digest give the same ids for the same text.
+            digest: The sha256 of its `tokenizer.json`: two tokenizers of one digest give the same
+                ids for the same text.
             template: Its chat template; None if it has none.
         """
         self._tokenizer = tokenizer
@@ -110,7 +111,8 @@ def render_chat(tokenizer: ChatTokenizer, messages: Sequence[ChatMessage], *, fi
         field: What the caller calls them, for errors.
 
     Raises:
-        InvalidArgument: The model has no chat template, or it refuses the messages; names the field.
+        InvalidArgument: The model has no chat template, or it refuses the messages; names the
+            field.
     """
     if tokenizer.template is None:
         raise InvalidArgument(

@@ -31,11 +31,13 @@ class ModelScorer:
 
         Args:
             name: The scorer's name in the settings.
-            directory: A model with one linear output named `score`, as AutoModelForSequenceClassification with one label has.
-            policy: The policy's tokenizer. A model with the same one takes token ids as they are; for a model with another one
-                the text is tokenised again.
+            directory: A model with one linear output named `score`, as
+                AutoModelForSequenceClassification with one label has.
+            policy: The policy's tokenizer. A model with the same one takes token ids as they are;
+                for a model with another one the text is tokenised again.
             sees_prompt: Whether it reads the prompt too.
-            batch_tokens: Tokens of one forward pass at most, padding included (a longer single sample passes alone).
+            batch_tokens: Tokens of one forward pass at most, padding included (a longer single
+                sample passes alone).
             device: Where it runs.
 
         Raises:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.support.tiny import make_tokenizer
 
+from honed.kit.errors import DataLoss
 from honed.models.chat import ChatTemplate
 from honed.reward.scorer import Kind, ScorerInput, ScorerOutput
 
@@ -102,6 +103,31 @@ def make_reward_model(
         model = LlamaForSequenceClassification(config)
     model.save_pretrained(directory)
     return directory
+
+
+def make_version(directory: Path, version: str) -> Path:
+    """The least that can be published as a reward model; `read_version` gives `version` back."""
+    import numpy
+    from safetensors.numpy import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps({"version": version}))
+    (directory / "tokenizer.json").write_text("{}")
+    save_file({"score.weight": numpy.zeros((1, 2), numpy.float32)}, directory / "model.safetensors")
+    return directory
+
+
+def read_version(directory: Path) -> str:
+    """What `make_version` wrote.
+
+    Raises:
+        DataLoss: The directory does not hold it.
+    """
+    try:
+        version: str = json.loads((directory / "config.json").read_text())["version"]
+    except (OSError, KeyError) as error:
+        raise DataLoss(f"{directory} is damaged") from error
+    return version
 
 
 def edit_config(directory: Path, **changes: object) -> None:
