@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,6 +54,7 @@ def up(run_file: RunFile = None) -> None:
     """
     from honed.settings_file import recipe_settings
 
+    _keep_private()
     asyncio.run(_up(recipe_settings(run_file, "demo")))
 
 
@@ -70,6 +72,7 @@ def demo(
     """
     from honed.cli.demo import demo_settings, run_demo
 
+    _keep_private()
     asyncio.run(run_demo(demo_settings(run_file, directory), keep=keep, fresh=fresh))
 
 
@@ -81,10 +84,13 @@ def serve(service: Annotated[Service, typer.Argument(help="Which service.")], ru
     import importlib
 
     from honed.kit.log import configure_logging
+    from honed.runtime import service_name
     from honed.settings_file import load_settings
 
+    _keep_private()
     settings = load_settings(run_file)
     configure_logging(service.value, settings.log_level)
+    service_name.set(service.value)
     module = importlib.import_module(f"honed.{service.value}.main")
     asyncio.run(module.run(settings))
 
@@ -92,10 +98,13 @@ def serve(service: Annotated[Service, typer.Argument(help="Which service.")], ru
 def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFile = None) -> None:
     """Run one training job to its end."""
     from honed.kit.log import configure_logging
+    from honed.runtime import service_name
     from honed.settings_file import load_settings
 
+    _keep_private()
     settings = load_settings(run_file)
     configure_logging(name.value, settings.log_level)
+    service_name.set("learner")  # jobs are the learner's
     if name is Job.pretrain:
         from honed.learner.jobs import pretrain
 
@@ -104,6 +113,11 @@ def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFi
         from honed.learner.jobs import reward_model
 
         asyncio.run(reward_model.run(settings))
+
+
+def _keep_private() -> None:
+    """Whatever this process and its children write, texts and pseudonyms among it, only its user can read."""
+    os.umask(0o077)
 
 
 async def _up(settings: RunSettings) -> None:

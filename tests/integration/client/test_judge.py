@@ -147,7 +147,7 @@ def test_an_import_rides_out_a_service_that_starts_again(tmp_path: Path) -> None
         loop.serve(served.preference(loop, tmp_path), tokens, port)
 
     try:
-        token = read_token(tokens / "internal.token")
+        token = read_token(tokens / "operator.token")
         with Peer("preference", f"127.0.0.1:{port}", token, environment=Environment(sleep=start_while_it_waits)) as peer:
             answers = [answer.stored for answer, _ in transfer.upload(peer, entries, 60)]
     finally:
