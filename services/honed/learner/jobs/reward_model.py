@@ -29,6 +29,7 @@ from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
+from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import FailedPrecondition
 from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
@@ -48,7 +49,6 @@ from honed.learner.reward_training import (
 from honed.models.chat import ChatMessage
 from honed.models.reward_model import RewardModel, reward_model_version
 from honed.models.tokenizer import TextTokenizer, load_tokenizer, render_chat
-from honed.preference.formats import Defaults, read_judgements
 from honed.v1 import preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace
 
