@@ -32,7 +32,7 @@ def _attend(
 
 
 def use_float32_attention(language_model: Any) -> None:
-    """Switches a model of transformers that attends by SDPA to attend in float32; leaves any other as it is."""
+    """Makes a model of transformers that attends by SDPA attend in float32; no other changes."""
     if language_model.config._attn_implementation != "sdpa":
         return
     AttentionInterface.register(NAME, _attend)

@@ -69,7 +69,7 @@ class ChatTemplate:
 
     @classmethod
     def read(cls, directory: Path) -> ChatTemplate | None:
-        """The template of a model directory: chat_template.jinja, else the one in tokenizer_config.json; None without either.
+        """Of a model directory: chat_template.jinja, else that of tokenizer_config.json, else None.
 
         Raises:
             DataLoss: A file is damaged.
@@ -140,7 +140,7 @@ def _to_json(
 
 
 def _default(templates: object) -> str | None:
-    """The template in tokenizer_config.json: a text, or a list of named ones of which `default` is meant."""
+    """Of tokenizer_config.json: a text, or a list of named ones of which `default` is meant."""
     if isinstance(templates, list):
         named = {row.get("name"): row.get("template") for row in templates if isinstance(row, dict)}
         templates = named.get("default")

@@ -1,4 +1,7 @@
-"""What the JSON files of a model directory say, read without torch: limits, special tokens, kind of model."""
+"""What the JSON files of a model directory say: limits, special tokens, kind of model.
+
+Read without torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one loader of Hugging Face models: safetensors only, no code of the directory, no network, nothing filled in.
+"""The one loader of Hugging Face models: safetensors only, no code, no network, nothing filled in.
 
 transformers fills weights that a checkpoint lacks with random numbers, skips those that it does not
 know, and warns. Here either is an error that names the weight.
@@ -40,7 +40,7 @@ def load_language_model(directory: Path, *, device: torch.device = _CPU, dtype: 
 
 
 def load_classifier(directory: Path, *, device: torch.device = _CPU, new_head: bool = False) -> Any:
-    """Loads a sequence classifier with one label and a linear head `score`, in float32 and in evaluation mode.
+    """Loads a sequence classifier with one label and a linear head `score`, in float32.
 
     Args:
         directory: A Hugging Face model directory: a classifier, or with `new_head` a causal
@@ -72,7 +72,7 @@ def _load(
     may_hold: Sequence[str] = (),
     **options: Any,
 ) -> Any:
-    """`may_lack` names weights, `may_hold` beginnings of the names of weights, that need not fit."""
+    """`may_lack` has names, `may_hold` beginnings of names, of weights that need not fit."""
     _check_files(directory)
     try:
         with _quiet():
@@ -139,7 +139,7 @@ def _check_report(report: dict[str, Any], directory: Path, may_lack: Sequence[st
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps transformers' own report of the load out of the logs: what it would say is an error here or expected."""
+    """Keeps transformers' report of the load out of the logs: it is an error here, or expected."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()

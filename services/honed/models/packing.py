@@ -1,4 +1,4 @@
-"""Divides sequences among forward passes: neighbours in length go together, so that little is padding."""
+"""Divides sequences among forward passes: neighbours in length together, to pad little."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WORTH_A_PASS: Final = 128  # padding tokens whose cost is about that of startin
 
 
 def pack(lengths: Sequence[int], budget: int, *, spare_padding: bool = True) -> list[list[int]]:
-    """Groups indices of `lengths`, shortest first, ties by index: the same lengths give the same groups.
+    """Groups indices of `lengths`, shortest first, ties by index.
 
     Args:
         lengths: Tokens of each sequence, at least 1.

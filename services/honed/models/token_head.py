@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens from hidden states, without keeping more `[N, V]` tensors alive than the formula needs.
+"""Log-probabilities of chosen tokens from hidden states, with as few `[N, V]` tensors as can be.
 
 Autograd through `log_softmax` and `gather` keeps the normalised logits and makes two more tensors
 of that size on the way back. The gradient is known in closed form, `d logp_y / d logits = onehot(y)
@@ -138,7 +138,7 @@ def chosen_logprobs(
 def chosen_logprobs_and_entropy(
     hidden: Tensor, head: TokenHead, targets: Tensor, temperatures: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `chosen_logprobs` without gradient, with the entropy of each distribution, both `[N]`, nats."""
+    """As `chosen_logprobs` without gradient, and each entropy, both `[N]`, nats."""
     arguments = (_scaled(hidden, head), head.weight, _scaled_bias(head), temperatures.reciprocal())
     log_probs = _log_probs(*arguments) if head.cap is None else _capped_log_probs(*arguments, head.cap)[1]
     chosen = log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
@@ -172,7 +172,7 @@ def _capped_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, cold:
 
 
 def _to_logits(ctx: Any, upstream: Tensor, targets: Tensor, cold: Tensor) -> Tensor:
-    """Gradient of the logits before the temperature; it takes the buffer of the log-probabilities."""
+    """Gradient of the logits before the temperature, in the buffer of the log-probabilities."""
     if ctx.log_probs is None:
         raise RuntimeError("token log-probabilities can be differentiated once only: the buffer was reused")
     gradient, ctx.log_probs = ctx.log_probs, None

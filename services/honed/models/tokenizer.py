@@ -61,7 +61,7 @@ class TextTokenizer:
         return ids
 
     def encode_all(self, texts: Iterable[str]) -> list[list[int]]:
-        """Token ids of each text without any special token; many at once are faster than one by one."""
+        """Token ids of each text without special tokens; faster than one by one."""
         batch = list(texts)
         ids: list[list[int]] = self._tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"] if batch else []
         return ids
@@ -73,7 +73,7 @@ class TextTokenizer:
 
 
 def load_tokenizer(directory: Path) -> TextTokenizer:
-    """Loads the tokenizer of a model directory; never from the network, and no code of the directory runs.
+    """Loads the tokenizer of a model directory; no network, no code of the directory.
 
     Raises:
         DataLoss: It is missing or damaged.
@@ -101,7 +101,7 @@ def tokenizer_digest(directory: Path) -> str:
 
 
 def render_chat(tokenizer: ChatTokenizer, messages: Sequence[ChatMessage], *, field: str = "messages") -> list[int]:
-    """Token ids of a conversation by the model's own chat template, up to where the assistant's answer begins.
+    """Token ids of a conversation, by the model's chat template, up to the assistant's answer.
 
     The template writes every special token itself, so none is added around its text.
 
@@ -122,7 +122,7 @@ def render_chat(tokenizer: ChatTokenizer, messages: Sequence[ChatMessage], *, fi
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokenizer files of `source` as they are: saving a loaded tokenizer anew would change its digest.
+    """Copies the tokenizer files as they are: saving a loaded one would change its digest.
 
     Raises:
         InvalidArgument: `source` has none.
