@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,14 @@ from honed.conductor.prompts import PromptMix
 from honed.conductor.submission import submit_prompts
 from honed.config import ConductorSettings, PromptMixSettings
 from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.queue.admission import AdmissionPolicy
 from honed.queue.connection import Link, Outage
 from honed.queue.inbox import PromptInbox
-from honed.queue.keys import PROMPTS, STAGES, SUBMITTED, RunKeys
+from honed.queue.keys import PROMPTS, SCORED, STAGES, SUBMITTED, RunKeys
+from honed.queue.lease import Leases
+from honed.queue.messages import Message
+from honed.queue.progress import LearnerProgress, ProgressBoard
+from honed.queue.stream import WorkQueue
 from honed.v1 import conductor_pb2, generation_pb2
 
 pytestmark = pytest.mark.redis
@@ -293,3 +299,27 @@ async def test_a_submission_with_a_prompt_that_cannot_be_used_names_it_and_adds_
     with pytest.raises(FailedPrecondition, match=r"prompt_mix\.submitted is 0"):
         await submit_prompts(request, inbox, encoder, PromptMixSettings(submitted=0))
     assert await inbox.peek(SUBMITTED, 10) == []
+
+
+async def test_unsaved_rollouts_that_went_with_redis_make_no_room_for_more(link: Link, keys: RunKeys) -> None:
+    loop, board = FakeLoop(link, keys, batch=8), ProgressBoard(link, keys)
+    scored = WorkQueue(link, keys, SCORED, "test")
+    said = LearnerProgress(fence=1, update=3, served=3, unsaved=24, turn=24)
+    await board.write(said)
+    async with Leases(link, keys).held("conductor", "me", 5_000) as lease:
+        feeder = Feeder(link, keys, lease, loop.mix(), AdmissionPolicy(8, 2, 1000), steps=None)
+        await scored.put([Message(f"{keys.run}-{turn}/0", b"") for turn in range(24)])
+        assert (await feeder.step(), feeder.depths.scored) == (True, 0)
+        await feeder.look()
+        await link.command("FLUSHALL")
+        await feeder.step()
+        await board.write(said)
+        await scored.put([Message(f"{keys.run}-{turn}/0", b"") for turn in range(100, 116)])
+        await feeder.step()
+        assert feeder.depths.scored == 16, "these wait; the 24 that had trained are gone"
+        await board.write(replace(said, unsaved=32, update=4, served=4))
+        await feeder.look()
+        assert feeder.depths.scored == 8, "8 of those that wait have trained"
+        await board.write(replace(said, unsaved=8, update=5, served=5))
+        await feeder.look()
+        assert feeder.depths.scored == 8, "after a checkpoint the learner's count is right again"
