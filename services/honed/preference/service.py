@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from honed.judgements import Entry
 from honed.kit.errors import Conflict, HonedError, InvalidArgument, Unimplemented
 from honed.preference.checks import check_filter, check_judgement, check_word
-from honed.preference.content import Entry
 from honed.preference.selection import only_after_id
 from honed.preference.store import PreferenceStore
 from honed.preference.writing import Recorded
