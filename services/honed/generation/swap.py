@@ -188,12 +188,12 @@ class VersionSwap:
                 apart = None if self._measured is None else tell_apart(measured, self._measured)
         except Exception as failure:  # whatever it was: what is loaded now must not serve
             await self._roll_back(candidate.version, serving, failure)
-            await self._release()
             raise Aborted(f"version {candidate.version} did not take, {serving.version} serves: {failure}") from failure
         self._serving, self._measured = candidate, measured
+        if apart is False:
+            logger.info("the step from %s to %s is too small for the canaries to tell", serving.version, candidate.version)
         await self._go_on()
         self._last = CommitReport(candidate.version, self._clock() - started, measured.max_error, carried, apart)
-        await self._release()
         return self._last
 
     async def _roll_back(self, failed: VersionId, serving: Candidate, failure: Exception) -> None:
@@ -216,6 +216,8 @@ class VersionSwap:
             logger.warning("the weights that do not serve were not freed", exc_info=True)
 
     async def _go_on(self) -> None:
+        # Before the host steps again: its next step computes every prefix anew, and an answer would wait for that.
+        await self._release()
         if self._paused:
             # The canaries may have needed the host to run; the operator's pause still stands.
             await self._or_die("freeze", self._host.freeze())

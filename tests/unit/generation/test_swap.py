@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from honed.artifacts import Canary, Manifest, VersionId
+from honed.artifacts.manifest import FileEntry
 from honed.generation import swap as swap_module
 from honed.generation.candidate import Candidate
 from honed.generation.engine import CommitSettings
@@ -109,7 +111,7 @@ async def swap(fresh: VersionSwap, host: FakeHost) -> VersionSwap:
 
 async def test_the_host_goes_on_only_after_the_canaries_passed(host: FakeHost, swap: VersionSwap) -> None:
     report = await swap.commit(NEW)
-    assert host.calls == ["freeze", "load 1.2", "canary 1.2", "thaw", "unstage"]
+    assert host.calls == ["freeze", "load 1.2", "canary 1.2", "unstage", "thaw"]
     assert swap.version == report.version == NEW
     assert report.pause_s == 1.0
 
@@ -174,7 +176,7 @@ async def test_whatever_fails_the_old_version_serves_again(
     host.broken = fault
     with pytest.raises(Aborted, match=r"version 1\.2 did not take, 1\.1 serves"):
         await swap.commit(NEW)
-    assert host.calls[-5:] == ["freeze", "load 1.1", "canary 1.1", "thaw", "unstage"]
+    assert host.calls[-5:] == ["freeze", "load 1.1", "canary 1.1", "unstage", "thaw"]
     assert host.sampled_by == [OLD]
     assert swap.version == OLD
     async with gate.enter():
@@ -265,8 +267,8 @@ async def test_two_commits_run_one_after_the_other(host: FakeHost, swap: Version
     host.calls.clear()
     await asyncio.gather(swap.commit(NEW), swap.commit(third))
     assert host.calls == [
-        *("freeze", "load 1.2", "canary 1.2", "thaw", "unstage"),
-        *("freeze", "load 1.3", "canary 1.3", "thaw", "unstage"),
+        *("freeze", "load 1.2", "canary 1.2", "unstage", "thaw"),
+        *("freeze", "load 1.3", "canary 1.3", "unstage", "thaw"),
     ]
 
 
@@ -276,3 +278,57 @@ async def test_a_forgotten_version_is_freed_and_not_committed(host: FakeHost, sw
     assert host.calls == ["unstage"]
     with pytest.raises(FailedPrecondition, match="PrepareVersion"):
         await swap.commit(NEW)
+
+
+async def test_a_load_that_did_nothing_is_refused_within_any_tolerance(host: FakeHost, swap: VersionSwap) -> None:
+    swap._settings = CommitSettings(10.0, 0.2, 0.5)
+    honest = host.load
+
+    async def lazily(candidate: Candidate) -> None:
+        if candidate.version == OLD:
+            await honest(candidate)
+        else:
+            await host._note(f"load {candidate.version}")
+
+    host.load = lazily  # type: ignore[method-assign]
+    with pytest.raises(Aborted, match="the load changed nothing"):
+        await swap.commit(NEW)
+    assert (swap.version, host.sampled_by) == (OLD, [OLD])
+    host.load = honest  # type: ignore[method-assign]
+    await swap.prepare(NEW, Path("/nowhere"))
+    assert (await swap.commit(NEW)).canaries_tell_apart is True
+
+
+async def test_what_reads_weights_has_a_deadline_that_grows_with_their_size(host: FakeHost, swap: VersionSwap) -> None:
+    swap._settings = CommitSettings(1e-3, 0.02, 0.02, load_bytes_per_s=1000.0)
+    large = candidate(NEW)
+    files = (FileEntry("model.safetensors", 5000, "0" * 64), FileEntry("tokenizer.json", 1 << 40, "0" * 64))
+    swap._prepared[NEW] = Candidate(large.directory, replace(large.manifest, files=files))
+    go_on = asyncio.Event()
+    host.broken["load 1.2"] = go_on
+    asyncio.get_running_loop().call_later(0.1, go_on.set)
+    assert (await swap.commit(NEW)).version == NEW
+    host.broken["stage 1.2"] = asyncio.Event()
+    with pytest.raises(Unavailable, match=r"did not answer stage within 0\.02 s"):
+        await swap.prepare(NEW, Path("/nowhere"))
+
+
+async def test_a_second_set_that_cannot_be_freed_does_not_fail_the_push(host: FakeHost, swap: VersionSwap) -> None:
+    host.broken["unstage"] = Unavailable("no answer")
+    assert (await swap.commit(NEW)).version == NEW
+
+
+async def test_nothing_is_staged_while_a_commit_may_still_need_the_old_weights(host: FakeHost, swap: VersionSwap) -> None:
+    go_on = asyncio.Event()
+    host.broken["canary 1.2"] = go_on
+    commit = asyncio.create_task(swap.commit(NEW))
+    while "canary 1.2" not in host.calls:
+        await asyncio.sleep(0)
+    third = asyncio.create_task(swap.prepare(VersionId(1, 3), Path("/nowhere")))
+    while not swap._staging._waiters:  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+    assert "stage 1.3" not in host.calls
+    go_on.set()
+    await commit
+    await third
+    assert host.calls[-3:] == ["unstage", "thaw", "stage 1.3"]

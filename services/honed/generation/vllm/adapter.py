@@ -92,14 +92,14 @@ class VLLM:
 
     async def submit(self, request: EngineRequest, cache_salt: str, *, stream: bool) -> Sampled:
         """Hands a request to the engine."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         if request.request_id.startswith(CANARY_PREFIX):
             # The scheduler runs such requests on weights that nobody has verified yet.
             raise InvalidArgument(
                 "request_id", f"{request.request_id!r} begins with {CANARY_PREFIX!r}, which is the engine's own"
             )
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
         sampling = request.sampling
         with _translated():
             queue = await self._llm.add_request(

@@ -44,6 +44,8 @@ class WeightsExtension:
             Why no second set is possible, and every change happens in place; empty if it is.
         """
         self._honed_stage: Stage | None = None
+        # An engine in bfloat16 on versions in float32 is what honed is for; vLLM would warn of each tensor at each push.
+        logging.getLogger("vllm.model_executor.models.utils").addFilter(lambda record: "with dtype" not in str(record.msg))
         if not staged:
             return "generation.staged_load is off"
         model_config = self.vllm_config.model_config
