@@ -57,6 +57,8 @@ class RunState:
     loop_ended_at: float | None = None
     admitted: int = 0
     books: Mapping[str, StageStats] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    accounts: Mapping[str, int] = field(default_factory=dict)
 
 
 class Run:
@@ -154,12 +156,13 @@ class Run:
             Link(url, outage=Outage(settings.queue.outage_s)) as link,
             Leases(link, keys).held("conductor", name, LEASE_MS) as lease,
         ):
-            encoder, mix = await asyncio.to_thread(self._prompts)
+            encoder, file = await asyncio.to_thread(self._prompts)
+            prompts = PromptMix(settings.run, file, encoder, settings.seed, settings.conductor)
             feeder = Feeder(
                 link,
                 keys,
                 lease,
-                mix,
+                prompts,
                 AdmissionPolicy(
                     settings.learner.batch,
                     settings.learner.max_staleness,
@@ -179,7 +182,8 @@ class Run:
                 await self._drained(feeder)
             finally:
                 self._submissions = None
-            self.state.admitted = feeder.admitted
+                file.close()
+            self._show(feeder)
             assert feeder.snapshot is not None
             self.state.books = feeder.snapshot.stages
 
@@ -207,13 +211,17 @@ class Run:
             await asyncio.sleep(0.2)
         self.state.depths = depths
 
+    def _show(self, feeder: Feeder) -> None:
+        self.state.admitted = feeder.admitted
+        self.state.figures, self.state.accounts = feeder.figures, feeder.accounts.by_name()
+
     async def _watch(self, feeder: Feeder) -> None:
         """Follows the learner to the end of its steps, through its restarts."""
         async with internal_channel(self.settings, self.settings.learner.target) as channel:
             stub = learner_pb2_grpc.LearnerServiceStub(channel)
             while True:
                 depths = self.state.depths = feeder.depths
-                self.state.admitted = feeder.admitted
+                self._show(feeder)
                 if depths.dead > self.settings.conductor.dead_letter_limit:
                     raise FailedPrecondition(
                         f"{depths.dead} prompts and rollouts have become dead letters: `honed dead list` shows the reasons"
@@ -227,13 +235,12 @@ class Run:
                         return
                 await asyncio.sleep(0.5)
 
-    def _prompts(self) -> tuple[PromptEncoder, PromptMix]:
+    def _prompts(self) -> tuple[PromptEncoder, PromptFile]:
         mine = self.settings.conductor
         limits = self.settings.generation
         longest = min(limits.max_prompt_tokens, limits.max_model_tokens - mine.response_tokens)
         encoder = PromptEncoder.of_model(self.place.base_model, longest=longest)
-        file = PromptFile(self._prompts_file(), encoder)
-        return encoder, PromptMix(self.settings.run, file, encoder, self.settings.seed, mine)
+        return encoder, PromptFile(self._prompts_file(), encoder)
 
     def _prompts_file(self) -> Path:
         """The prompts to train on.

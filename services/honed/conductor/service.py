@@ -111,6 +111,8 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
             depths = state.depths
             message.queue_depth.update({"prompts": depths.prompts, "rollouts": depths.rollouts, "scored": depths.scored})
             message.prompts_admitted = state.admitted
+        message.figures.update(state.figures)
+        message.accounts.update(state.accounts)
         return message
 
 
