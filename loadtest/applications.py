@@ -1,10 +1,10 @@
-"""What training costs the applications, and the applications training: one crowd with training beside it, and without.
+"""A crowd of applications with training beside it, and without: what does each cost the other?
 
     python -m loadtest.applications
 
-A small real run is started. So many applications ask at once, each again as soon as it has its answer; one that is told to
-come back later waits as long as it is told. Once while the run trains, once with the learner paused. The last line is one JSON
-object; exit status 1: a bar was missed.
+A small real run is started. So many applications ask at once, each again as soon as it has its
+answer; one that is told to come back later waits as long as it is told. Once while the run trains,
+once with the learner paused. The last line is one JSON object; exit status 1: a bar was missed.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ async def _dead_letters(run: LiveRun, name: str) -> int:
 
 
 async def _quiet(run: LiveRun) -> None:
-    """Waits until nothing is sampled any more: the learner is paused, and admission has come to its bound."""
+    """Waits until nothing is sampled: the learner is paused, and admission at its bound."""
     async with asyncio.timeout(QUIET_TIMEOUT_S):
         idle = 0
         while idle < 5:

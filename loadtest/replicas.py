@@ -1,4 +1,4 @@
-"""Generation processes over one store and one Redis, as a launcher or a cluster would run them, and their replacement."""
+"""Generation processes over one store and one Redis, and their replacement one by one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 START_TIMEOUT_S: Final = 180.0
 END_TIMEOUT_S: Final = 90.0
 FOUND_AGAIN_S: Final = 3.0
-"""A little more than `grpc.max_reconnect_backoff_ms`: clients have connected to a replica that is ready for so long."""
+"""A little more than `grpc.max_reconnect_backoff_ms`: clients have connected by then."""
 _LOG_TAIL: Final = 3000
 
 
@@ -124,7 +124,7 @@ class Replicas:
         return await self.member(replica, lambda member: member.ready, f"replica {replica.number} was not ready")
 
     async def replace_each(self, replicas: Sequence[Replica], on_step: Callable[[str], None] = lambda _: None) -> list[Replica]:
-        """Ends each process by SIGTERM and starts a successor on its ports, one after the other; the successors.
+        """Ends each process by SIGTERM and starts a successor on its ports, one after the other.
 
         Raises:
             RuntimeError: A process did not end well.

@@ -2,9 +2,10 @@
 
     python -m loadtest.rolling
 
-Whole answers and streams run all the time over the standard channel: round robin, and retries where a call did not begin. Each
-generator gets SIGTERM, drains, ends, and has a successor on its ports. The last line is one JSON object; exit status 1: a
-request failed, or what was in flight at a SIGTERM was cut off.
+Whole answers and streams run all the time over the standard channel: round robin, and retries where
+a call did not begin. Each generator gets SIGTERM, drains, ends, and has a successor on its ports.
+The last line is one JSON object; exit status 1: a request failed, or what was in flight at a
+SIGTERM was cut off.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Crowd:
 
     @asynccontextmanager
     async def asking(self, whole: int, streamed: int) -> AsyncIterator[None]:
-        """So many callers of each kind ask as long as the block runs; their last answers are waited for."""
+        """So many callers of each kind ask as long as the block runs, and get their last answers."""
         over = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for kind, call, count in (("whole", self._whole, whole), ("streamed", self._streamed, streamed)):

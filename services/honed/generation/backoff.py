@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Backoff:
-    """From `first_s`, each failure in a row doubles the pause up to `cap_s`. One for all the tasks of a worker."""
+    """From `first_s`, each failure in a row doubles the pause, up to `cap_s`."""
 
     def __init__(self, first_s: float = 0.2, cap_s: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` gives seconds."""
@@ -21,7 +21,7 @@ class Backoff:
         return max(0.0, self._until - self._clock())
 
     def failed(self) -> float:
-        """Starts a pause, and returns what is left of it. Failures within one pause have one cause: they count once."""
+        """Starts a pause, and returns what is left of it. Failures within one pause count once."""
         if not self.left_s:
             self._pause_s = min(self._cap_s, 2 * self._pause_s or self._first_s)
             self._until = self._clock() + self._pause_s

@@ -22,7 +22,7 @@ _REFUSED = (Aborted, DataLoss, FailedPrecondition, NotFound)
 
 
 class CatchUp:
-    """Compares the version that this process serves with the newest that generators have committed, at each heartbeat."""
+    """Compares the version that this process serves with the one that the others serve."""
 
     def __init__(
         self,
@@ -39,8 +39,10 @@ class CatchUp:
         Args:
             control: Changes the version.
             board: Where the learner says which version was committed last.
-            allowed: Cleared while this process is behind: what it would sample for training would be stale.
-            patience_s: How long it may be behind before it fetches the version by itself: a push may be under way.
+            allowed: Cleared while this process is behind: what it would sample for training would
+                be stale.
+            patience_s: How long it may be behind before it fetches the version by itself: a push
+                may be under way.
             clock: Seconds, monotonic.
             sleep: Pauses for seconds.
         """
@@ -52,10 +54,10 @@ class CatchUp:
         self._sleep = sleep
         self._behind_since: float | None = None
         self.refused: dict[VersionId, str] = {}
-        """Versions that this process could not serve, with the reason; it stays with what it serves."""
+        """Versions that this process could not serve, each with the reason."""
 
     async def join(self) -> None:
-        """Brings a newcomer to the version that is served. Returns as soon as there is nothing more to wait for."""
+        """Brings a newcomer to the version that is served."""
         while not await self.compare(patience_s=0.0):
             await self._sleep(HEARTBEAT_S)
 
@@ -66,7 +68,7 @@ class CatchUp:
             await self.compare()
 
     async def compare(self, patience_s: float | None = None) -> bool:
-        """Compares once, and catches up if this process is behind; True if it is not behind any more.
+        """Compares once, and catches up if this process is behind; True if it no longer is.
 
         A learner or a Redis that says nothing is no reason to be behind.
         """

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServicer):
     """Fetches versions into a local directory while the old one serves, and swaps them in.
 
-    One change at a time. The directories of the serving version and the one before stay, for a roll-back; at a commit the
-    others go.
+    One change at a time. The directories of the serving version and the one before stay, for a
+    roll-back; at a commit the others go.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
         return generation_pb2.PrepareVersionResponse(bytes_fetched=fetched, elapsed=_duration(time.monotonic() - started))
 
     async def _do_commit(self, version: VersionId) -> CommitReport | None:
-        """Commits a version; None if it serves already, as after a restart that found it in the store."""
+        """Commits a version; None if it serves already, as after a restart."""
         async with self._changing:
             if version == self._engine.version:
                 return None
@@ -165,7 +165,7 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
         return report
 
     def _clear(self, before: VersionId, now: VersionId) -> None:
-        """Removes every fetched version older than `now` but `before`: those that were refused, too."""
+        """Removes every fetched version older than `now` but `before`, refused ones too."""
         for path in self._directory.glob("[0-9]*"):  # a fetch under way has a hidden name
             if path != self._target(before) and VersionId.parse(path.name) < now:
                 shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Requests of the contract: checked against the server's limits, tokenised, and sampled by the engine."""
+"""Requests of the contract: checked, tokenised, and sampled by the engine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailabl
 from honed.v1 import common_pb2, generation_pb2
 
 _INLINE_BYTES: Final = 4096
-"""A text up to here is tokenised on the event loop, in about a millisecond; a thread would cost more than it saves."""
+"""A text up to here is tokenised on the event loop, in about a millisecond: cheaper than a thread."""
 
 RenderChat = Callable[[Sequence[generation_pb2.ChatMessage]], list[int]]
-"""Token ids of a conversation, by the policy's chat template. Blocks; raises InvalidArgument if there is no template."""
+"""Token ids of a conversation, by the policy's chat template. Blocks."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class SamplingFrontend:
         ]
 
     def training_requests(self, task: common_pb2.PromptTask, name: str) -> list[EngineRequest]:
-        """The samples of a training prompt; `name` tells this delivery of the prompt from every other.
+        """The samples of a training prompt; `name` tells this delivery of it from every other.
 
         Raises:
             InvalidArgument: A cap is exceeded; names the field.
@@ -159,7 +159,7 @@ class SamplingFrontend:
         )
 
     async def complete(self, requests: Sequence[EngineRequest]) -> list[Chunk]:
-        """Draws all samples and returns them in their order; the first failure cancels the others and is raised."""
+        """Draws all samples, in their order; the first failure cancels the others and is raised."""
         if len(requests) == 1:  # the common case needs no task group
             return [await self._complete(requests[0])]
         try:
@@ -188,7 +188,7 @@ class SamplingFrontend:
 
         try:
             async with asyncio.TaskGroup() as group:
-                # Whoever leaves this generator early ends the group, and the group its pumps: the engine forgets the requests.
+                # Whoever leaves this generator early ends the group, and the group its pumps.
                 pumps = [group.create_task(pump(i, request)) for i, request in enumerate(requests)]
                 try:
                     running = len(pumps)

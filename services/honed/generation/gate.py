@@ -1,15 +1,17 @@
-"""The gate in front of an engine: who samples next, applications or training, and who is told to come back later.
+"""The gate in front of an engine: who samples next, and who is told to come back later.
 
 Invariants, in samples:
 
 * At most `window` samples are in the engine at once, and none while the gate is shut.
 * Each class is served in the order of arrival.
-* Training always gets its floor, `1 - application_share` of the window, so that it advances however many applications ask.
-* Applications get every other slot as soon as it is free: training beyond its floor waits for them, and leaves `_HEADROOM` of
-  the window free beside those that run, so that the next ones need not wait either.
+* Training always gets its floor, `1 - application_share` of the window, so that it advances however
+  many applications ask.
+* Applications get every other slot as soon as it is free: training beyond its floor waits for them,
+  and leaves `_HEADROOM` of the window free beside those that run, so that the next ones need not
+  wait either.
 * Without applications, training has the whole window.
-* Applications beyond `queue_limit` less the training floor are refused at once. Training is never refused: it claims room
-  before it takes work.
+* Applications beyond `queue_limit` less the training floor are refused at once. Training is never
+  refused: it claims room before it takes work.
 """
 
 from __future__ import annotations
@@ -73,10 +75,13 @@ class RequestGate:
         """The gate is shut at first.
 
         Args:
-            window: Samples in the engine at once; at least 2, so that neither class can shut the other out.
-            queue_limit: Samples of applications in flight at most, waiting ones included, together with the training floor.
+            window: Samples in the engine at once; at least 2, so that neither class can shut the
+                other out.
+            queue_limit: Samples of applications in flight at most, waiting ones included, together
+                with the training floor.
             application_share: Share of the window that applications have when they need it, 0 to 1.
-            training_limit: Training samples in flight at most, whatever is free; None for no other limit than the window.
+            training_limit: Training samples in flight at most, whatever is free; None for no other
+                limit than the window.
             clock: Seconds, monotonic; measures how fast the queue moves.
 
         Raises:
@@ -119,7 +124,7 @@ class RequestGate:
 
     @property
     def training_room(self) -> int:
-        """Samples that training may claim now: they can run at once, or are next when a slot of the floor is free."""
+        """Samples that training may claim now: they run at once, or are next for a slot."""
         return 0 if self._shut or self._over else max(0, self._training_ceiling() - self._claimed)
 
     async def wait_for_training_room(self) -> int:
@@ -260,7 +265,7 @@ class RequestGate:
         return max(self.training_floor, min(self._training_most, self.window - reserved))
 
     def _retry_after_s(self) -> float:
-        """How long the queue of applications takes at the pace of the last ones, half of it: others leave it too."""
+        """Half of what the queue of applications takes at the pace of the last ones."""
         spent = self._ends[-1] - self._ends[0] if self._ends else 0.0
         if spent <= 0:
             return 1.0

@@ -1,4 +1,4 @@
-"""A generator's own directory: two processes in one would remove the versions that the other serves."""
+"""A generator's own directory: two processes in one would remove each other's versions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from honed.kit.errors import FailedPrecondition
 
 @contextmanager
 def own_directory(directory: Path, replica: int) -> Iterator[Path]:
-    """Holds the directory of one replica as long as the block runs, and yields an empty one in it for versions.
+    """Holds the directory of one replica; yields an empty one in it for versions.
 
-    The lock is the kernel's: it ends with the process, however that ends. Nothing is written or removed before it is held.
+    The lock is the kernel's: it ends with the process, however that ends. Nothing is written or
+    removed before it is held.
 
     Args:
         directory: What all generators of the run on this host, or on this volume, share.

@@ -1,8 +1,9 @@
 """The generation process: an engine, both gRPC services, and the rollout worker.
 
-In this order: the ports, so that a second process of the same settings ends before it touches anything; the directory's lock;
-the engine on the newest version that passes; what was pushed meanwhile; readiness. At SIGTERM the other way round: readiness,
-training work, the calls in flight, and the engine last.
+In this order: the ports, so that a second process of the same settings ends before it touches
+anything; the directory's lock; the engine on the newest version that passes; what was pushed
+meanwhile; readiness. At SIGTERM the other way round: readiness, training work, the calls in flight,
+and the engine last.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ class Generator:
         self._chat.tokenizer = await asyncio.to_thread(load_tokenizer, self._versions / self._engine.version.label)
         self._catch_up.refused.update(self._engine.refused)
         await self._catch_up.join()
-        # What lives by now lives to the end. A full collection over it would hold up everything for a third of a second.
+        # What lives by now lives to the end. A full collection over it would hold up everything for
+        # a third of a second.
         gc.collect()
         gc.freeze()
         return True
@@ -207,7 +209,7 @@ def limits(section: GenerationSettings) -> RequestLimits:
 
 
 def make_gate(section: GenerationSettings) -> RequestGate:
-    """The gate before the engine. Its window is a little more than the engine runs at once, so that none of it stands idle."""
+    """The gate before the engine. It lets a little more in than the engine runs at once."""
     window = max(2, section.max_num_seqs + section.max_num_seqs // 4)
     return RequestGate(window, section.max_queued, section.application_share, training_limit=section.rollout_concurrency)
 

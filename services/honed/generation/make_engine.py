@@ -13,7 +13,7 @@ from honed.generation.gate import RequestGate
 def make_engine(
     section: GenerationSettings, initial: InitialVersion | Iterable[InitialVersion], gate: RequestGate
 ) -> GenerationEngine:
-    """The engine that the settings name; `auto` takes vLLM where it is installed. `initial` is read when it starts."""
+    """The engine that the settings name; it reads `initial` when it starts."""
     commit = CommitSettings(section.canary_tolerance, section.call_timeout_s, section.commit_timeout_s)
     kind = section.engine
     if kind == "auto":

@@ -11,10 +11,10 @@ from honed.v1 import generation_pb2, generation_pb2_grpc
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
-    """Samples from the live policy. gRPC cancels a handler whose caller left; the frontend then frees the engine."""
+    """Samples from the live policy. A caller that leaves frees the engine."""
 
     def __init__(self, frontend: SamplingFrontend, replica: str = "") -> None:
-        """Serves what `frontend` draws; `replica` is the name under which this process is registered."""
+        """Serves what `frontend` draws; `replica` is the name of this process as a member."""
         self._frontend = frontend
         self._replica = replica
 

@@ -1,4 +1,4 @@
-"""Notices an engine that has work and gives nothing: it will not recover, and its process must be started anew."""
+"""Notices an engine that has work and gives nothing: its process must be started anew."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _LOOKS: Final = 8
 
 
 class StallWatch:
-    """Watches the tokens of what is in the engine. A pause and a change of weights shut the gate, and are no stall."""
+    """Watches the tokens of what is in the engine.
+
+    A pause and a change of weights shut the gate, and are no stall.
+    """
 
     def __init__(
         self,

@@ -1,10 +1,11 @@
-"""The rollout worker: takes admitted prompts, samples them from the live policy, and hands the rollouts on.
+"""The rollout worker: takes prompts, samples them from the live policy, hands the rollouts on.
 
-A prompt's rollouts go on together or not at all, in the same step that ends the prompt's entry: so a worker that dies in
-between costs time, never a rollout, and never makes one twice.
+A prompt's rollouts go on together or not at all, in the same step that ends the prompt's entry: so
+a worker that dies in between costs time, never a rollout, and never makes one twice.
 
-What is not the prompt's fault costs it no delivery: when the engine is full, drains or is gone, the prompt goes back with a
-pause, and the worker takes nothing until the pause is over. A Redis that is away stops this work and nothing else.
+What is not the prompt's fault costs it no delivery: when the engine is full, drains or is gone, the
+prompt goes back with a pause, and the worker takes nothing until the pause is over. A Redis that is
+away stops this work and nothing else.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class RolloutWorker:
         Args:
             frontend: Samples.
             queue: This process's consumer of the stage `prompts`.
-            check: Raises while this process must not work for the run; asked before the first prompt and now and then.
+            check: Raises while this process must not work for the run; asked before the first
+                prompt and now and then.
             drain_s: How long what is in hand may take at the end.
             backoff: Of the whole worker.
             clock: Seconds, monotonic.
@@ -74,13 +76,13 @@ class RolloutWorker:
         self._working: set[asyncio.Task[None]] = set()
         self._samples = self._gate.window  # of the last prompt; before the first one, as many as may be
         self.allowed = asyncio.Event()
-        """Set while prompts may be taken: cleared by whoever knows that they would be sampled by an old version."""
+        """Set while prompts may be taken; cleared when an old version would sample them."""
         self.allowed.set()
         self.state = "starting"
         """`working`, or why no prompts are taken."""
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Works until `stopping` is set; then finishes what it can and gives the rest back. Only a cancellation leaves it."""
+        """Works until `stopping` is set; then finishes what it can and gives the rest back."""
         while not stopping.is_set():
             try:
                 await unless(stopping, self._check_identity())

@@ -77,7 +77,7 @@ async def test_they_register_with_what_they_serve(setting: Setting) -> None:
 
 async def test_a_second_process_of_the_same_replica_is_refused_and_harms_nothing(setting: Setting) -> None:
     """H10: it removed the directory of the version that the first one serves."""
-    intruder = setting.generators.start(0)
+    intruder, on_its_port = setting.generators.start(0), setting.generators.start(7, setting.both[0])
     assert await intruder.ended() != 0
     log = intruder.log.read_text()
     assert "generation replica 0 runs already" in log
@@ -85,7 +85,6 @@ async def test_a_second_process_of_the_same_replica_is_refused_and_harms_nothing
     for process in setting.both:
         versions = setting.generators.root / "run" / "generation" / str(process.number) / "versions"
         assert (versions / "1.1" / "config.json").exists()
-    on_its_port = setting.generators.start(7, setting.both[0])
     assert await on_its_port.ended() != 0
     assert "is the port taken" in on_its_port.log.read_text()
     assert not (setting.generators.root / "run" / "generation" / "7").exists(), "the ports come before the disk"

@@ -298,3 +298,16 @@ async def test_before_a_version_serves_a_push_is_told_to_come_again(tmp_path: Pa
         await control.PrepareVersion(generation_pb2.PrepareVersionRequest(version=version, manifest_sha256="0" * 64), None)
     with pytest.raises(Unavailable):
         await control.CommitVersion(generation_pb2.CommitVersionRequest(version=version), None)
+
+
+async def test_prompts_of_requests_that_were_taken_are_seen_and_no_others() -> None:
+    seen: list[generation_pb2.Prompt] = []
+    served = frontend(on_prompt=seen.append)
+    prompt = generation_pb2.Prompt(text="a" * 20)
+    await ask(served, prompt)
+    with pytest.raises(InvalidArgument):
+        await ask(served, prompt, n=5)
+    with pytest.raises(InvalidArgument):
+        await ask(served, generation_pb2.Prompt(text="a" * 9000))
+    served.training_requests(common_pb2.PromptTask(prompt_token_ids=[1], samples=1), "w")
+    assert seen == [prompt]
