@@ -140,6 +140,10 @@ class CheckpointStore:
         """Directories of all checkpoints, oldest first, unchecked."""
         return [self._directory / str(name) for name in sorted(self._names())]
 
+    def newest_fence(self) -> int:
+        """The highest fence under which a checkpoint was written; 0 if there is none."""
+        return max((name.fence for name in self._names()), default=0)
+
     def latest(self, *, on_skip: Callable[[Path, str], None] | None = None) -> Checkpoint | None:
         """The newest checkpoint that is whole; None when there is none at all.
 

@@ -9,30 +9,31 @@ import math
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import torch
+from redis.exceptions import ResponseError
 
 from honed.artifacts.store import PolicyStore
-from honed.artifacts.version import VersionId
 from honed.config import RunSettings
+from honed.kit.errors import FailedPrecondition
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, internal_channel, redis_url, server_options
 from honed.learner.build import build_trainer, config_hash
-from honed.learner.checkpoint import CheckpointStore, newest_fence
+from honed.learner.checkpoint import CheckpointStore
+from honed.learner.directory_lock import locked
 from honed.learner.episodes import Vocabulary
 from honed.learner.exporter import Exporter
 from honed.learner.intake import Intake, IntakeSettings
 from honed.learner.journal import Journal
-from honed.learner.lease import LearnerLease, locked
 from honed.learner.loop import LoopSettings, TrainingLoop
 from honed.learner.model import load_language_model
 from honed.learner.pause import PauseFile
 from honed.learner.push import Pusher, RegisteredGenerators
-from honed.learner.release import Release
+from honed.learner.release import BASE, Release
 from honed.learner.rollback import History, Weights
 from honed.learner.run_state import RunState
 from honed.learner.service import LearnerService, LoadedLearner
@@ -41,9 +42,10 @@ from honed.learner.trained import TrainedIds
 from honed.learner.training import Training
 from honed.learner.update import PPOTrainer
 from honed.queue.connection import Link, Outage
-from honed.queue.holding import holding
+from honed.queue.holding import Holding, holding
+from honed.queue.identity import RunIdentity
 from honed.queue.keys import SCORED, RunKeys
-from honed.queue.lease import Leases
+from honed.queue.lease import HeldLease, Leases
 from honed.queue.members import GENERATION, Members
 from honed.queue.progress import ProgressBoard
 from honed.queue.scripts import GROUP
@@ -54,6 +56,7 @@ from honed.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 SERVICE: Final = "honed.v1.LearnerService"
+LEASE_MS: Final = 6_000
 _WATCHES: Final = (f"/{SERVICE}/WatchMetrics", f"/{SERVICE}/WatchPushes")
 _CONSUMER: Final = re.compile(r"learner-(\d+)")
 
@@ -94,16 +97,14 @@ async def _hold_lease(
     loaded: asyncio.Future[LoadedLearner],
 ) -> None:
     """Trains as long as the lease is held."""
-    leases = Leases(link, RunKeys(settings.run))
+    keys = RunKeys(settings.run)
     store = PolicyStore(settings.policy_url, settings.run)
+    identity, base = RunIdentity(link, keys), await asyncio.to_thread(store.manifest, BASE)
+    await identity.check(base.digest)
     newest = await asyncio.to_thread(store.latest)
-    above = max(newest.fence if newest else 0, newest_fence(home / "checkpoints"))
-    lease = await LearnerLease.take(leases, consumer_name("learner"), above=above)
-    async with asyncio.TaskGroup() as group:
-        keeping = group.create_task(lease.keep())
-        await _train(settings, home, link, store, lease, status, server, stopping, loaded)
-        keeping.cancel()
-    await lease.release()
+    above = max(newest.fence if newest else 0, CheckpointStore(home / "checkpoints").newest_fence())
+    async with Leases(link, keys).held("learner", consumer_name("learner"), LEASE_MS, above) as lease:
+        await _train(settings, home, link, store, lease, lambda: identity.check(base.digest), status, server, stopping, loaded)
 
 
 async def _train(
@@ -111,7 +112,8 @@ async def _train(
     home: Path,
     link: Link,
     store: PolicyStore,
-    lease: LearnerLease,
+    lease: HeldLease,
+    identify: Callable[[], Awaitable[None]],
     status: LearnerStatus,
     server: Server,
     stopping: asyncio.Event,
@@ -119,21 +121,19 @@ async def _train(
 ) -> None:
     """Loads everything, trains until told to stop, and leaves the queue."""
     section, keys = settings.learner, RunKeys(settings.run)
-    status.fence = lease.fence
+    status.fence = lease.claim.fence
     checkpoints = CheckpointStore(home / "checkpoints", keep=section.keep_checkpoints)
-    await asyncio.to_thread(_remove_leftovers, home, checkpoints, lease.fence)
+    await asyncio.to_thread(_remove_leftovers, home, checkpoints, lease.claim.fence)
     # The base version 0.0 is where training starts, and the reference of the KL penalty.
-    base = await asyncio.to_thread(store.fetch, VersionId(0, 0), home / "base")
+    base = await asyncio.to_thread(store.fetch, BASE, home / "base")
     trainer = await asyncio.to_thread(build_trainer, settings, base)
     journal = await asyncio.to_thread(lambda: Journal(home, most_mb=section.journal_mb))
     limits = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
-    queue = WorkQueue(link, keys, SCORED, f"learner-{lease.fence}", limits)
+    queue = WorkQueue(link, keys, SCORED, f"learner-{lease.claim.fence}", limits)
     generators = _generators(settings, link)
     async with contextlib.aclosing(_Closing(generators)), holding(queue) as held:
         intake = _intake(settings, queue, held, trainer, status)
-        training = Training(
-            trainer, checkpoints, timeout_s=section.update_timeout_s, stop_within_s=section.drain_s / 2
-        )
+        training = Training(trainer, checkpoints, timeout_s=section.update_timeout_s, stop_within_s=section.drain_s / 2)
         release = Release(
             store,
             Exporter(trainer.policy, base, home / "export", dtype=settings.generation.weights_dtype),
@@ -146,7 +146,7 @@ async def _train(
             preference_snapshot=_snapshot(settings),
             clock=time.time,
         )
-        reporter = _reporter(settings, link, queue, status)
+        reporter = _reporter(settings, link, queue, status, identify)
         state = RunState(training, intake, checkpoints, journal, release, lease, status, reporter, time.time)
         await asyncio.to_thread(state.load)
         await state.take_over(await _predecessors(link, keys, queue.consumer))
@@ -201,14 +201,16 @@ def _intake(settings: RunSettings, queue: WorkQueue, held: Holding, trainer: PPO
     )
 
 
-def _reporter(settings: RunSettings, link: Link, queue: WorkQueue, status: LearnerStatus) -> Reporter:
+def _reporter(
+    settings: RunSettings, link: Link, queue: WorkQueue, status: LearnerStatus, identify: Callable[[], Awaitable[None]]
+) -> Reporter:
     async def dropped() -> Mapping[str, int]:
         stats = await queue.stats()
         return {**stats.dropped, **({"dead_letter": stats.dead} if stats.dead else {})}
 
     board = ProgressBoard(link, RunKeys(settings.run))
     samples = settings.conductor.samples_per_prompt
-    return Reporter(status, board, samples=samples, dropped=dropped, promotions=NoPromotions())
+    return Reporter(status, board, samples=samples, dropped=dropped, promotions=NoPromotions(), identify=identify)
 
 
 def _loop_settings(settings: RunSettings, trainer: PPOTrainer) -> LoopSettings:
@@ -228,10 +230,10 @@ def _loop_settings(settings: RunSettings, trainer: PPOTrainer) -> LoopSettings:
 async def _predecessors(link: Link, keys: RunKeys, own: str) -> list[str]:
     """Learners whose names the queue still knows, the oldest first: their processes are gone, the lease says so."""
     try:
-        rows = await link.command("XINFO", "CONSUMERS", keys.stream(SCORED))
-    except FailedPrecondition:  # no stream yet
+        rows = await link.call(lambda: link.redis.xinfo_consumers(keys.stream(SCORED), GROUP))
+    except (FailedPrecondition, ResponseError):  # no stream or no group yet
         return []
-    names = [_field(row, b"name").decode() for row in rows]
+    names = [row["name"].decode() for row in rows]
     found = {name: int(match[1]) for name in names if (match := _CONSUMER.fullmatch(name)) and name != own}
     return sorted(found, key=found.__getitem__)
 

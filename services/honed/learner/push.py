@@ -135,7 +135,7 @@ class RegisteredGenerators:
         for address in addresses:
             if address not in self._channels:
                 self._channels[address] = self._connect(address)
-        return [generation_pb2_grpc.GenerationControlServiceStub(self._channels[address]) for address in addresses]  # type: ignore[misc]
+        return [generation_pb2_grpc.GenerationControlServiceStub(self._channels[address]) for address in addresses]
 
     async def close(self) -> None:
         """Closes every channel."""

@@ -18,9 +18,9 @@ from honed.kit.errors import HonedError
 from honed.learner.exporter import Exporter
 from honed.learner.intake import Held
 from honed.learner.journal import Journal, PushRecord
-from honed.learner.lease import LearnerLease
 from honed.learner.push import Pusher, PushReport
 from honed.learner.status import LearnerStatus
+from honed.queue.lease import HeldLease
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Release:
         exporter: Exporter,
         pusher: Pusher,
         journal: Journal,
-        lease: LearnerLease,
+        lease: HeldLease,
         status: LearnerStatus,
         *,
         keep: int,
@@ -197,7 +197,7 @@ class Release:
             try:
                 self._journal.add_push(record)
             except OSError as error:  # a full disk loses a line of the journal, not the push
-                logger.error("the push is not in the journal", extra={"version": record.version, "reason": str(error)})
+                logger.warning("the push is not in the journal", extra={"version": record.version, "reason": str(error)})
 
     async def _retain(self) -> None:
         try:

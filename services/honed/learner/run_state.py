@@ -15,12 +15,12 @@ from honed.kit.errors import DataLoss, NotFound
 from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress
 from honed.learner.intake import Held, Intake
 from honed.learner.journal import Journal, UpdateRecord
-from honed.learner.lease import LearnerLease
 from honed.learner.release import BASE, Release
 from honed.learner.rollback import Destination
 from honed.learner.stats import SAMPLER_GAP_ALARM, UpdateStats
 from honed.learner.status import LearnerStatus, Reporter
 from honed.learner.training import Training
+from honed.queue.lease import HeldLease
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class RunState:
         checkpoints: CheckpointStore,
         journal: Journal,
         release: Release,
-        lease: LearnerLease,
+        lease: HeldLease,
         status: LearnerStatus,
         reporter: Reporter,
         clock: Callable[[], float],
@@ -66,7 +66,7 @@ class RunState:
         """Update of the last roll-back of this process."""
         self.rollbacks = 0
         """Roll-backs of this process."""
-        status.fence = lease.fence
+        status.fence = lease.claim.fence
 
     def load(self) -> None:
         """Loads the newest whole checkpoint, if there is one. Blocks.
@@ -102,12 +102,12 @@ class RunState:
         self.saved = None
         self.intake.trained.add(each.rollout_id for each in held)
         self.unsaved += held
-        self.status.version = VersionId(self.lease.fence, self.training.step)
+        self.status.version = VersionId(self.lease.claim.fence, self.training.step)
 
     async def rename(self) -> None:
         """Gives the same weights a version of a new fence."""
-        self.status.fence = await self.lease.advance()
-        self.status.version, self.saved = VersionId(self.lease.fence, self.training.step), None
+        self.status.fence = (await self.lease.raise_fence()).fence
+        self.status.version, self.saved = VersionId(self.lease.claim.fence, self.training.step), None
 
     async def skip(self, held: Sequence[Held], reason: str) -> None:
         """Writes down that a batch was not applied."""
@@ -155,13 +155,13 @@ class RunState:
             else:
                 await self.release.push(manifest)
                 return
-        self.status.version = VersionId(self.lease.fence, self.training.step)
+        self.status.version = VersionId(self.lease.claim.fence, self.training.step)
         await self.publish([])
 
     async def go_back(self, destination: Destination, *, publish: bool = True) -> None:
         """Goes on from another point under a new fence. Repeated after a failure half-way, it completes."""
         await self.release.stop()
-        self.status.fence = fence = await self.lease.advance()
+        self.status.fence = fence = (await self.lease.raise_fence()).fence
         step, unsaved = destination.step, self.unsaved
         self.intake.put_back(unsaved)
         self.unsaved = []

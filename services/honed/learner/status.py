@@ -45,7 +45,7 @@ class LearnerStatus:
     state: learner_pb2.LearnerState.ValueType = learner_pb2.LEARNER_STATE_STARTING
     fence: int = 0
     update: int = 0
-    version: VersionId = VersionId(0, 0)
+    version: VersionId = field(default_factory=lambda: VersionId(0, 0))
     served: VersionId | None = None
     checkpoint_update: int = 0
     unsaved: int = 0
@@ -113,6 +113,7 @@ class Reporter:
         samples: int,
         dropped: Callable[[], Awaitable[Mapping[str, int]]],
         promotions: Promotions,
+        identify: Callable[[], Awaitable[None]],
     ) -> None:
         """Writes nothing yet.
 
@@ -122,9 +123,10 @@ class Reporter:
             samples: Rollouts of one turn.
             dropped: Counts the rollouts that did not train, by reason.
             promotions: Which scorers are promoted.
+            identify: Says in Redis what this run is, in case Redis has forgotten.
         """
         self._status, self._board, self._samples = status, board, samples
-        self._dropped, self._promotions = dropped, promotions
+        self._dropped, self._promotions, self._identify = dropped, promotions, identify
 
     async def write(self) -> None:
         """Writes the progress now."""
@@ -132,7 +134,8 @@ class Reporter:
             logger.warning("a learner with a higher fence reports its progress", extra={"fence": self._status.fence})
 
     async def refresh(self) -> None:
-        """Reads the drops and the promoted scorers."""
+        """Reads the drops and the promoted scorers, and says whose run this is."""
+        await self._identify()
         self._status.dropped = await self._dropped()
         self._status.scorers = await self._promotions.promoted()
 
