@@ -131,7 +131,9 @@ async def _train(
     limits = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
     queue = WorkQueue(link, keys, SCORED, f"learner-{lease.claim.fence}", limits)
     generators = _generators(settings, link)
-    async with contextlib.aclosing(_Closing(generators)), holding(queue) as held:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(generators.close)
+        held = await stack.enter_async_context(holding(queue))
         intake = _intake(settings, queue, held, trainer, status)
         training = Training(trainer, checkpoints, timeout_s=section.update_timeout_s, stop_within_s=section.drain_s / 2)
         release = Release(
@@ -159,13 +161,6 @@ async def _train(
         async with _beside(reporter, journal, stopping):
             await loop.run()
         await queue.leave()
-
-
-class _Closing:
-    """Closes channels at the end of a block."""
-
-    def __init__(self, generators: RegisteredGenerators) -> None:
-        self.aclose = generators.close
 
 
 @asynccontextmanager

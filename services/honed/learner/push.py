@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -25,8 +25,10 @@ logger = logging.getLogger(__name__)
 
 REFUSALS: Final = frozenset({grpc.StatusCode.ABORTED, grpc.StatusCode.DATA_LOSS})
 
-Stub = generation_pb2_grpc.GenerationControlServiceAsyncStub
-Generators = Callable[[], Awaitable[Sequence[Stub]]]
+if TYPE_CHECKING:  # the generated module has this name for type checkers alone
+    Stub = generation_pb2_grpc.GenerationControlServiceAsyncStub
+
+Generators = Callable[[], Awaitable[Sequence["Stub"]]]
 """A control stub for each generator that is registered now."""
 
 
