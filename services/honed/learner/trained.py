@@ -35,6 +35,15 @@ class TrainedIds:
         self.turn = 0
         """First turn after all that are in the set."""
 
+    @classmethod
+    def all_before(cls, run: str, turn: int) -> Self:
+        """Sample 0 of each turn before one."""
+        found = cls(run)
+        full, rest = divmod(turn, 8)
+        found._bitmaps = [bytearray(b"\xff" * full + bytes([(1 << rest) - 1]))]
+        found.turn = turn
+        return found
+
     def __contains__(self, rollout_id: str) -> bool:
         found = self._parsed(rollout_id)
         if found is None:

@@ -203,7 +203,7 @@ def test_a_late_write_of_a_lower_fence_is_not_the_newest(tmp_path: Path, monkeyp
 
 def test_checkpoints_of_the_format_before_are_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "00000007-step-7").mkdir()
-    with pytest.raises(FailedPrecondition, match="00000007-step-7 has format 1.*begin another run"):
+    with pytest.raises(FailedPrecondition, match=r"00000007-step-7 has format 1.*begin another run"):
         CheckpointStore(tmp_path).latest()
 
 

@@ -278,7 +278,8 @@ async def test_a_batch_that_explodes_is_skipped_and_leaves_the_weights_as_they_w
     steady = await world.start()
     await world.to_the_end(steady)
     expected = steady.state.training.trainer.policy.tensors()
-    other = World(world.root / "other", world.store, [FakeGenerator()], FakeIntake([good[0], spoiled(batches(1, start=7)[0]), *good[1:]]))
+    came = FakeIntake([good[0], spoiled(batches(1, start=7)[0]), *good[1:]])
+    other = World(world.root / "other", world.store, [FakeGenerator()], came)
     (other.root / "base").parent.mkdir()
     shutil.copytree(world.root / "base", other.root / "base")
     other.store = type(world.store)(other.root / "policy", "r")
@@ -359,7 +360,7 @@ async def test_with_no_staleness_allowed_the_same_weights_come_again_under_anoth
 async def test_a_version_that_is_refused_again_and_again_stops_training(world: World) -> None:
     world.settings = {"failures": 2}
     world.generator.refuses = {1}
-    world.intake.batches = [batches(1, start=k)[0] for k in range(0, 1)] + [batches(1, fence=f, start=10 + f)[0] for f in range(2, 12)]
+    world.intake.batches = [*batches(1), *(batches(1, fence=fence, start=10 + fence)[0] for fence in range(2, 12))]
     world.steps = 9
     learner = await world.start()
     await world.until(learner, lambda: learner.status.state == learner_pb2.LEARNER_STATE_FAILED)
