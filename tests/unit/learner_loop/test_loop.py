@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
 import pytest
-from tests.unit.learner_loop.conftest import FakeGenerator, FakeIntake, World, batches, spoiled
+from tests.support.learner_world import FakeGenerator, FakeIntake, World, batches, make_world, spoiled
 
 from honed.artifacts import VersionId
 from honed.learner.checkpoint import CheckpointStore
@@ -279,10 +278,8 @@ async def test_a_batch_that_explodes_is_skipped_and_leaves_the_weights_as_they_w
     await world.to_the_end(steady)
     expected = steady.state.training.trainer.policy.tensors()
     came = FakeIntake([good[0], spoiled(batches(1, start=7)[0]), *good[1:]])
-    other = World(world.root / "other", world.store, [FakeGenerator()], came)
-    (other.root / "base").parent.mkdir()
-    shutil.copytree(world.root / "base", other.root / "base")
-    other.store = type(world.store)(other.root / "policy", "r")
+    other = make_world(world.root / "other")
+    other.intake = came
     learner = await other.start()
     await other.to_the_end(learner)
     assert other.intake.dropped == [(i, "bad_batch") for i in ids(range(28, 32))]
