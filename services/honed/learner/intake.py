@@ -184,6 +184,13 @@ class Intake:
         waiting, self._waiting = self._waiting, []
         await self._queue.release(self._let_go(waiting))
 
+    async def close(self) -> None:
+        """Ends what is under way; what Redis gave meanwhile comes again after its lease."""
+        if self._taking is not None:
+            self._taking.cancel()
+            await asyncio.wait([self._taking])
+            self._taking = None
+
     async def _take(self, count: int) -> list[Delivery]:
         """Takes from the stream; a cancelled call goes on, and the next one gets its answer.
 

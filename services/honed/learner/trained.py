@@ -18,7 +18,7 @@ from honed.kit.errors import DataLoss
 FOREIGN: Final = 100_000
 """Ids of another form that are remembered."""
 
-_ID: Final = re.compile(r"(0|[1-9][0-9]{0,11})/(0|[1-9][0-9]{0,4})")
+_ID: Final = re.compile(r"(0|[1-9][0-9]{0,11})/(0|[1-9][0-9]{0,3})")
 _MOST_BYTES: Final = 1 << 28
 """Of one bitmap: two thousand million turns. A larger turn is a foreign id, not a reason to fill the memory."""
 

@@ -48,7 +48,8 @@ def intake(queue: Callable[..., WorkQueue]) -> Open:
         known.add(trained)
         async with holding(own) as held, asyncio.timeout(30):
             settings = IntakeSettings(staleness, on_promotion=on_promotion)
-            yield Intake(own, held, Vocabulary(258), settings, known, lambda: promoted or {})
+            async with closing(Intake(own, held, Vocabulary(258), settings, known, lambda: promoted or {})) as taking:
+                yield taking
 
     return open_intake
 
@@ -63,6 +64,14 @@ def expire(link: Link, keys: RunKeys) -> Callable[..., Awaitable[None]]:
             await link.redis.xclaim(keys.stream(SCORED), "workers", d.consumer, 0, [d.entry], idle=3_600_000, justid=True)
 
     return expire
+
+
+@asynccontextmanager
+async def closing(intake: Intake) -> AsyncIterator[Intake]:
+    try:
+        yield intake
+    finally:
+        await intake.close()
 
 
 def ids(held: list[Held]) -> list[str]:
@@ -311,3 +320,17 @@ async def test_a_cancelled_wait_ends_whenever_the_cancellation_comes(queue: Call
                 await asyncio.sleep(0)
             collecting.cancel()
             assert await asyncio.wait([collecting], timeout=5) == ({collecting}, set())
+
+
+async def test_what_redis_gave_to_a_cancelled_wait_is_in_the_next_batch_in_its_order(
+    queue: Callable[..., WorkQueue], intake: Open
+) -> None:
+    """A pause or a roll-back ends the wait; what was on its way must not come back after its lease, out of order."""
+    messages = work(4)
+    async with intake() as taking:
+        collecting = asyncio.ensure_future(taking.collect(4, 0))
+        await asyncio.sleep(0.05)  # it waits in Redis
+        collecting.cancel()
+        await asyncio.wait([collecting])
+        await queue("test").put(messages)
+        assert ids(await taking.collect(4, 0)) == [message.id for message in messages]

@@ -92,7 +92,10 @@ async def learning(world: World, link: Link, fence: int = 1) -> AsyncIterator[Le
             learner.status, ProgressBoard(link, KEYS), samples=1, dropped=dropped, promotions=NoPromotions(), identify=identify
         )
         await learner.state.take_over([f"learner-{earlier}" for earlier in range(1, fence)])
-        yield learner
+        try:
+            yield learner
+        finally:
+            await world.intake.close()  # type: ignore[attr-defined]
 
 
 @asynccontextmanager
