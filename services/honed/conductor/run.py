@@ -1,239 +1,174 @@
 """A run from its start to its end: services up, language model, reward model, online loop.
 
-Each phase leaves its result in the run's directory and is skipped when the result is there: a run that was interrupted, or
-whose conductor was killed, goes on where it was.
+Each phase leaves its result behind and is skipped when the result is there: a run that was interrupted, or whose conductor was
+killed, goes on where it was. When training ends or fails, the services that were started go on serving.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from honed.conductor.admitter import Admitter, Depths
+import grpc
+
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.tokenizer import fetch_tokenizer
+from honed.conductor.evaluation import Evaluation
+from honed.conductor.fleet import Fleet
 from honed.conductor.judgements import import_judgements
-from honed.conductor.launcher import Launcher
-from honed.conductor.processes import Processes
-from honed.conductor.prompts import PromptSequence, check_prompts
+from honed.conductor.online import OnlineLoop
+from honed.conductor.prompts import check_prompts
+from honed.conductor.state import PHASE_NAMES, RunState
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition, HonedError, Unavailable, root_cause
+from honed.kit.errors import FailedPrecondition, Unavailable, root_cause
 from honed.kit.progress import JobProgress, read_progress
-from honed.kit.wiring import consumer_name, internal_channel, redis_url
-from honed.queue.admission import Admission, AdmissionPolicy
-from honed.queue.connection import Link, Outage
-from honed.queue.keys import STAGES, RunKeys
-from honed.queue.lease import Claim, Leases
-from honed.queue.stats import StageStats
-from honed.queue.stream import WorkQueue
-from honed.v1 import conductor_pb2, learner_pb2, learner_pb2_grpc, preference_pb2_grpc
+from honed.kit.wiring import internal_channel
+from honed.v1 import conductor_pb2, preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-RELEASE_TIMEOUT_S = 2.0
-LEASE_MS = 10_000
-JOB_TIMEOUT_S = 24 * 3600.0
+POLL_S = 1.0
+CALL_TIMEOUT_S = 30.0
+TRAINABLE_KINDS = ("pairwise", "ranking", "rating")
 Hook = Callable[[], Awaitable[None]]
 
 
-@dataclass
-class RunState:
-    """Where the run stands; the service and the display read it."""
-
-    phase: conductor_pb2.RunPhase.ValueType = conductor_pb2.RUN_PHASE_STARTING
-    doing: str = "starting services"
-    started_at: float = field(default_factory=time.time)
-    ended_at: float | None = None
-    error: str = ""
-    depths: Depths | None = None
-    learner: learner_pb2.GetStatusResponse | None = None
-    imported: int = 0
-    loop_started_at: float | None = None
-    loop_ended_at: float | None = None
-    admitted: int = 0
-    books: Mapping[str, StageStats] = field(default_factory=dict)
-
-
 class Run:
-    """One run on one launcher."""
+    """One run over one fleet of services."""
 
-    def __init__(self, settings: RunSettings, launcher: Launcher, processes: Processes) -> None:
+    def __init__(self, settings: RunSettings, fleet: Fleet, store: PolicyStore) -> None:
         """Starts nothing yet; `settings` have every port chosen."""
-        self.settings, self.launcher, self.processes = settings, launcher, processes
+        self.settings, self.fleet, self.store = settings, fleet, store
         self.state = RunState()
         self.stopping = asyncio.Event()
-        self.place = Workspace(settings.directory)
+        self.workspace = Workspace(settings.directory)
+        self.evaluation = Evaluation(settings, fleet, self.workspace)
 
-    async def execute(self, before_loop: Hook | None = None) -> None:
-        """Goes through the phases; returns when the learner has done its steps, or the run was stopped.
+    async def execute(self, before_loop: Hook | None = None, *, fail_with_learner: bool = False) -> None:
+        """Goes through the phases; returns when the learner has made its updates, or the run was stopped.
+
+        However training ends, no service is stopped here.
 
         Args:
             before_loop: awaited between the start of all services and the first prompt.
+            fail_with_learner: whether a learner that has given up ends the run. Otherwise it waits for a person, who may let
+                the learner go on.
 
         Raises:
-            HonedError: a phase failed; the state says so too.
+            HonedError: training failed; the state says so too.
         """
         work = asyncio.ensure_future(self._phases(before_loop))
-        failed = asyncio.ensure_future(self.launcher.failed())
+        lost = asyncio.ensure_future(self._lost(fail_with_learner))
         stop = asyncio.ensure_future(self.stopping.wait())
         try:
-            await asyncio.wait({work, failed, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, lost, stop}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 await work
                 self._enter(conductor_pb2.RUN_PHASE_FINISHED, "done")
-            elif failed.done():
-                raise Unavailable(failed.result())
+            elif lost.done():
+                raise Unavailable(lost.result())
             else:
                 self._enter(conductor_pb2.RUN_PHASE_STOPPED, "stopped")
         except BaseException as error:
             self.state.error = str(root_cause(error)) or type(error).__name__
-            self._enter(conductor_pb2.RUN_PHASE_FAILED, "failed")
+            self.state.alarm("training", f"training failed, serving goes on: {self.state.error}")
+            self._enter(conductor_pb2.RUN_PHASE_FAILED, "training failed; what was started goes on serving")
             raise
         finally:
             self.state.ended_at = time.time()
-            for task in (failed, stop, work):
+            for task in (lost, stop, work):
                 task.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            await asyncio.gather(work, lost, stop, return_exceptions=True)
 
     def job_progress(self) -> JobProgress | None:
         """How far the job of the phase is."""
-        names = {conductor_pb2.RUN_PHASE_PRETRAIN: "pretrain", conductor_pb2.RUN_PHASE_REWARD_MODEL: "reward-model"}
-        name = names.get(self.state.phase)
-        return read_progress(self.place.progress / f"{name}.json") if name else None
+        name = PHASE_NAMES[self.state.phase]
+        jobs = (conductor_pb2.RUN_PHASE_PRETRAIN, conductor_pb2.RUN_PHASE_REWARD_MODEL)
+        return read_progress(self.workspace.progress / f"{name}.json") if self.state.phase in jobs else None
+
+    def alarms(self) -> list[str]:
+        """What needs a person; empty when all is well."""
+        return [*self.state.alarms.values(), *(state.alarm for state in self.fleet.states() if state.alarm)]
 
     async def _phases(self, before_loop: Hook | None) -> None:
-        timeout = self.settings.conductor.start_timeout_s
-        await asyncio.to_thread(check_prompts, self._prompts_file())
-        redis = await asyncio.to_thread(self.processes.redis)
+        timeout_s = self.settings.conductor.start_timeout_s
+        prompts = self._prompts()
+        await asyncio.to_thread(check_prompts, prompts)
         async with asyncio.TaskGroup() as group:
-            if redis is not None:
-                group.create_task(self.launcher.start(redis, timeout))
-            group.create_task(self.launcher.start(self.processes.service("preference"), timeout))
+            group.create_task(self.fleet.start_redis(timeout_s))
+            group.create_task(self.fleet.start("preference", timeout_s))
         async with asyncio.TaskGroup() as group:
+            # Beside the job: reading tens of thousands of lines takes the store some time.
             group.create_task(self._import())
             self._enter(conductor_pb2.RUN_PHASE_PRETRAIN, "training the language model")
-            group.create_task(self.launcher.run_job(self.processes.job("pretrain"), JOB_TIMEOUT_S))
+            group.create_task(self.fleet.run_job("pretrain"))
         self._enter(conductor_pb2.RUN_PHASE_REWARD_MODEL, "training the reward model")
         async with asyncio.TaskGroup() as group:
             # The engine takes its time to start, and it can serve the base model already.
-            group.create_task(self.launcher.start(self.processes.service("generation"), timeout))
+            group.create_task(self.fleet.start("generation", timeout_s))
             if self._trains_reward_model():
-                group.create_task(self.launcher.run_job(self.processes.job("reward-model"), JOB_TIMEOUT_S))
+                group.create_task(self._train_reward_model())
         self._enter(conductor_pb2.RUN_PHASE_PPO, "starting reward and learner")
         async with asyncio.TaskGroup() as group:
             for name in ("reward", "learner"):
-                group.create_task(self.launcher.start(self.processes.service(name), timeout))
+                group.create_task(self.fleet.start(name, timeout_s))
+        self.state.doing = "evaluating the base policy"
+        await self.evaluation.before()
         if before_loop is not None:
-            self.state.doing = "sampling the base policy"
             await before_loop()
         self.state.doing = "online loop"
         self.state.loop_started_at = time.time()
-        await self._loop()
+        await OnlineLoop(self.settings, self.fleet, self.state, await asyncio.to_thread(self._tokenizer)).run(prompts)
         self.state.loop_ended_at = time.time()
+        self.state.doing = "evaluating the policy"
+        await self.evaluation.after()
+
+    async def _lost(self, fail_with_learner: bool) -> str:
+        """Returns the reason when a service that training needs is not started again, or the learner has given up."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            for state in self.fleet.states():
+                if state.given_up:
+                    return state.alarm
+            if fail_with_learner and self.state.phase == conductor_pb2.RUN_PHASE_FAILED:
+                return self.state.alarms.get("learner") or "the learner has given up"
 
     async def _import(self) -> None:
-        async with internal_channel(self.settings, self.settings.preference.target) as channel:
+        async with internal_channel(self.settings, self.fleet.target("preference")) as channel:
             stub = preference_pb2_grpc.PreferenceServiceStub(channel)
             for source in self.settings.data.judgements:
                 self.state.imported += await import_judgements(stub, source)
 
-    async def _loop(self) -> None:
-        """Feeds the loop until the learner has done its steps."""
-        settings = self.settings
-        url = self.processes.redis_url or redis_url(settings)
-        async with Link(url, outage=Outage(settings.queue.outage_s)) as link, self._leased(link) as claim:
-            keys = RunKeys(settings.run)
-            name = consumer_name("conductor")
-            queues = {stage: WorkQueue(link, keys, stage, name) for stage in STAGES}
-            admitter = Admitter(
-                AdmissionPolicy(settings.learner.batch, settings.learner.max_staleness, settings.conductor.max_in_flight),
-                Admission(link, keys),
-                claim,
-                queues,
-                await asyncio.to_thread(self._prompts),
-                samples_per_prompt=settings.conductor.samples_per_prompt,
-                target=(settings.learner.steps or 1 << 40) * settings.learner.batch,
-            )
-            finished = asyncio.Event()
-            async with asyncio.TaskGroup() as group:
-                feeding = group.create_task(admitter.run(finished))
-                await self._watch(admitter)
-                finished.set()
-                await feeding
-            await self._drained(admitter)
-            self.state.admitted = admitter.position
-            self.state.books = {stage: await queue.stats() for stage, queue in queues.items()}
-
-    async def _drained(self, admitter: Admitter) -> None:
-        """Waits until the streams are empty: each rollout has then trained, or left for a reason that is counted."""
-        end = time.monotonic() + self.settings.conductor.drain_timeout_s
-        while (depths := await admitter.depths()).in_flight:
-            self.state.depths = depths
-            if time.monotonic() > end:
-                raise Unavailable(
-                    f"the streams were not empty {self.settings.conductor.drain_timeout_s:g} s after the last step "
-                    f"({depths}): `honed status` tells which service stands still"
+    async def _train_reward_model(self) -> None:
+        doing = self.state.doing
+        async with internal_channel(self.settings, self.fleet.target("preference")) as channel:
+            stub = preference_pb2_grpc.PreferenceServiceStub(channel)
+            while not await self._has_judgements(stub):
+                self.state.doing = (
+                    f"waiting for judgements: honed judge import FILE --format trl --run {self.settings.directory}"
                 )
-            await asyncio.sleep(0.2)
-        self.state.depths = depths
+                await asyncio.sleep(POLL_S)
+        self.state.doing = doing
+        await self.fleet.run_job("reward-model")
 
-    async def _watch(self, admitter: Admitter) -> None:
-        """Follows the learner to the end of its steps, through its restarts."""
-        async with internal_channel(self.settings, self.settings.learner.target) as channel:
-            stub = learner_pb2_grpc.LearnerServiceStub(channel)
-            while True:
-                depths = self.state.depths = await admitter.depths()
-                self.state.admitted = admitter.position
-                if depths.dead > self.settings.conductor.dead_letter_limit:
-                    raise FailedPrecondition(
-                        f"{depths.dead} prompts and rollouts have become dead letters: `honed dead list` shows the reasons"
-                    )
-                try:
-                    self.state.learner = await stub.GetStatus(learner_pb2.GetStatusRequest(), timeout=5)
-                except Exception as error:  # it may be starting again; the launcher knows when to give up
-                    logger.info("the learner does not answer", extra={"reason": str(error)})
-                else:
-                    if self.state.learner.state == learner_pb2.LEARNER_STATE_FINISHED:
-                        return
-                await asyncio.sleep(0.5)
-
-    @asynccontextmanager
-    async def _leased(self, link: Link) -> AsyncIterator[Claim]:
-        """Holds the conductor's lease, so that two conductors never feed one run."""
-        leases = Leases(link, RunKeys(self.settings.run))
-        end = time.monotonic() + 2 * LEASE_MS / 1000
-        while True:
-            try:
-                claim = await leases.acquire("conductor", consumer_name("conductor"), LEASE_MS)
-                break
-            except FailedPrecondition:
-                if time.monotonic() > end:
-                    raise
-                await asyncio.sleep(0.5)
+    async def _has_judgements(self, stub: preference_pb2_grpc.PreferenceServiceAsyncStub) -> bool:
         try:
-            async with asyncio.TaskGroup() as group:
-                keeping = group.create_task(leases.keep(claim, LEASE_MS))
-                yield claim
-                keeping.cancel()
-        finally:
-            # Also of a run that was stopped or failed, for its successor; without Redis the lease runs out by itself.
-            with contextlib.suppress(HonedError, TimeoutError):
-                async with asyncio.timeout(RELEASE_TIMEOUT_S):
-                    await leases.release(claim)
+            stats = await stub.GetStats(preference_pb2.GetStatsRequest(), timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:  # the launcher starts it again
+            logger.info("the preference service does not answer", extra={"reason": error.details()})
+            return False
+        return any(stats.by_kind.get(kind, 0) for kind in TRAINABLE_KINDS)
 
-    def _prompts(self) -> PromptSequence:
-        mine = self.settings.conductor
-        path = self._prompts_file()
-        limits = self.settings.generation
-        longest = min(limits.max_prompt_tokens, limits.max_model_tokens - mine.response_tokens)
-        return PromptSequence.load(self.settings.run, path, self.place.base_model, self.settings.seed, mine, longest=longest)
+    def _tokenizer(self) -> Path:
+        """A directory with the policy's tokenizer."""
+        local = self.workspace.base_model
+        return local if local.exists() else fetch_tokenizer(self.store, self.workspace.conductor / "tokenizer")
 
-    def _prompts_file(self) -> Path:
+    def _prompts(self) -> Path:
         """The prompts to train on.
 
         Raises:
@@ -245,8 +180,8 @@ class Run:
 
     def _trains_reward_model(self) -> bool:
         """Whether a scorer reads the reward model that this run trains."""
-        return any(s.source == str(self.place.reward_model) for s in self.settings.reward.scorers)
+        return any(s.source in ("trained", str(self.workspace.reward_model)) for s in self.settings.reward.scorers)
 
     def _enter(self, phase: conductor_pb2.RunPhase.ValueType, doing: str) -> None:
-        self.state.phase, self.state.doing = phase, doing
-        logger.info("phase", extra={"phase": conductor_pb2.RunPhase.Name(phase)})
+        self.state.enter(phase, doing)
+        logger.info("phase", extra={"phase": PHASE_NAMES[phase]})
