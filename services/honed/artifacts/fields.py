@@ -23,6 +23,10 @@ class Fields:
         """The full path of `key`."""
         return f"{self._path}.{key}" if self._path else key
 
+    def has(self, key: str) -> bool:
+        """Whether there is such a key."""
+        return key in self._values
+
     def done(self) -> None:
         """Raises InvalidArgument if a key was not taken."""
         unknown = sorted(set(self._values) - self._taken)
@@ -54,12 +58,14 @@ class Fields:
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of finite numbers."""
-        result = []
-        for i, value in enumerate(self._list(key)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise self._wrong(f"{key}[{i}]", "a finite number", value)
-            result.append(float(value))
-        return tuple(result)
+        return tuple(self._number(f"{key}[{i}]", value) for i, value in enumerate(self._list(key)))
+
+    def numbers_by_name(self, key: str) -> dict[str, float]:
+        """An object of finite numbers."""
+        value = self._take(key)
+        if not isinstance(value, dict):
+            raise self._wrong(key, "an object", value)
+        return {name: self._number(f"{key}.{name}", number) for name, number in value.items()}
 
     def object(self, key: str) -> Fields:
         """A nested object."""
@@ -91,6 +97,11 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise self._wrong(key, "an integer from 0", value)
         return value
+
+    def _number(self, key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._wrong(key, "a finite number", value)
+        return float(value)
 
     def _wrong(self, key: str, wanted: str, value: Any) -> InvalidArgument:
         return InvalidArgument(self.name(key), f"must be {wanted}, got {str(value)[:80]!r}")

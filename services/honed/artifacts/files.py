@@ -1,26 +1,24 @@
-"""The two kinds of storage under a policy store: a local directory, durable against power loss, and any fsspec file system."""
+"""The two kinds of storage under a store: a local directory, durable against power loss, and any fsspec file system."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import fsspec
 
+from honed.artifacts.calls import StoreCalls
 from honed.kit.errors import DataLoss, InvalidArgument, Overloaded, Unavailable
 
 CHUNK_BYTES = 8 << 20
-
-T = TypeVar("T")
 
 
 class StoreFull(Overloaded):
@@ -83,7 +81,7 @@ def open_backend(location: str, io_timeout_s: float) -> Backend:
     try:
         file_system, root = fsspec.core.url_to_fs(location)
     except (ValueError, ImportError) as error:
-        raise InvalidArgument("policy.store", f"{location!r} cannot be opened: {error}") from error
+        raise InvalidArgument("policy.url", f"{location!r} cannot be opened: {error}") from error
     return RemoteBackend(file_system, root, io_timeout_s)
 
 
@@ -185,9 +183,7 @@ class RemoteBackend:
         """`root` is a path inside `file_system`."""
         self._fs = file_system
         self._root = root.rstrip("/")
-        self._timeout_s = io_timeout_s
-        # fsspec has no deadline of its own. A call that hangs keeps its thread; the caller goes on.
-        self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="policy-store")
+        self._call = StoreCalls(io_timeout_s)  # fsspec has no deadline of its own
 
     def join(self, *parts: str) -> str:
         """See `Backend`."""
@@ -208,7 +204,8 @@ class RemoteBackend:
                     self._call(target, partial(output.write, chunk))
         except BaseException:
             if hasattr(output, "discard"):
-                output.discard()
+                with contextlib.suppress(Unavailable):
+                    self._call(target, output.discard)
             raise
         self._call(target, output.close)
         return size, digest.hexdigest()
@@ -235,7 +232,8 @@ class RemoteBackend:
             while chunk := self._call(path, lambda: file.read(size)):
                 yield bytes(chunk)
         finally:
-            file.close()
+            with contextlib.suppress(Unavailable):
+                self._call(path, file.close)
 
     def exists(self, path: str) -> bool:
         """See `Backend`."""
@@ -263,13 +261,6 @@ class RemoteBackend:
             self._call(path, lambda: self._fs.rm(path, recursive=True))
         except FileNotFoundError:
             return
-
-    def _call(self, path: str, operation: Callable[[], T]) -> T:
-        future = self._threads.submit(operation)
-        try:
-            return future.result(timeout=self._timeout_s)
-        except FutureTimeout as error:
-            raise Unavailable(f"the policy store did not answer within {self._timeout_s:g} s for {path}") from error
 
 
 def _bounded(path: str, data: bytes, limit: int) -> bytes:

@@ -1,7 +1,9 @@
-"""What a policy version consists of, as one JSON document that is written last and digested.
+"""What a version of a model consists of, as one JSON document that is written last and digested.
 
-Invariants: a manifest's bytes are a function of its content (sorted keys, fixed separators), so both sides of a push can
-name it by sha256; every path in it stays inside the version's directory and names neither code nor a pickle.
+Invariants: a manifest's bytes are a function of its content (sorted keys, fixed separators), so both
+sides of a push can name it by sha256; every path in it stays inside the version's directory and names
+neither code nor a pickle. What a newer build adds is left out where it is empty, so that the bytes of
+an older manifest stay what they were.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Literal, Self, cast, get_args
 
 from honed.artifacts.fields import Fields
 from honed.artifacts.version import VersionId
@@ -23,7 +25,12 @@ MANIFEST_MAX_BYTES = 64 << 20
 SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".md"})
 """What a version may hold: data and weights. No Python source, no pickle formats."""
 
+Kind = Literal["policy", "reward-model"]
+"""What a version is of."""
+
 _RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_KIND: Final = re.compile("|".join(get_args(Kind)))
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -76,7 +83,18 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Where the version's training data came from; the fields of honed.v1.Lineage. `created_at` is ISO 8601, UTC."""
+    """Where a version came from; the fields of honed.v1.Lineage, and figures.
+
+    Attributes:
+        parent: The version that training started from; for a reward model, of the policy.
+        config_hash: Digest of the settings that decide the result.
+        reward_model_version: Of the reward model that scored the batch; for a reward model, its own.
+        preference_snapshot: Content hash of the judgements behind the reward model.
+        first_entry: First entry of the stream `scored` in the batch.
+        last_entry: The last one.
+        created_at: ISO 8601, UTC.
+        figures: What was measured, by name, such as `agreement` of a reward model.
+    """
 
     parent: str = ""
     config_hash: str = ""
@@ -85,11 +103,35 @@ class Lineage:
     first_entry: str = ""
     last_entry: str = ""
     created_at: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses figures that JSON cannot hold."""
+        for name, value in self.figures.items():
+            if not math.isfinite(value):
+                raise InvalidArgument(f"lineage.figures.{name}", f"{value} is not finite")
+
+
+_LINEAGE_TEXTS: Final = tuple(name for name in Lineage.__dataclass_fields__ if name != "figures")
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that is known of a version. `base` names the version that a delta applies to; None is a full version."""
+    """Everything that is known of a version.
+
+    Attributes:
+        run: The run that made it.
+        version: Its number.
+        files: What it consists of.
+        tensors: What its safetensors files hold.
+        canaries: Of a policy; a reward model has none.
+        tokenizer_sha256: Of `tokenizer.json`.
+        chat_template: Of the tokenizer; empty if there is none.
+        lineage: What it was made from.
+        base: The version that a delta applies to; None is a full version.
+        kind: What it is.
+        name: Of the reward model; empty for a policy, of which a run has one.
+    """
 
     SCHEMA: ClassVar[int] = 1
 
@@ -102,6 +144,8 @@ class Manifest:
     chat_template: str = ""
     lineage: Lineage = field(default_factory=Lineage)
     base: str | None = None
+    kind: Kind = "policy"
+    name: str = ""
 
     @property
     def total_bytes(self) -> int:
@@ -115,7 +159,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The canonical JSON form."""
-        document = {
+        document: dict[str, Any] = {
             "schema": self.SCHEMA,
             "run": self.run,
             "version": self.version.label,
@@ -127,8 +171,12 @@ class Manifest:
             ],
             "tokenizer_sha256": self.tokenizer_sha256,
             "chat_template": self.chat_template,
-            "lineage": {name: getattr(self.lineage, name) for name in Lineage.__dataclass_fields__},
+            "lineage": {name: getattr(self.lineage, name) for name in _LINEAGE_TEXTS},
         }
+        if self.lineage.figures:
+            document["lineage"]["figures"] = dict(self.lineage.figures)
+        if self.kind != "policy":
+            document |= {"kind": self.kind, "name": self.name}
         return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
     @classmethod
@@ -173,6 +221,7 @@ class Manifest:
             chat_template=top.text("chat_template"),
             lineage=_lineage(top.object("lineage")),
             base=None,
+            **_kind_and_name(top),
         )
         top.done()
         paths = [entry.path for entry in manifest.files]
@@ -193,6 +242,17 @@ def check_run(run: str) -> str:
     if _RUN.fullmatch(run) is None:
         raise InvalidArgument("run", f"{run!r} must be lower-case letters, digits and hyphens, at most 64, no leading hyphen")
     return run
+
+
+def check_name(name: str) -> str:
+    """Returns `name` if it may name a reward model.
+
+    Raises:
+        InvalidArgument: If it is not lower-case letters, digits, `_` and `-`, at most 64.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise InvalidArgument("name", f"{name!r} must be a lower-case letter, then letters, digits, '_' and '-', at most 64")
+    return name
 
 
 def check_path(path: str, where: str = "path") -> str:
@@ -237,6 +297,13 @@ def _canary(fields: Fields) -> Canary:
 
 
 def _lineage(fields: Fields) -> Lineage:
-    lineage = Lineage(**{name: fields.text(name) for name in Lineage.__dataclass_fields__})
+    texts = {name: fields.text(name) for name in _LINEAGE_TEXTS}
+    lineage = Lineage(**texts, figures=fields.numbers_by_name("figures") if fields.has("figures") else {})
     fields.done()
     return lineage
+
+
+def _kind_and_name(fields: Fields) -> dict[str, Any]:
+    if not fields.has("kind"):
+        return {}
+    return {"kind": cast(Kind, fields.text("kind", _KIND)), "name": fields.text("name", _NAME)}

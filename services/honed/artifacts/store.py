@@ -1,7 +1,13 @@
-"""Where policy versions live: publish, list, fetch, retain.
+"""Where versions of models live: publish, list, fetch, retain.
 
-A version is a complete Hugging Face model directory plus `manifest.json`, which is written last and removed first: a version
-without it does not exist. Versions are immutable. The store is a local directory or any fsspec URL.
+A version is a complete Hugging Face model directory plus `manifest.json`, which is written last and
+removed first: a version without it does not exist. Versions are immutable. The store is a local
+directory or any fsspec URL:
+
+    <location>/<run>/<fence>.<step>/                  versions of the policy
+    <location>/<run>/marks/                           what became of them (`marks`)
+    <location>/<run>/reward-models/<name>/0.<k>/      versions of a reward model, with their own marks
+    <location>/<run>/reward/promoted.json             which of those serve (`promotions`)
 """
 
 from __future__ import annotations
@@ -9,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +25,7 @@ from honed.artifacts.manifest import (
     MANIFEST_NAME,
     Canary,
     FileEntry,
+    Kind,
     Lineage,
     Manifest,
     TensorEntry,
@@ -29,7 +37,7 @@ from honed.artifacts.tensors import read_tensor_entries
 from honed.artifacts.version import VersionId
 from honed.kit.errors import Conflict, DataLoss, InvalidArgument, NotFound
 
-__all__ = ["PolicyStore", "StoreFull", "VersionDraft", "verify_directory"]
+__all__ = ["ArtifactStore", "PolicyStore", "StoreFull", "VersionDraft", "verify_directory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +49,19 @@ class VersionDraft:
     lineage: Lineage = field(default_factory=Lineage)
 
 
-class PolicyStore:
-    """The versions of one run. Calls block; async callers use `asyncio.to_thread`. Not for one version from two writers."""
+class ArtifactStore:
+    """The versions of one model. Calls block; async callers use `asyncio.to_thread`. Not for one version from two writers."""
 
-    def __init__(self, location: str | Path, run: str, *, io_timeout_s: float = 60.0) -> None:
+    kind: Kind = "policy"
+    name = ""
+
+    def __init__(self, location: str | Path, run: str, *parts: str, io_timeout_s: float = 60.0) -> None:
         """`location` is a directory or an fsspec URL.
 
         Args:
             location: Parent of the run's directory; created when first written to.
             run: The run's name.
+            parts: Where the versions stand in the run's directory.
             io_timeout_s: Deadline of each single operation on a store that is not a local directory.
 
         Raises:
@@ -57,13 +69,18 @@ class PolicyStore:
         """
         self.run = check_run(run)
         self._backend: Backend = open_backend(str(location), io_timeout_s)
-        self._root = self._backend.join(run)
+        self._root = self._backend.join(run, *parts)
         self.marks = Marks(self._backend, self._root)
 
-    def publish(self, source: Path, draft: VersionDraft) -> Manifest:
+    def publish(self, source: Path, draft: VersionDraft, files: Sequence[str] | None = None) -> Manifest:
         """Copies the model directory `source` into the store, digesting it in the same read.
 
         Publishing the same content again returns the manifest that stands.
+
+        Args:
+            source: The directory.
+            draft: What its files do not say.
+            files: Which of its files; None takes all.
 
         Raises:
             InvalidArgument: If a needed file is missing, or one is of a kind that a version may not hold.
@@ -71,22 +88,22 @@ class PolicyStore:
             StoreFull: If there is no room; the partial version is removed, the others stay.
             Unavailable: If the store does not answer in time.
         """
-        paths = _model_files(source)
+        paths = _model_files(source, files)
         tensors = tuple(
             entry for path in paths if path.endswith(".safetensors") for entry in read_tensor_entries(source / path, path)
         )
         existing = self._find(draft.version)
         if existing is not None:
-            files = tuple(FileEntry(path, *hash_file(source / path)) for path in paths)
-            return _same_or_conflict(existing, self._manifest(source, draft, files, tensors))
+            entries = tuple(FileEntry(path, *hash_file(source / path)) for path in paths)
+            return _same_or_conflict(existing, self._manifest(source, draft, entries, tensors))
         needed = sum((source / path).stat().st_size for path in paths)
         directory = self._directory(draft.version)
         try:
             self._backend.remove_tree(directory)  # what a publisher that died had left
-            files = tuple(
+            entries = tuple(
                 FileEntry(path, *self._backend.upload(source / path, self._backend.join(directory, path))) for path in paths
             )
-            manifest = self._manifest(source, draft, files, tensors)
+            manifest = self._manifest(source, draft, entries, tensors)
             self._backend.write(self._backend.join(directory, MANIFEST_NAME), manifest.to_bytes())
         except OSError as error:
             self._discard(draft.version)
@@ -106,11 +123,6 @@ class PolicyStore:
         """The newest complete version."""
         return next((version for version in reversed(self._directories()) if self._is_complete(version)), None)
 
-    def servable(self) -> list[VersionId]:
-        """The complete versions that are not quarantined, newest first: what a generator may try to serve."""
-        quarantined = self.marks.all("quarantined")
-        return [version for version in reversed(self.versions()) if version not in quarantined]
-
     def manifest(self, version: VersionId) -> Manifest:
         """The manifest of a complete version.
 
@@ -120,7 +132,7 @@ class PolicyStore:
         """
         manifest = self._find(version)
         if manifest is None:
-            raise NotFound(f"version {version} of run {self.run} is not in the policy store at {self._root}, or not complete")
+            raise NotFound(f"version {version} of {self._what} is not in the store at {self._root}, or not complete")
         return manifest
 
     def fetch(self, version: VersionId, into: Path, manifest_sha256: str | None = None) -> Path:
@@ -169,6 +181,34 @@ class PolicyStore:
             raise
         return target
 
+    def fetch_files(self, version: VersionId, wanted: Callable[[str], bool], into: Path) -> list[str]:
+        """Copies some files of a version into the local directory `into`, each verified; the weights can stay behind.
+
+        Args:
+            version: Which version.
+            wanted: Takes the path of a file in the version.
+            into: Created if it is missing. A file that stands there complete is left.
+
+        Returns:
+            The paths of the files that `wanted` took.
+
+        Raises:
+            NotFound: If the version is not in the store.
+            DataLoss: If a file is missing or differs from its digest.
+        """
+        entries = [entry for entry in self.manifest(version).files if wanted(entry.path)]
+        for entry in entries:
+            target = into / entry.path
+            if target.is_file() and hash_file(target) == (entry.bytes, entry.sha256):
+                continue
+            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+            try:
+                self._fetch_file(version, entry, partial)
+                partial.rename(target)
+            finally:
+                partial.unlink(missing_ok=True)
+        return [entry.path for entry in entries]
+
     def retain(self, keep_last: int, keep: set[VersionId] | None = None) -> list[VersionId]:
         """Removes all but the newest `keep_last` versions, those in `keep` and promoted ones; also what dead publishers left.
 
@@ -188,6 +228,10 @@ class PolicyStore:
                 if version < complete[-1] and version not in kept:
                     self._discard(version)
         return removed
+
+    @property
+    def _what(self) -> str:
+        return f"run {self.run}"
 
     def _directory(self, version: VersionId) -> str:
         return self._backend.join(self._root, version.label)
@@ -210,8 +254,10 @@ class PolicyStore:
         if data is None:
             return None
         manifest = Manifest.from_bytes(data)
-        if (manifest.run, manifest.version) != (self.run, version):
-            raise DataLoss(f"{path} describes {manifest.run} {manifest.version}, but stands where {self.run} {version} belongs")
+        found = (manifest.run, manifest.kind, manifest.name, manifest.version)
+        if found != (self.run, self.kind, self.name, version):
+            described = " ".join(str(part) for part in found if part)
+            raise DataLoss(f"{path} describes {described}, but stands where {self._what} {version} belongs")
         if manifest.to_bytes() != data:
             raise DataLoss(f"{path} is not in the form that honed writes; it was edited")
         return manifest
@@ -229,6 +275,8 @@ class PolicyStore:
             tokenizer_sha256=next(entry.sha256 for entry in files if entry.path == "tokenizer.json"),
             chat_template=template.read_text(encoding="utf-8") if template.exists() else "",
             lineage=draft.lineage,
+            kind=self.kind,
+            name=self.name,
         )
 
     def _discard(self, version: VersionId) -> None:
@@ -247,6 +295,19 @@ class PolicyStore:
                     break  # the message below says it; no need to fill the disk first
                 output.write(chunk)
         _compare(f"version {version}: {entry.path}", entry, size, digest.hexdigest())
+
+
+class PolicyStore(ArtifactStore):
+    """The versions of a run's policy."""
+
+    def __init__(self, location: str | Path, run: str, *, io_timeout_s: float = 60.0) -> None:
+        """See `ArtifactStore`."""
+        super().__init__(location, run, io_timeout_s=io_timeout_s)
+
+    def servable(self) -> list[VersionId]:
+        """The complete versions that are not quarantined, newest first: what a generator may try to serve."""
+        quarantined = self.marks.all("quarantined")
+        return [version for version in reversed(self.versions()) if version not in quarantined]
 
 
 def verify_directory(directory: Path) -> Manifest:
@@ -287,8 +348,9 @@ def _check_tensors(directory: Path, manifest: Manifest) -> None:
         raise DataLoss(f"version {manifest.version}: the safetensors files hold other tensors than the manifest lists")
 
 
-def _model_files(source: Path) -> list[str]:
-    paths = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+def _model_files(source: Path, chosen: Sequence[str] | None) -> list[str]:
+    found = (path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+    paths = sorted(found if chosen is None else chosen)
     paths = [check_path(path, "source") for path in paths if path != MANIFEST_NAME]
     for needed in ("config.json", "tokenizer.json"):
         if needed not in paths:

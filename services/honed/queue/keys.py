@@ -87,3 +87,7 @@ class RunKeys:
     def identity(self) -> str:
         """What the run is, so that two runs of one name do not mix."""
         return self._key("identity")
+
+    def promotions(self) -> str:
+        """A hash with the newest promotion of reward models, and the versions to load."""
+        return self._key("promotions")

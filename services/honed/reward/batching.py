@@ -2,7 +2,8 @@
 
 Invariants:
 - A batch is scored by one `WeightedSum`, taken when the batch starts: no batch mixes versions.
-- A batch that fails is tried again item by item, once, so that an item fails only its own caller.
+- A batch that fails is tried again item by item, once, so that an item fails only its own caller; unless the scorer is out of
+  order for now.
 - What waits is bounded; a caller beyond the bound is told when to come back, by the rate measured so far.
 - Items of a caller who left are not scored.
 """
@@ -23,7 +24,7 @@ from honed.kit.errors import DeadlineExceeded, InvalidArgument, Overloaded, Unav
 from honed.reward import metrics
 from honed.reward.compute import ComputeThread
 from honed.reward.reward import Reward, WeightedSum
-from honed.reward.scorer import ScorerInput
+from honed.reward.scorer import ScorerInput, is_outage
 
 logger = logging.getLogger(__name__)
 
@@ -260,8 +261,8 @@ class DynamicBatcher:
         except DeadlineExceeded:
             raise
         except Exception as error:
-            if len(batch) == 1:
-                return [error]
+            if len(batch) == 1 or is_outage(error):  # in an outage each single try would wait as long again
+                return [error] * len(batch)
             logger.warning("a batch failed; its items are tried one by one", extra={"items": len(batch), "reason": str(error)})
         results: list[Result] = []
         for entry in batch:

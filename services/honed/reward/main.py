@@ -1,35 +1,46 @@
-"""The reward process: scorers, dynamic batching, the gRPC service, and the scoring worker."""
+"""The reward process: scorers, dynamic batching, the gRPC service, promotions, and the scoring worker."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
 import torch
 
+from honed.artifacts.promotions import PromotionRecord
 from honed.config import RewardSettings, RunSettings, ScorerSettings
+from honed.kit.aio import unless
+from honed.kit.errors import FailedPrecondition, HonedError, Unavailable
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, redis_url, server_options
 from honed.models.tokenizer import load_tokenizer
 from honed.queue.connection import Link, Outage
 from honed.queue.keys import ROLLOUTS, RunKeys
+from honed.queue.members import Member, Members, registered
 from honed.queue.stream import QueueSettings, WorkQueue
 from honed.reward.batching import BatchSettings, DynamicBatcher
 from honed.reward.function_scorer import find_function
-from honed.reward.model_scorer import ModelScorer
 from honed.reward.policy_tokenizer import policy_tokenizer
+from honed.reward.promoter import Promoter
 from honed.reward.registry import BuildScorer, ScorerRegistry
+from honed.reward.replicas import NoReplicas, RedisReplicas
 from honed.reward.reward import Truncation
+from honed.reward.model_scorer import ModelScorer
 from honed.reward.scorer import Scorer, TokenCodec
 from honed.reward.service import RewardService
+from honed.reward.sources import ModelSources
 from honed.reward.worker import ScoringWorker
 from honed.v1 import reward_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
 _GROUP: Final = 256  # rollouts that the worker takes at once
+_CONTROL_OUTAGE_S: Final = 5.0  # promotions say soon that Redis is away; heartbeats come again anyhow
 
 SERVICE = "honed.v1.RewardService"
 
@@ -42,44 +53,135 @@ async def run(settings: RunSettings, *, with_worker: bool = True) -> None:
         with_worker: False serves the endpoints alone, without Redis.
 
     Raises:
-        HonedError: A scorer cannot be loaded, the policy's tokenizer is nowhere, Redis is gone for good, or a scorer hangs.
+        HonedError: A scorer cannot be loaded, or a scorer hangs.
     """
-    mine = settings.reward
-    url = redis_url(settings) if with_worker else None
-    torch.set_num_threads(mine.threads)
-    codec = load_tokenizer(await policy_tokenizer(settings))
-    registry = ScorerRegistry(
-        mine.scorers,
-        make_builder(mine, codec),
-        record=settings.directory / "reward" / "promotions.json",
-        roots=[Path(root) for root in mine.allowed_roots] or [settings.directory],
-        truncation=make_truncation(mine, codec),
-    )
-    batcher = DynamicBatcher(
-        lambda: registry.serving, BatchSettings(mine.batch_tokens, mine.batch_wait_ms / 1000, mine.max_queued)
-    )
-    service = RewardService(batcher, registry, codec)
-    servicer = Servicer(SERVICE, reward_pb2_grpc.add_RewardServiceServicer_to_server, service)
-    server = Server([Listener(mine.host, mine.port, [servicer])], server_options(settings, mine))
+    torch.set_num_threads(settings.reward.threads)
+    async with AsyncExitStack() as links:
+        process = _Process(settings)
+        if with_worker:
+            url = redis_url(settings)
+            await process.join(await links.enter_async_context(Link(url, outage=Outage(_CONTROL_OUTAGE_S))))
+            process.link = await links.enter_async_context(Link(url, outage=Outage(settings.queue.outage_s)))
+        # The batcher outlives the server, so that calls in flight at a SIGTERM are answered.
+        async with process.batcher.running():
+            await serve_until_signalled(process.server(), process.work)
 
-    async def work(stopping: asyncio.Event) -> None:
-        await registry.start()
-        await server.ready()
-        logger.info("serving", extra={"scorers": {s.scorer.name: s.scorer.version for s in registry.scorers() if s.serving}})
-        if url is None:
-            await stopping.wait()
+
+class _Process:
+    """The parts of one reward process. Ports open first; what must be loaded or waited for comes after."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        """Opens nothing."""
+        self._settings = settings
+        self._name, self._keys = consumer_name("reward"), RunKeys(settings.run)
+        self._registry = ScorerRegistry(settings.reward.scorers)
+        self._sources = model_sources(settings)
+        self._record = PromotionRecord(settings.policy_url, settings.run)
+        self._promoter = Promoter(self._registry, self._sources, self._record, NoReplicas())
+        self._members: Members | None = None
+        self._codec: TokenCodec | None = None
+        self._worker: ScoringWorker | None = None
+        self._ready = False
+        self.link: Link | None = None
+        """To the streams; None for a process without a worker."""
+        limits = settings.reward
+        self.batcher = DynamicBatcher(
+            lambda: self._registry.serving, BatchSettings(limits.batch_tokens, limits.batch_wait_ms / 1000, limits.max_queued)
+        )
+
+    async def join(self, link: Link) -> None:
+        """Takes part with other replicas."""
+        replicas = RedisReplicas(link, self._keys, self._name)
+        self._members = replicas.members
+        self._promoter = Promoter(self._registry, self._sources, self._record, replicas)
+
+    def server(self) -> Server:
+        """The gRPC side."""
+        section = self._settings.reward
+        service = RewardService(self.batcher, self._registry, self._promoter, self._policy_codec)
+        servicer = Servicer(SERVICE, reward_pb2_grpc.add_RewardServiceServicer_to_server, service)
+        self._server = Server([Listener(section.host, section.port, [servicer])], server_options(self._settings, section))
+        return self._server
+
+    async def work(self, stopping: asyncio.Event) -> None:
+        """Loads, becomes ready, and scores rollouts until `stopping` is set."""
+        await unless(stopping, self._load())
+        if stopping.is_set():
             return
-        leases = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
-        async with Link(url, outage=Outage(settings.queue.outage_s)) as link:
-            queue = WorkQueue(link, RunKeys(settings.run), ROLLOUTS, consumer_name("reward"), leases)
-            await ScoringWorker(queue, batcher, codec, min(_GROUP, mine.max_queued)).run(stopping)
+        async with AsyncExitStack() as stack:
+            changed: Callable[[], None] = lambda: None  # noqa: E731
+            if self._members is not None:
+                changed = await stack.enter_async_context(registered(self._members, self._describe))
+            await self._become_ready()
+            stack.push_async_callback(_cancel, asyncio.create_task(self._promoter.watch(changed)))
+            stack.push_async_callback(_cancel, asyncio.create_task(self._resign(stopping, changed)))
+            if self.link is None:
+                await stopping.wait()
+                return
+            queue_settings = self._settings.queue
+            leases = QueueSettings(int(queue_settings.lease_s * 1000), queue_settings.max_deliveries)
+            queue = WorkQueue(self.link, self._keys, ROLLOUTS, self._name, leases)
+            group = min(_GROUP, self._settings.reward.max_queued)
+            self._worker = ScoringWorker(queue, self.batcher, self._policy_codec(), group)
+            await self._worker.run(stopping)
 
-    # The batcher outlives the server, so that calls in flight at a SIGTERM are answered.
-    async with batcher.running():
-        await serve_until_signalled(server, work)
+    async def _load(self) -> None:
+        section = self._settings.reward
+        codec = self._codec = load_tokenizer(await _tokenizer(self._settings))
+        await self._promoter.start(make_builder(section, codec, self._sources), make_truncation(section, codec))
+
+    async def _become_ready(self) -> None:
+        # Registered as ready before the record is read once more: a promotion after that waits for this process, and one
+        # before is in the record.
+        self._ready = True
+        if self._members is not None:
+            with contextlib.suppress(HonedError):  # Redis is away; the heartbeat tries again
+                await self._members.register(self._describe())
+        await self._promoter.catch_up()
+        await self._server.ready()
+        serving = {s.scorer.name: s.scorer.version for s in self._registry.scorers() if s.serving}
+        logger.info("serving", extra={"scorers": serving})
+
+    async def _resign(self, stopping: asyncio.Event, changed: Callable[[], None]) -> None:
+        await stopping.wait()
+        self._ready = False
+        changed()
+
+    def _describe(self) -> Member:
+        working = "yes" if self._worker is not None and self._worker.working else "no"
+        facts = {**self._promoter.facts(), "working": working}
+        return Member(self._name, self._settings.reward.target, ready=self._ready, facts=facts)
+
+    def _policy_codec(self) -> TokenCodec:
+        if self._codec is None:
+            raise Unavailable("the policy's tokenizer is still being loaded; try again soon")
+        return self._codec
 
 
-def make_builder(mine: RewardSettings, codec: TokenCodec) -> BuildScorer:
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _tokenizer(settings: RunSettings) -> Path:
+    """The directory of the policy's tokenizer, as soon as the run has one."""
+    while True:
+        try:
+            return await policy_tokenizer(settings)
+        except FailedPrecondition as error:
+            logger.warning("not ready: the run has no policy yet", extra={"reason": str(error)})
+
+
+def model_sources(settings: RunSettings) -> ModelSources:
+    """Where this process takes reward models from."""
+    section = settings.reward
+    roots = [Path(root) for root in section.allowed_roots] or [settings.directory]
+    into = settings.directory / "reward" / str(section.replica) / "models"
+    return ModelSources(settings.policy_url, settings.run, into, roots, settings.policy.keep)
+
+
+def make_builder(section: RewardSettings, codec: TokenCodec, sources: ModelSources) -> BuildScorer:
     """How this process makes a scorer from its settings and a source."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -88,17 +190,17 @@ def make_builder(mine: RewardSettings, codec: TokenCodec) -> BuildScorer:
             return find_function(scorer.name, source, sees_prompt=scorer.sees_prompt)
         return ModelScorer(
             scorer.name,
-            Path(source),
+            sources.local(source),
             codec,
             sees_prompt=scorer.sees_prompt,
-            batch_tokens=mine.batch_tokens,
+            batch_tokens=section.batch_tokens,
             device=device,
         )
 
     return build
 
 
-def make_truncation(mine: RewardSettings, codec: TokenCodec) -> Truncation | None:
+def make_truncation(section: RewardSettings, codec: TokenCodec) -> Truncation | None:
     """Where the settings cut the scored text."""
-    cut = mine.truncate
+    cut = section.truncate
     return None if cut is None else Truncation.of_text(cut.token_text, cut.not_before, cut.missing_score, codec)

@@ -20,4 +20,7 @@ SCORED = Counter("honed_reward_items_total", "Items by outcome: scored, failed, 
 REFUSED = Counter("honed_reward_refused_total", "Items refused because the queue was full.")
 MISSING_TOKEN = Counter("honed_reward_missing_truncation_total", "Responses without the truncation token.")
 PROMOTIONS = Counter("honed_reward_promotions_total", "Promotions, by scorer.", ["scorer"])
-ROLLOUTS = Counter("honed_reward_rollouts_total", "Rollouts by how they left: handed_on, lost, retried, dead.", ["outcome"])
+ROLLOUTS = Counter(
+    "honed_reward_rollouts_total", "Rollouts by how they left: handed_on, lost, retried, released, dead.", ["outcome"]
+)
+WORKING = Gauge("honed_reward_working", "1 while rollouts are taken from Redis and scored, 0 while a scorer or Redis is away.")

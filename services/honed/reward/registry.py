@@ -1,24 +1,20 @@
-"""Which scorers are loaded, and which of them serve.
+"""Which scorers are in memory, and which of them serve.
 
-Loading puts a version beside the one that serves. Promotion records it durably and then replaces the immutable `WeightedSum` by
-another one in a single assignment; a batch holds the sum that it started with.
+Loading puts a version beside the one that serves. Serving another version replaces the immutable
+`WeightedSum` by another one in a single assignment; a batch holds the sum that it started with.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from honed.config import ScorerSettings
-from honed.kit.errors import Conflict, DataLoss, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
-from honed.kit.idempotency import Once
+from honed.kit.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
 from honed.reward import metrics
-from honed.reward.promotions import Promoted, PromotionAnswer, Promotions
 from honed.reward.reward import Term, Truncation, WeightedSum
 from honed.reward.scorer import Scorer
 
@@ -37,6 +33,7 @@ class LoadedScorer:
     scorer: Scorer
     weight: float
     serving: bool
+    source: str
 
 
 @dataclass(slots=True)
@@ -47,8 +44,9 @@ class _Slot:
     serving: Scorer
     loaded: dict[str, tuple[Scorer, str]] = field(default_factory=dict)
 
-    def describe(self, scorer: Scorer) -> LoadedScorer:
-        return LoadedScorer(scorer, self.settings.weight, scorer.version == self.serving.version)
+    def describe(self, version: str) -> LoadedScorer:
+        scorer, source = self.loaded[version]
+        return LoadedScorer(scorer, self.settings.weight, version == self.serving.version, source)
 
     def add(self, scorer: Scorer, source: str) -> None:
         self.loaded[scorer.version] = (scorer, source)
@@ -58,35 +56,16 @@ class _Slot:
 
 
 class ScorerRegistry:
-    """The scorers of one service. Belongs to one event loop."""
+    """The scorers of one process. Belongs to one event loop."""
 
-    def __init__(
-        self,
-        settings: Sequence[ScorerSettings],
-        build: BuildScorer,
-        record: Path,
-        roots: Sequence[Path],
-        truncation: Truncation | None = None,
-    ) -> None:
-        """Loads nothing until `start`.
-
-        Args:
-            settings: The terms of the reward.
-            build: Makes a scorer.
-            record: The file that remembers promotions.
-            roots: Directories that `load` may load from.
-            truncation: Cuts the scored text; None leaves it whole.
-        """
-        self._settings = tuple(settings)
-        self._build = build
-        self._record = record
-        self._roots = tuple(root.resolve() for root in roots)
-        self._truncation = truncation
+    def __init__(self, settings: Sequence[ScorerSettings]) -> None:
+        """Loads nothing until `start`; `settings` are the terms of the reward."""
+        self.settings = tuple(settings)
         self._slots: dict[str, _Slot] = {}
+        self._build: BuildScorer | None = None
+        self._truncation: Truncation | None = None
         self._serving: WeightedSum | None = None
-        self._promotions = Promotions()
         self._changing = asyncio.Lock()
-        self._load_once: Once[LoadedScorer] = Once()
 
     @property
     def serving(self) -> WeightedSum:
@@ -99,124 +78,130 @@ class ScorerRegistry:
             raise Unavailable("the scorers are still being loaded; try again soon")
         return self._serving
 
-    async def start(self) -> None:
-        """Loads what the settings name, or what was promoted in its place.
+    @property
+    def started(self) -> bool:
+        """Whether the scorers are loaded."""
+        return self._serving is not None
+
+    async def start(
+        self, build: BuildScorer, sources: Mapping[str, tuple[str, str | None]], truncation: Truncation | None = None
+    ) -> None:
+        """Loads one version of each scorer, and serves it.
+
+        Args:
+            build: Makes a scorer.
+            sources: For each scorer its source, and the version that must come of it if that is known.
+            truncation: Cuts the scored text; None leaves it whole.
 
         Raises:
             InvalidArgument: No scorer is named, or two have one name.
-            DataLoss: A promoted model is gone or changed, or a model directory is damaged.
+            DataLoss: A source is gone, changed or damaged.
             HonedError: A scorer cannot be loaded; says why.
         """
-        self._promotions = await asyncio.to_thread(Promotions.read, self._record)
-        for settings in self._settings:
-            source, version = self._source_at_start(settings)
-            scorer = await asyncio.to_thread(self._build, settings, source)
-            if version is not None and scorer.version != version:
-                raise DataLoss(
-                    f"scorer '{settings.name}': {source} was promoted as version {version} and is {scorer.version} now; "
-                    f"restore the directory, or remove {self._record} to serve the sources of the run file"
-                )
+        self._build, self._truncation = build, truncation
+        for settings in self.settings:
+            source, version = sources[settings.name]
+            scorer = await asyncio.to_thread(build, settings, source)
+            _check_version(settings.name, source, scorer, version)
             self._slots[settings.name] = _Slot(settings, scorer, {scorer.version: (scorer, source)})
         self._serving = self._sum({})
 
     def scorers(self) -> list[LoadedScorer]:
         """Everything in memory, ordered by name, then version."""
-        return [
-            slot.describe(slot.loaded[version][0]) for _, slot in sorted(self._slots.items()) for version in sorted(slot.loaded)
-        ]
+        return [slot.describe(version) for _, slot in sorted(self._slots.items()) for version in sorted(slot.loaded)]
 
-    async def load(self, name: str, source: str, key: str = "") -> LoadedScorer:
+    def find(self, name: str, version: str) -> LoadedScorer | None:
+        """A version in memory.
+
+        Raises:
+            NotFound: No scorer has this name.
+        """
+        slot = self._slot(name)
+        return slot.describe(version) if version in slot.loaded else None
+
+    def serving_version(self, name: str) -> str:
+        """Which version of a scorer serves.
+
+        Raises:
+            NotFound: No scorer has this name.
+        """
+        return self._slot(name).serving.version
+
+    def model_settings(self, name: str) -> ScorerSettings:
+        """The settings of a reward model.
+
+        Raises:
+            NotFound: No scorer has this name.
+            FailedPrecondition: It is a function.
+        """
+        settings = self._slot(name).settings
+        if settings.kind != "reward_model":
+            raise FailedPrecondition(f"scorer '{name}' is a function; install its new version and restart the service")
+        return settings
+
+    async def load(self, name: str, source: str, version: str | None = None) -> LoadedScorer:
         """Loads a version beside the serving one, which goes on.
 
         Args:
-            name: A scorer of the settings.
-            source: The model directory.
-            key: The same key again returns the first answer.
+            name: A reward model of the settings.
+            source: `artifact:NAME/VERSION` or a model directory.
+            version: The version that must come of it, if that is known.
 
         Raises:
-            NotFound: No such scorer.
-            PermissionDenied: The directory is outside the allowed roots.
+            NotFound: No such scorer, or no such artifact.
             FailedPrecondition: The scorer is a function, or the model is of a kind that cannot serve.
-            DataLoss: The directory is missing, incomplete or damaged.
+            DataLoss: The model is missing, incomplete, damaged or another one.
         """
-        return await self._load_once(key, lambda: self._load(name, source))
+        settings = self.model_settings(name)
+        assert self._build is not None, "a slot exists only after the start"
+        async with self._changing:
+            scorer = await asyncio.to_thread(self._build, settings, source)
+            _check_version(name, source, scorer, version)
+            slot = self._slots[name]
+            if scorer.version in slot.loaded:
+                slot.loaded[scorer.version] = (slot.loaded[scorer.version][0], source)
+            else:
+                slot.add(scorer, source)
+            logger.info("loaded", extra={"scorer": name, "version": scorer.version, "source": source})
+            return slot.describe(scorer.version)
 
-    async def promote(self, name: str, version: str, key: str = "") -> tuple[LoadedScorer, str]:
-        """Makes a loaded version serve, from the next batch on, and over restarts.
+    def rename(self, name: str, version: str, source: str) -> LoadedScorer:
+        """Notes that a loaded version can be had from another source too, which is the one to name from now on."""
+        slot = self._slot(name)
+        slot.loaded[version] = (slot.loaded[version][0], source)
+        return slot.describe(version)
 
-        Returns:
-            What serves now, and the version that served before.
+    def serve(self, name: str, version: str) -> str:
+        """Makes a loaded version serve, from the next batch on. Returns the version that served before.
 
         Raises:
             NotFound: No such scorer, or the version is not loaded.
-            Conflict: The key belongs to the promotion of something else.
-            Unavailable: The promotion cannot be recorded; the old version serves.
         """
-        async with self._changing:
-            slot = self._slot(name)
-            answered = self._promotions.answers.get(key) if key else None
-            if answered is not None:
-                if (answered.name, answered.version) != (name, version):
-                    raise Conflict(f"this idempotency key promoted '{answered.name}' {answered.version}; take another key")
-                return self._described(slot, version), answered.previous
-            scorer, source = self._loaded(slot, version)
-            previous = slot.serving.version
-            state = self._promotions.with_promotion(name, Promoted(source, version, slot.settings.source))
-            if key:
-                state = state.with_answer(key, PromotionAnswer(name, version, previous))
-            await asyncio.to_thread(state.write, self._record)
-            self._promotions = state
+        slot = self._slot(name)
+        if version not in slot.loaded:
+            raise NotFound(f"scorer '{name}' has no version {version} in memory; load it first")
+        scorer, previous = slot.loaded[version][0], slot.serving.version
+        if previous != version:
             self._serving, slot.serving = self._sum({name: scorer}), scorer
             metrics.PROMOTIONS.labels(name).inc()
             logger.info("promoted", extra={"scorer": name, "version": version, "previous": previous})
-            return slot.describe(scorer), previous
-
-    async def _load(self, name: str, source: str) -> LoadedScorer:
-        slot = self._slot(name)
-        if slot.settings.kind != "reward_model":
-            raise FailedPrecondition(f"scorer '{name}' is a function; install its new version and restart the service")
-        directory = self._allowed(source)
-        async with self._changing:
-            scorer = await asyncio.to_thread(self._build, slot.settings, str(directory))
-            if scorer.version not in slot.loaded:
-                slot.add(scorer, str(directory))
-            logger.info("loaded", extra={"scorer": name, "version": scorer.version})
-            return self._described(slot, scorer.version)
-
-    def _allowed(self, source: str) -> Path:
-        parts = urlsplit(source)
-        if parts.scheme not in ("", "file"):
-            raise InvalidArgument("source", f"{parts.scheme}:// cannot be read here; give a directory, or mount it as one")
-        path = Path(parts.path if parts.scheme else source)
-        directory = path.resolve()  # follows links and `..`, so that neither leads out of the roots
-        if not any(directory.is_relative_to(root) for root in self._roots):
-            raise PermissionDenied(f"{source} is outside the directories that reward.allowed_roots allows")
-        return directory
-
-    def _source_at_start(self, settings: ScorerSettings) -> tuple[str, str | None]:
-        promoted = self._promotions.by_scorer.get(settings.name)
-        if promoted is None:
-            return settings.source, None
-        if promoted.instead_of != settings.source:
-            logger.warning("the run file names a new source: the promotion is void", extra={"scorer": settings.name})
-            return settings.source, None
-        return promoted.source, promoted.version
+        return previous
 
     def _slot(self, name: str) -> _Slot:
         if name not in self._slots:
             raise NotFound(f"no scorer '{name}'; the settings name {', '.join(sorted(self._slots)) or 'none'}")
         return self._slots[name]
 
-    def _loaded(self, slot: _Slot, version: str) -> tuple[Scorer, str]:
-        if version not in slot.loaded:
-            raise NotFound(f"scorer '{slot.settings.name}' has no version {version} in memory; load it first")
-        return slot.loaded[version]
-
-    def _described(self, slot: _Slot, version: str) -> LoadedScorer:
-        return slot.describe(self._loaded(slot, version)[0])
-
-    def _sum(self, instead: dict[str, Scorer]) -> WeightedSum:
+    def _sum(self, instead: Mapping[str, Scorer]) -> WeightedSum:
         terms = [
-            Term(instead.get(settings.name, self._slots[settings.name].serving), settings.weight) for settings in self._settings
+            Term(instead.get(settings.name, self._slots[settings.name].serving), settings.weight) for settings in self.settings
         ]
         return WeightedSum(terms, self._truncation)
+
+
+def _check_version(name: str, source: str, scorer: Scorer, version: str | None) -> None:
+    if version is not None and scorer.version != version:
+        raise DataLoss(
+            f"scorer '{name}': {source} was promoted as version {version} and is {scorer.version} now; restore it, or remove "
+            "reward/promoted.json from the run's store to serve the sources of the run file"
+        )

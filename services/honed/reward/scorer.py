@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol, Self
+from typing import Final, Literal, Protocol, Self
 
 import grpc
 
-from honed.kit.errors import HonedError
+from honed.kit.errors import DeadlineExceeded, HonedError, Overloaded, Unavailable
 
 Kind = Literal["reward_model", "function"]
+
+_PASSING: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
 
 
 class ScorerFailed(HonedError):
@@ -39,6 +45,18 @@ class BadSample(ScorerFailed):
     """The sample is at fault, not the scorer: another try gives the same."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error, or what caused it, says that a scorer is out of order for now, whatever it is asked."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (Unavailable, DeadlineExceeded, Overloaded, TimeoutError, ConnectionError)):
+            return True
+        if isinstance(cause, grpc.RpcError) and getattr(cause, "code", lambda: None)() in _PASSING:
+            return True
+        cause = cause.__cause__
+    return False
 
 
 class TokenCodec(Protocol):

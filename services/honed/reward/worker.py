@@ -1,28 +1,34 @@
 """The scoring worker: takes rollouts, scores them, and hands them on with their rewards.
 
-A rollout's entry ends in the same atomic step that adds the scored rollout: a worker that dies in between costs time, and one
-that lost its lease adds nothing. So each rollout comes out at most once, scored by one version of each scorer.
+A rollout's entry ends in the same atomic step that adds the scored rollout: a worker that dies in
+between costs time, and one that lost its lease adds nothing. So each rollout comes out at most once,
+scored by one version of each scorer.
+
+A failure counts as a delivery of the rollout only if the scorer works: a rollout that scored before is
+scored again to tell. While it does not work, or Redis is away, rollouts go back with their counts as
+they were, and the worker rests for growing pauses. Neither ends the process, which serves beside it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from honed.kit.errors import Unavailable
+from honed.kit.aio import unless
+from honed.kit.errors import HonedError, root_cause
 from honed.queue.holding import Holding, holding
 from honed.queue.keys import SCORED
-from honed.queue.messages import Delivery, Message
+from honed.queue.messages import Delivery
 from honed.queue.stream import WorkQueue
 from honed.reward import metrics
-from honed.reward.batching import DynamicBatcher, Result
+from honed.reward.batching import DynamicBatcher
+from honed.reward.messages import rollout_input, scored_message
 from honed.reward.reward import Reward
 from honed.reward.scorer import BadSample, ScorerFailed, ScorerInput, TokenCodec
-from honed.reward.service import score_messages
 from honed.v1 import common_pb2
 
 logger = logging.getLogger(__name__)
@@ -30,12 +36,20 @@ logger = logging.getLogger(__name__)
 _GROUPS: Final = 2  # one is scored while the next is fetched or the last is handed on
 _RETRY_AFTER_MS: Final = 1000
 _BLOCK_MS: Final = 500
+_PAUSES_S: Final = (0.2, 5.0)
 
 
 class ScoringWorker:
     """Takes groups of rollouts, at most two at a time, so that a slow scorer leaves the rest in the queue for others."""
 
-    def __init__(self, queue: WorkQueue, batcher: DynamicBatcher, codec: TokenCodec, group_size: int = 256) -> None:
+    def __init__(
+        self,
+        queue: WorkQueue,
+        batcher: DynamicBatcher,
+        codec: TokenCodec,
+        group_size: int = 256,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         """Takes nothing until `run`.
 
         Args:
@@ -43,21 +57,39 @@ class ScoringWorker:
             batcher: Scores.
             codec: The policy's tokenizer.
             group_size: Rollouts taken at once at most; below the batcher's bound of its queue.
+            sleep: How to rest while a scorer or Redis is away.
         """
         self._queue = queue
         self._batcher = batcher
         self._codec = codec
         self._group_size = group_size
+        self._sleep = sleep
+        self._pause_s = _PAUSES_S[0]
+        self._resting = False
+        self._scored_before: ScorerInput | None = None
+        self.working = True
+        """Whether rollouts are taken and scored at present."""
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Works until `stopping` is set, and ends what is in hand then.
+        """Works until `stopping` is set, and ends what is in hand then. Rides out any outage of Redis."""
+        while not stopping.is_set():
+            try:
+                await self._work(stopping)
+            except Exception as error:
+                cause = root_cause(error)
+                if not isinstance(cause, HonedError):
+                    raise
+                logger.warning("no rollouts can be taken; trying again", extra={"reason": str(cause)})
+                await self._rest(stopping)
 
-        Raises:
-            Unavailable: Redis is gone for good.
-        """
+    async def _work(self, stopping: asyncio.Event) -> None:
+        # What an outage left in this consumer's hands goes back as it came.
+        await self._queue.release(await self._queue.pending_of())
         room = asyncio.Semaphore(_GROUPS)
         async with holding(self._queue) as held, asyncio.TaskGroup() as tasks:
             while not stopping.is_set():
+                if self._resting:
+                    await self._rest(stopping)
                 async with room:  # taken only when there is room, so that it is worked on at once
                     group = [] if stopping.is_set() else await self._queue.take(self._group_size, _BLOCK_MS)
                 if not group:
@@ -68,6 +100,22 @@ class ScoringWorker:
                 task.add_done_callback(lambda _: room.release())
         await self._queue.leave()
 
+    async def _rest(self, stopping: asyncio.Event) -> None:
+        self._note(working=False)
+
+        async def pause() -> None:
+            await self._sleep(self._pause_s)
+
+        await unless(stopping, pause())
+        self._pause_s = min(_PAUSES_S[1], 2 * self._pause_s)
+        self._resting = False
+
+    def _note(self, *, working: bool) -> None:
+        self.working = working
+        metrics.WORKING.set(working)
+        if working:
+            self._pause_s = _PAUSES_S[0]
+
     async def _score(self, group: Sequence[Delivery], held: Holding) -> None:
         try:
             await self._score_group(group, held)
@@ -76,21 +124,51 @@ class ScoringWorker:
 
     async def _score_group(self, group: Sequence[Delivery], held: Holding) -> None:
         work = [(delivery, rollout) for delivery in group if (rollout := await self._parse(delivery)) is not None]
+        inputs = [rollout_input(rollout, self._codec) for _, rollout in work]
         try:
-            results = await self._batcher.score_each([self._input(rollout) for _, rollout in work], patient=True)
-        except Unavailable:  # the batcher stops: another process scores these
-            await self._queue.release([delivery for delivery, _ in work])
+            results = await self._batcher.score_each(inputs, patient=True)
+        except HonedError as error:  # the batcher stops or has no room: another try, another process
+            await self._release([delivery for delivery, _ in work], error)
             return
         scored = []
-        for (delivery, rollout), result in zip(work, results, strict=True):
+        failed: list[tuple[Delivery, Exception]] = []
+        for (delivery, rollout), item, result in zip(work, inputs, results, strict=True):
             if isinstance(result, Reward):
-                scored.append((delivery, [_message(delivery, rollout, result)]))
+                self._scored_before = item
+                scored.append((delivery, [scored_message(delivery, rollout, result)]))
+            elif isinstance(result, BadSample):
+                await self._fail(delivery, result, retry=False)
             else:
-                await self._fail(delivery, result)
+                failed.append((delivery, result))
         for (delivery, _), mine in zip(scored, await self._queue.hand_on_each(scored, SCORED), strict=True):
             metrics.ROLLOUTS.labels("handed_on" if mine else "lost").inc()
             if not mine:
                 logger.warning("rollout was taken over meanwhile", extra={"entry": delivery.entry})
+        if failed and not await self._scorer_works():
+            await self._release([delivery for delivery, _ in failed], failed[0][1])
+            return
+        for delivery, reason in failed:
+            await self._fail(delivery, reason, retry=True)
+        self._note(working=True)
+
+    async def _scorer_works(self) -> bool:
+        """Whether a rollout that scored before still does; False if none ever did."""
+        if self._scored_before is None:
+            return False
+        try:
+            [result] = await self._batcher.score_each([self._scored_before], patient=True)
+        except HonedError:
+            return False
+        return isinstance(result, Reward)
+
+    async def _release(self, deliveries: Sequence[Delivery], error: Exception) -> None:
+        """Gives back what failed by no fault of its own; the worker takes nothing for a while."""
+        self._resting = True
+        self._note(working=False)
+        metrics.ROLLOUTS.labels("released").inc(len(deliveries))
+        reason = {"rollouts": len(deliveries), "reason": str(error), "pause_s": self._pause_s}
+        logger.warning("the scorer does not work; rollouts go back to the queue", extra=reason)
+        await self._queue.release(deliveries)
 
     async def _parse(self, delivery: Delivery) -> common_pb2.Rollout | None:
         """The rollout, or None if the entry is none: it is a dead letter then."""
@@ -107,22 +185,9 @@ class ScoringWorker:
         await self._queue.fail(delivery, f"no honed.v1.Rollout: {reason}", retry=False)
         return None
 
-    async def _fail(self, delivery: Delivery, error: Result) -> None:
-        if isinstance(error, Unavailable):
-            await self._queue.release([delivery])
-            return
+    async def _fail(self, delivery: Delivery, error: Exception, *, retry: bool) -> None:
+        """Counts a delivery that failed by the rollout's own fault."""
         reason = str(error.at(None)) if isinstance(error, ScorerFailed) else f"{type(error).__name__}: {error}"
-        retry = not isinstance(error, BadSample)
         outcome = await self._queue.fail(delivery, reason, retry=retry, retry_after_ms=_RETRY_AFTER_MS)
         metrics.ROLLOUTS.labels({"retry": "retried"}.get(outcome, outcome)).inc()
         logger.warning("rollout failed", extra={"entry": delivery.entry, "reason": reason, "outcome": outcome})
-
-    def _input(self, rollout: common_pb2.Rollout) -> ScorerInput:
-        return ScorerInput(self._codec, tuple(rollout.prompt_token_ids), response_tokens=tuple(rollout.response_token_ids))
-
-
-def _message(delivery: Delivery, rollout: common_pb2.Rollout, reward: Reward) -> Message:
-    scored = common_pb2.ScoredRollout(
-        rollout=rollout, scores=score_messages(reward), reward=reward.value, missing=reward.missing
-    )
-    return Message(rollout.rollout_id, scored.SerializeToString(), delivery.message.traceparent)
