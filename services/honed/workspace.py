@@ -58,6 +58,11 @@ class Workspace:
         return self.root / "preference.sqlite"
 
     @property
+    def kept(self) -> Path:
+        """Preference databases with judgements of people that a fresh run put aside."""
+        return self.root / "kept"
+
+    @property
     def models(self) -> Path:
         """What the training phases made."""
         return self.root / "models"

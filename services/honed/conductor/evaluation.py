@@ -119,9 +119,7 @@ class Evaluation:
     async def _agreement(self, pairs: list[Pair]) -> Agreement:
         texts = {(pair.prompt, text): None for pair in pairs for text in (pair.chosen, pair.rejected)}
         items = [
-            reward_pb2.ScoreItem(
-                id=str(number), prompt=generation_pb2.Prompt(text=prompt) if prompt else None, text=text
-            )
+            reward_pb2.ScoreItem(id=str(number), prompt=generation_pb2.Prompt(text=prompt) if prompt else None, text=text)
             for number, (prompt, text) in enumerate(texts)
         ]
         async with internal_channel(self._settings, self._fleet.target("reward")) as channel:

@@ -13,7 +13,7 @@ from honed.artifacts.version import VersionId
 from honed.conductor.fleet import check_replicated
 from honed.conductor.launcher import ProcessState
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition, HonedError, Unavailable
+from honed.kit.errors import FailedPrecondition, HonedError
 from honed.kit.wiring import internal_channel, redis_url
 from honed.queue.connection import Link, Outage
 from honed.queue.keys import RunKeys
@@ -43,19 +43,21 @@ class ExternalFleet:
             await link.command("PING")
 
     async def start(self, service: str, timeout_s: float) -> None:
-        """Waits for one process of the service; see `Fleet`."""
+        """Waits for one process of the service, for as long as it takes; after `timeout_s` that is an alarm."""
         ready: dict[str, Callable[[], Awaitable[bool]]] = {"preference": self._preference, "learner": self._learner}
         state = self._states[service] = ProcessState(service)
+        waiting = asyncio.ensure_future(_until(ready.get(service) or (lambda: self._registered(service))))
         try:
-            async with asyncio.timeout(timeout_s):
-                await _until(ready.get(service) or (lambda: self._registered(service)))
-        except TimeoutError:
-            where = f"at {self.target(service)}" if service in ready else "registered in Redis"
-            raise Unavailable(
-                f"no {service} service was ready {where} within {timeout_s:g} s: start one by `honed serve {service}` with this "
-                "run's settings"
-            ) from None
-        state.ready = True
+            done, _ = await asyncio.wait({waiting}, timeout=timeout_s)
+            if not done:
+                where = f"at {self.target(service)}" if service in ready else "registered in Redis"
+                state.alarm = (
+                    f"no {service} service is ready {where}: start one by `honed serve {service}` with this run's settings"
+                )
+            await waiting
+        finally:
+            waiting.cancel()
+        state.alarm, state.ready = "", True
 
     async def run_job(self, job: str) -> None:
         """Waits for a base version. A reward service is ready only once it has its reward model, so that needs no wait."""
@@ -77,6 +79,10 @@ class ExternalFleet:
     def states(self) -> list[ProcessState]:
         """The services as far as they were waited for."""
         return list(self._states.values())
+
+    def address(self, process: str) -> str:
+        """See `Fleet`; replicas have names of their own here."""
+        return ""
 
     async def _has_base(self) -> bool:
         return VersionId(0, 0) in await asyncio.to_thread(self._store.versions)

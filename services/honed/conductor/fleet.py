@@ -55,6 +55,9 @@ class Fleet(Protocol):
     def states(self) -> list[ProcessState]:
         """What is known of the processes."""
 
+    def address(self, process: str) -> str:
+        """Where a replica answers; empty for other processes."""
+
 
 class LocalFleet:
     """Every service as child processes of this one."""
@@ -74,7 +77,6 @@ class LocalFleet:
         for name in REPLICATED:
             section: ReplicatedSettings = getattr(settings, name)
             self._sections[name] = [replica_section(section, i) for i in range(section.replicas)]
-        self._announce()
 
     @property
     def redis_url(self) -> str | None:
@@ -119,7 +121,7 @@ class LocalFleet:
             coming = [replica_section(getattr(self._settings, service), i) for i in range(len(sections), replicas)]
             if leaving:
                 self._sections[service] = sections[:replicas]
-                self._announce()
+                self.announce()
             timeout_s = self._settings.conductor.start_timeout_s
             try:
                 async with asyncio.TaskGroup() as group:
@@ -131,13 +133,19 @@ class LocalFleet:
                 # Also those that are late: they are kept running, and a channel passes over an address that does not answer.
                 if coming:
                     self._sections[service] = [*sections, *coming]
-                    self._announce()
+                    self.announce()
 
     def states(self) -> list[ProcessState]:
         """See `Fleet`."""
         return self._launcher.states()
 
-    def _announce(self) -> None:
+    def address(self, process: str) -> str:
+        """See `Fleet`."""
+        every = ((name, section) for name, sections in self._sections.items() for section in sections)
+        return next((section.target for name, section in every if replica_name(name, section.replica) == process), "")
+
+    def announce(self) -> None:
+        """Says where the services are, to clients and to processes that start later."""
         targets = {name: joint_target(sections) for name, sections in self._sections.items()}
         sections = {
             name: getattr(self._settings, name).model_copy(update={"address": targets[name], "replicas": len(found)})

@@ -47,6 +47,7 @@ class Run:
         self.stopping = asyncio.Event()
         self.workspace = Workspace(settings.directory)
         self.evaluation = Evaluation(settings, fleet, self.workspace)
+        self.kept: Path | None = None  # where a fresh run put people's judgements aside
 
     async def execute(self, before_loop: Hook | None = None, *, fail_with_learner: bool = False) -> None:
         """Goes through the phases; returns when the learner has made its updates, or the run was stopped.

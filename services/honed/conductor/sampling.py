@@ -115,7 +115,17 @@ def write_continuations(path: Path, rows: Iterable[Continuation]) -> None:
 
 def read_continuations(path: Path) -> list[Continuation]:
     """Reads what `write_continuations` wrote."""
-    return [Continuation(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for _, row in read_lines(path)]
+    return [
+        Continuation(
+            row["prompt"],
+            row["text"],
+            tuple(row["prompt_token_ids"]),
+            tuple(row["token_ids"]),
+            tuple(row["logprobs"]),
+            row["version"],
+        )
+        for _, row in read_lines(path)
+    ]
 
 
 def _prompt(path: Path, number: int, row: dict[str, Any]) -> generation_pb2.Prompt:

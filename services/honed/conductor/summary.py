@@ -61,9 +61,7 @@ async def write_summary(run: Run) -> None:
         logger.warning("the report could not be written", extra={"reason": str(error)})
 
 
-def _report(
-    run: Run, updates: list[learner_pb2.StepMetrics], pushes: list[learner_pb2.Push], pauses: list[float]
-) -> RunReport:
+def _report(run: Run, updates: list[learner_pb2.StepMetrics], pushes: list[learner_pb2.Push], pauses: list[float]) -> RunReport:
     state, evaluation = run.state, run.evaluation
     before, after = evaluation.base, evaluation.trained
     agreement = evaluation.agreement

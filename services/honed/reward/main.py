@@ -25,12 +25,12 @@ from honed.queue.members import Member, Members, registered
 from honed.queue.stream import QueueSettings, WorkQueue
 from honed.reward.batching import BatchSettings, DynamicBatcher
 from honed.reward.function_scorer import find_function
+from honed.reward.model_scorer import ModelScorer
 from honed.reward.policy_tokenizer import policy_tokenizer
 from honed.reward.promoter import Promoter
 from honed.reward.registry import BuildScorer, ScorerRegistry
 from honed.reward.replicas import NoReplicas, RedisReplicas
 from honed.reward.reward import Truncation
-from honed.reward.model_scorer import ModelScorer
 from honed.reward.scorer import Scorer, TokenCodec
 from honed.reward.service import RewardService
 from honed.reward.sources import ModelSources
