@@ -100,7 +100,7 @@ async def main() -> None:
         await engine.start()
         await server.ready()
         targets = [f"{host}:{port}" for port in server.ports]
-        tokens = settings.tokens_directory / "internal.token"
+        tokens = settings.tokens_directory / "operator.token"
         _reply(replies, {"target": targets[0], "control": targets[1], "token_file": str(tokens), **published})
         await _obey(commands, replies, Bench(BareEngine(engine), service))
     finally:

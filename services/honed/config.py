@@ -52,6 +52,11 @@ class ServerSettings(Section):
     reflection: bool = True
     deadline_s: Seconds = 600.0
     drain_s: Seconds = 15.0
+    linger_s: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Ports stay open so long after SIGTERM with readiness off. Unset: 0 on loopback, 3 elsewhere."
+    )
+    max_calls: Positive = Field(2048, description="Calls in flight at most; beyond is RESOURCE_EXHAUSTED.")
+    max_streams: Positive = Field(1024, description="Calls in flight on one connection at most.")
 
     @property
     def target(self) -> str:
@@ -154,6 +159,8 @@ class PreferenceSettings(ServerSettings):
 
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL. Unset: SQLite in <directory>.")
     import_batch: Positive = 500
+    migration_deadline_s: Seconds = Field(3600.0, description="The longest that a change of the schema may take.")
+    erase_page: Positive = Field(5000, description="Judgements that one transaction of an erasure changes.")
 
 
 class KlSettings(Section):

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from honed.config import RunSettings
@@ -64,11 +65,55 @@ def explain_settings(path: Path | None, environment: Mapping[str, str] = os.envi
 
 
 def write_settings(settings: RunSettings, path: Path) -> None:
-    """Writes a run file with every value; secrets stay out of it."""
-    tree = settings.model_dump(mode="json", exclude={"queue": {"password"}, "preference": {"database_url"}})
+    """Writes a run file with every value but the secrets, which `secret_environment` has; only its owner can read it."""
+    tree = settings.model_dump(mode="json")
+    for key in _secrets(settings):
+        *sections, name = key.split(".")
+        section = tree
+        for part in sections:
+            section = section[part]
+        url = section[name]
+        if isinstance(url, str) and _has_password(url):
+            section[name] = _without_password(url)
+        else:
+            del section[name]
     partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(tree, sort_keys=False))
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        os.fchmod(file.fileno(), 0o600)  # also where an earlier run left the file
+        file.write(yaml.safe_dump(tree, sort_keys=False))
     partial.rename(path)
+
+
+def secret_environment(settings: RunSettings) -> dict[str, str]:
+    """What `write_settings` leaves out, as environment variables for a process that reads the file."""
+    return {PREFIX + key.upper().replace(".", "__"): value for key, value in _secrets(settings).items()}
+
+
+def _secrets(settings: RunSettings) -> dict[str, str]:
+    """Secret values by dotted key: those declared as secrets, and URLs with a password."""
+    found = {}
+    for key, value in _leaves(settings):
+        if isinstance(value, SecretStr):
+            found[key] = value.get_secret_value()
+        elif isinstance(value, str) and _has_password(value):
+            found[key] = value
+    return found
+
+
+def _has_password(text: str) -> bool:
+    if "://" not in text or "@" not in text:
+        return False
+    try:
+        return urlsplit(text).password is not None
+    except ValueError:
+        return True  # no URL that can be taken apart: whatever stands before the @ stays hidden
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    user = f"{parts.username}@" if parts.username else ""
+    return urlunsplit(parts._replace(netloc=user + host))
 
 
 def _load(path: Path | None, environment: Mapping[str, str]) -> tuple[RunSettings, dict[str, Any], dict[str, Any]]:
@@ -86,12 +131,20 @@ def _read_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"run file {path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise SettingsError(f"run file {path} is not YAML: {error}") from error
+        raise SettingsError(f"run file {path} is not YAML: {_yaml_problem(error)}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise SettingsError(f"run file {path} must hold sections and keys, not a {type(tree).__name__}")
     return tree
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the line itself, which may hold a secret."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return type(error).__name__
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -112,8 +165,16 @@ def _explained(error: ValidationError, path: Path | None) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"{key}: unknown key{_nearest(key, set(_known_keys(RunSettings)))}")
         else:
-            lines.append(f"{key or 'settings'}: {problem['msg']} (got {problem['input']!r})" if key else problem["msg"])
+            lines.append(f"{key}: {problem['msg']}{_shown(key, problem['input'])}" if key else problem["msg"])
     return f"{path or 'settings'}: " + "; ".join(lines)
+
+
+def _shown(key: str, value: Any) -> str:
+    """A wrong value, unless it is or may hold a secret."""
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    if key in _secret_keys(RunSettings) or not plain or (isinstance(value, str) and _has_password(value)):
+        return ""
+    return f" (got {value!r})"
 
 
 def _nearest(name: str, known: set[str]) -> str:
@@ -126,6 +187,16 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         for part in _models_in(field.annotation):
             yield from _known_keys(part, f"{prefix}{name}.")
+
+
+def _secret_keys(model: type[BaseModel], prefix: str = "") -> frozenset[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        if SecretStr in (field.annotation, *typing.get_args(field.annotation)):
+            found.add(prefix + name)
+        for part in _models_in(field.annotation):
+            found |= _secret_keys(part, f"{prefix}{name}.")
+    return frozenset(found)
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

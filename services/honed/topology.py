@@ -45,4 +45,3 @@ SERVICES: Final = {
     )
 }
 REPLICATED: Final = tuple(name for name, service in SERVICES.items() if service.replicated)
-JOBS: Final = ("pretrain", "reward-model", "compare")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from honed.kit.tls import TlsFiles
+from honed.kit.tokens import local_token_file
 
 FILE: Final = "endpoints.json"
 SERVICES: Final = ("generation", "reward", "preference", "learner", "conductor")
@@ -76,5 +77,5 @@ def _operator_token(token_file: Path | None) -> Path | None:
     """The token with every scope, which a local run keeps beside the others, readable by its owner only."""
     if token_file is None:
         return None
-    beside = token_file.with_name("internal.token")
+    beside = local_token_file(token_file.parent, "operator")
     return beside if beside.exists() else token_file

@@ -9,7 +9,7 @@ from honed._client.details import Details, read_details
 _ADVICE = {
     "UNAVAILABLE": "check that the run is up (`honed status`; `honed up` starts one); a retry is safe",
     "UNAUTHENTICATED": "give the token of this run, for example token_file='<run>/tokens/application.token'",
-    "PERMISSION_DENIED": "use a token with that scope; a local run's tokens/internal.token has all of them",
+    "PERMISSION_DENIED": "use a token with that scope; a local run's tokens/operator.token has all of them",
     "DEADLINE_EXCEEDED": "give the call a longer timeout, or ask for less",
     "RESOURCE_EXHAUSTED": "send less at once, or come back later",
     "UNIMPLEMENTED": "check the address: another service, or an older honed, may listen there",

@@ -55,19 +55,21 @@ class View:
 async def showing(settings: RunSettings, console: Console) -> AsyncIterator[None]:
     """Shows the run as long as the block runs: a live table on a terminal, a line now and then elsewhere."""
     view = View()
-    async with internal_channel(settings, settings.conductor.target) as conductor:
-        async with internal_channel(settings, settings.learner.target) as learner:
-            tasks = [
-                asyncio.create_task(_poll(view, conductor, learner)),
-                asyncio.create_task(_follow(view, learner)),
-                asyncio.create_task(_show(view, console)),
-            ]
-            try:
-                yield
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+    async with (
+        internal_channel(settings, settings.conductor.target) as conductor,
+        internal_channel(settings, settings.learner.target) as learner,
+    ):
+        tasks = [
+            asyncio.create_task(_poll(view, conductor, learner)),
+            asyncio.create_task(_follow(view, learner)),
+            asyncio.create_task(_show(view, console)),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _poll(view: View, conductor: grpc.aio.Channel, learner: grpc.aio.Channel) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from honed.cli.missing import missing_package
+
 
 class ReportingGroup(TyperGroup):
     """The root of the command line. With `--debug` errors pass through, traceback and all."""
@@ -31,6 +33,8 @@ def describe(error: BaseException) -> str:
     from honed.kit.errors import HonedError, root_cause
 
     cause = root_cause(error)
+    if advice := missing_package(cause):
+        return advice
     if isinstance(cause, (RequestError, HonedError, ValueError, OSError)) and str(cause):
         request_id = getattr(cause, "request_id", "")
         return f"{cause} (request {request_id})" if request_id else str(cause)

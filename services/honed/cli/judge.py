@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class FileFormat(StrEnum):
-    """The formats of `honed.preference.formats`."""
+    """The formats of `honed.formats.files`."""
 
     honed = "honed"
     trl = "trl"
@@ -69,7 +69,7 @@ def import_(
     token_file: TokenFileOption = None,
 ) -> None:
     """Import judgements. The same file again stores nothing twice, so an import that broke is simply repeated."""
-    from honed.preference.formats import Defaults, read_judgements
+    from honed.formats.files import Defaults, read_judgements
 
     entries = read_judgements(file, form.value, Defaults(source or file.stem, annotator))
     stored = duplicates = 0
@@ -157,7 +157,7 @@ def stats(
 
 
 def _write(judgements: Iterator[preference_pb2.Judgement], name: str, file: TextIO) -> tuple[int, int]:
-    from honed.preference.formats import write_judgements
+    from honed.formats.files import write_judgements
 
     with _progress("exporting", None) as advance:
 

@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
 
 def up(
     file: Annotated[
-        Path | None, typer.Argument(help="The run file (YAML); the same as --run-file.", metavar="RUN_FILE")
+        Path | None, typer.Argument(help="The run file (YAML), as --run-file.", metavar="RUN_FILE")
     ] = None,
     run_file: RunFile = None,
     replicas: Annotated[
@@ -60,9 +60,9 @@ def up(
 ) -> None:
     """Run everything on this machine: all services, the training phases, the online loop.
 
-    Services that die are started again. Ctrl-C ends the run cleanly; the same command goes on where it was. When training fails,
-    the reason is printed and everything goes on serving; the exit status is then 1. Without a run file it is the demo's run,
-    served in out/demo.
+    Services that die are started again. Ctrl-C ends the run cleanly; the same command goes on where it was. When training
+    fails, the reason is printed and everything goes on serving; the exit status is then 1. Without a run file it is the demo's
+    run, served in out/demo.
     """
     from honed.settings_file import recipe_settings
 

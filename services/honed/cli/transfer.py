@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from honed._client.peer import Peer
-    from honed.preference.content import Entry
+    from honed.judgements import Entry
     from honed.v1 import preference_pb2
 
 BATCH = 2000

@@ -143,7 +143,7 @@ def rollback(
     address: AddressOption = None,
     token_file: TokenFileOption = None,
 ) -> None:
-    """Serve an earlier version again, and train on from it. Its weights get a new version, which generators serve at the end."""
+    """Serve an earlier version again, and train on from it. Its weights get a new version, which is served at the end."""
     from honed.v1 import conductor_pb2, conductor_pb2_grpc
 
     request = conductor_pb2.RollbackVersionRequest(version=_version(version), idempotency_key=uuid.uuid4().hex)

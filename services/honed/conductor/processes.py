@@ -12,6 +12,7 @@ from honed.conductor.launcher import STOP_S, ProcessSpec
 from honed.conductor.probes import alive_probe, ready_probe
 from honed.config import GenerationSettings, ReplicatedSettings, RunSettings, ServerSettings
 from honed.queue.embedded import embedded_redis_command, embedded_redis_url, wait_ready
+from honed.settings_file import secret_environment
 from honed.topology import SERVICES
 from honed.workspace import Workspace
 
@@ -87,12 +88,9 @@ class Processes:
         variables = {
             name: os.environ.get(name, value) for name, value in (("HF_HUB_OFFLINE", "1"), ("OMP_WAIT_POLICY", "PASSIVE"))
         }
+        variables |= secret_environment(settings)  # which the run file leaves out
         if self._redis_url is not None:
             variables["HONED_QUEUE__URL"] = self._redis_url
-        if settings.queue.password is not None:
-            variables["HONED_QUEUE__PASSWORD"] = settings.queue.password.get_secret_value()
-        if settings.preference.database_url is not None:
-            variables["HONED_PREFERENCE__DATABASE_URL"] = settings.preference.database_url.get_secret_value()
         return variables
 
 

@@ -40,6 +40,11 @@ class PermissionDenied(HonedError):
 
     code = grpc.StatusCode.PERMISSION_DENIED
 
+    def __init__(self, reason: str, caller: str = "") -> None:
+        """`caller` is the name of the token, for the audit log."""
+        super().__init__(reason)
+        self.caller = caller
+
 
 class NotFound(HonedError):
     """The named thing does not exist."""

@@ -46,3 +46,5 @@ def configure_logging(service: str, level: str = "INFO") -> None:
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for chatty in ("httpx", "httpcore", "filelock", "urllib3", "fsspec"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Whatever the level of the rest is, who changed the system is always written.
+    logging.getLogger("honed.audit").setLevel(logging.INFO)

@@ -37,6 +37,37 @@ SCOPES: dict[str, str] = {
 APPLICATION_SCOPES = ("generation", "reward", "preference.write")
 """What an application gets that generates, scores and sends feedback."""
 
+LOCAL_TOKENS: dict[str, tuple[str, ...]] = {
+    "operator": (ALL,),
+    "application": APPLICATION_SCOPES,
+    # Who calls whom: the learner brings versions into generators and checks what they serve; its job exports a snapshot that
+    # it creates, which is a write.
+    "learner": ("generation", "generation.control", "preference.read", "preference.write"),
+    "conductor": (
+        "generation",
+        "generation.control",
+        "reward",
+        "reward.control",
+        "preference.read",
+        "preference.write",
+        "preference.control",
+        "learner.read",
+        "learner.control",
+        "conductor.read",
+    ),
+    # These call nobody yet. Their names are in the table, so that a scope is all that a first call needs.
+    "generation": (),
+    "reward": (),
+    "preference": (),
+}
+"""What a local run makes for itself: a token for people who operate it, one for applications, and one for each service, which
+may call what that service calls and nothing else."""
+
+
+def is_control(scope: str) -> bool:
+    """Tells whether calls of a scope change how the system runs, or forget somebody: these are audited."""
+    return scope.endswith(".control")
+
 
 def allows(granted: frozenset[str], needed: str) -> bool:
     """Tells whether a token with the scopes `granted` may make a call that needs `needed`."""

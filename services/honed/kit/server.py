@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -35,6 +36,12 @@ SERVER_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a shared port
 )
+
+REFLECTION_METHODS = frozenset(
+    f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")
+)
+PROBES = 256
+"""Checks and watches of the health port at once."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,10 @@ class ServerOptions:
         reflection: lets grpcurl and the like ask for the contract.
         deadline_s: the longest that a call may take.
         open_ended: full method names of watches, which have no deadline.
-        drain_s: how long calls in flight may go on after SIGTERM.
+        linger_s: how long the ports stay open after SIGTERM with readiness off, so that load balancers see it first.
+        drain_s: how long calls in flight may go on once the ports are closed.
+        max_calls: calls in flight on one listener; above it the answer is RESOURCE_EXHAUSTED.
+        max_streams: calls in flight on one connection; a client waits with those above it.
     """
 
     host: str = "127.0.0.1"
@@ -78,7 +88,10 @@ class ServerOptions:
     reflection: bool = True
     deadline_s: float = 600.0
     open_ended: frozenset[str] = field(default_factory=frozenset)
+    linger_s: float = 0.0
     drain_s: float = 20.0
+    max_calls: int = 2048
+    max_streams: int = 1024
 
 
 class Server:
@@ -87,8 +100,10 @@ class Server:
     def __init__(self, listeners: Sequence[Listener], options: ServerOptions) -> None:
         """Prepares the listeners; `start` opens them."""
         self._listeners = listeners
-        self._options = options
+        self.options = options
         self._servers: list[grpc.aio.Server] = []
+        self._interceptors: list[CallInterceptor] = []
+        self._prober: grpc.aio.Server | None = None
         self.health = Health()
         self.ports: list[int] = []
 
@@ -98,11 +113,14 @@ class Server:
         Raises:
             OSError: a port is taken; names it.
         """
-        options = self._options
+        options = self.options
         for listener in self._listeners:
+            _warn_of_plain_text(listener, options)
+            interceptor = CallInterceptor(options.tokens, options.deadline_s, options.open_ended, REFLECTION_METHODS)
             server = grpc.aio.server(
-                interceptors=(CallInterceptor(options.tokens, options.deadline_s, options.open_ended),),
-                options=SERVER_OPTIONS,
+                interceptors=(interceptor,),
+                options=(*SERVER_OPTIONS, ("grpc.max_concurrent_streams", options.max_streams)),
+                maximum_concurrent_rpcs=options.max_calls,
             )
             names = [s.full_name for s in listener.servicers]
             for servicer in listener.servicers:
@@ -112,56 +130,107 @@ class Server:
                 reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
             self.ports.append(_bind(server, listener.host, listener.port, options.tls, ", ".join(names)))
             self._servers.append(server)
+            self._interceptors.append(interceptor)
         if options.health_port:
-            prober = grpc.aio.server(options=SERVER_OPTIONS)
-            health_pb2_grpc.add_HealthServicer_to_server(self.health, prober)
-            _bind(prober, options.host, options.health_port, None, "health")
-            self._servers.append(prober)
+            self._prober = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=PROBES)
+            health_pb2_grpc.add_HealthServicer_to_server(self.health, self._prober)
+            _bind(self._prober, options.host, options.health_port, None, "health")
+            await self._prober.start()
         if options.metrics_port:
             metrics.expose(options.host, options.metrics_port)
         for server in self._servers:
             await server.start()
 
     async def ready(self, serving: bool = True) -> None:
-        """Sets the readiness of every service of this process."""
+        """Sets the readiness of every service of this process; ignored once a stop has begun."""
         for listener in self._listeners:
             for servicer in listener.servicers:
                 await self.health.set(servicer.full_name, serving)
 
     async def stop(self) -> None:
-        """Turns readiness off, lets calls in flight end within the drain time, and closes the ports."""
+        """Turns readiness off, lets calls in flight end within the drain time, and closes every port."""
         await self.health.shut_down()
-        await asyncio.gather(*(server.stop(self._options.drain_s) for server in self._servers))
+        await self.drain()
+        await self.close()
+
+    async def drain(self) -> None:
+        """Closes the ports of the services, and lets calls in flight end within the drain time; watches end at once."""
+        for interceptor in self._interceptors:
+            interceptor.end_streams()
+        await asyncio.gather(*(server.stop(self.options.drain_s) for server in self._servers))
+
+    async def close(self) -> None:
+        """Closes the health port, the last of all: a supervisor may ask to the end."""
+        await self.health.close()
+        if self._prober is not None:
+            await self._prober.stop(1.0)
 
 
-async def serve_until_signalled(server: Server, work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+class Lifecycle(asyncio.Event):
+    """How far the end of a service has come. Itself is set first: take no new work.
+
+    Attributes:
+        drained: set when the calls in flight have ended: what they used can be closed.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has ended."""
+        super().__init__()
+        self.drained = asyncio.Event()
+
+
+async def serve_until_signalled(server: Server, work: Callable[[Lifecycle], Awaitable[None]]) -> None:
     """Runs a service to its end.
 
-    Opens the ports, runs `work` (load, announce readiness by `server.ready`, process the queue), and on SIGTERM or SIGINT sets
-    the event that `work` got, waits for it, drains the calls in flight, and returns. If `work` ends or fails on its own, so
-    does the service: a supervisor starts it again.
+    Opens the ports and runs `work`: load, announce readiness by `server.ready`, process the queue. On SIGTERM or SIGINT:
+        1. `work`'s argument is set and readiness goes off; the ports stay open for `linger_s`.
+        2. The ports close, watches end, and calls in flight have `drain_s` to end.
+        3. `drained` is set, and `work` has `drain_s` to close what the calls used and to return; then it is cancelled.
+    If `work` ends or fails on its own, so does the service: a supervisor starts it again.
     """
-    stopping = asyncio.Event()
+    lifecycle = Lifecycle()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, lifecycle.set)
     await server.start()
-    task = asyncio.ensure_future(work(stopping))
-    waiter = asyncio.ensure_future(stopping.wait())
+    task = asyncio.ensure_future(work(lifecycle))
+    waiter = asyncio.ensure_future(lifecycle.wait())
     try:
         await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
-        await server.stop()
-        if not task.done():
-            # Calls have ended; what is left of the work is told to stop and gets as long again.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(task), server._options.drain_s)
+        await server.health.shut_down()
+        if lifecycle.is_set():
+            await asyncio.sleep(server.options.linger_s)
+        await server.drain()
+        lifecycle.set()
+        lifecycle.drained.set()
+        await asyncio.wait({task}, timeout=server.options.drain_s)
         if not task.done():
             logger.warning("work did not stop in time; cancelling it")
     finally:
         waiter.cancel()
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        finally:
+            await server.close()
+
+
+def _warn_of_plain_text(listener: Listener, options: ServerOptions) -> None:
+    if options.tokens is not None and options.tls is None and not is_loopback(listener.host):
+        logger.warning(
+            "tokens travel in plain text: whoever sees the network's packets can use them; set security.tls, "
+            "or let a service mesh encrypt between hosts",
+            extra={"host": listener.host},
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Tells whether a host is this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, tls: TlsFiles | None, what: str) -> int:

@@ -1,7 +1,9 @@
 """Bearer tokens: making them, keeping them, checking them.
 
 A directory holds `table.json` (what servers read: name, sha256 and scopes of each token) and one `<name>.token` file for each
-token (what a client reads). Servers never hold a token itself.
+token (what a client reads). Servers never hold a token itself. Both kinds of files are read again when they are replaced: a
+token is revoked by taking its row out of the table, and rotated by adding a row, replacing the file, and taking the old row
+out.
 """
 
 from __future__ import annotations
@@ -10,18 +12,13 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from honed.kit.errors import PermissionDenied, Unauthenticated
-from honed.kit.scopes import ALL, APPLICATION_SCOPES, SCOPES, allows
-
-LOCAL_TOKENS: Mapping[str, tuple[str, ...]] = {
-    "internal": (ALL,),
-    "application": APPLICATION_SCOPES,
-}
-"""What a local run makes for itself: services call each other as `internal`, people start with `application`."""
+from honed.kit.from_files import FromFiles
+from honed.kit.scopes import LOCAL_TOKENS, SCOPES, allows
 
 
 @dataclass(frozen=True)
@@ -32,27 +29,21 @@ class Identity:
     scopes: frozenset[str]
 
 
-@dataclass(frozen=True)
 class TokenTable:
     """The tokens that a server accepts, by sha256."""
 
-    by_digest: Mapping[str, Identity]
+    def __init__(self, by_digest: Callable[[], Mapping[str, Identity]]) -> None:
+        """`by_digest` returns the rows that hold now."""
+        self._by_digest = by_digest
 
     @classmethod
     def load(cls, path: Path) -> TokenTable:
-        """Reads a table.
+        """Reads a table, and reads it again whenever the file is replaced.
 
         Raises:
             ValueError: the file is missing or is not a token table; says what to do.
         """
-        try:
-            rows = json.loads(path.read_text())["tokens"]
-            table = {row["sha256"]: Identity(row["name"], frozenset(row["scopes"])) for row in rows}
-        except FileNotFoundError as error:
-            raise ValueError(f"token table {path} does not exist: `honed up` makes one, or mount your own") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"token table {path} is not {{'tokens': [{{name, sha256, scopes}}]}}: {error}") from error
-        return cls(table)
+        return cls(FromFiles([path], lambda: _read_table(path)).get)
 
     def authorize(self, authorization: str | None, method: str) -> Identity:
         """Checks the `authorization` metadata of a call.
@@ -69,11 +60,11 @@ class TokenTable:
         if authorization is None or not authorization.startswith("Bearer "):
             raise Unauthenticated("no bearer token: send metadata `authorization: Bearer <token>`")
         # The lookup compares digests, so its timing tells nothing about a token.
-        identity = self.by_digest.get(digest(authorization.removeprefix("Bearer ").strip()))
+        identity = self._by_digest().get(digest(authorization.removeprefix("Bearer ").strip()))
         if identity is None:
             raise Unauthenticated("this bearer token is unknown to the server: check the token file of this run")
         if not allows(identity.scopes, needed):
-            raise PermissionDenied(f"token '{identity.name}' lacks the scope '{needed}' that {method} needs")
+            raise PermissionDenied(f"token '{identity.name}' lacks the scope '{needed}' that {method} needs", identity.name)
         return identity
 
 
@@ -83,17 +74,31 @@ def digest(token: str) -> str:
 
 
 def ensure_local_tokens(directory: Path) -> None:
-    """Makes the tokens of a local run, once; files are readable by their owner only."""
-    if (directory / "table.json").exists():
+    """Makes the tokens of a local run, once, however many processes ask; files are readable by their owner only."""
+    import fcntl  # only where runs are started: clients import this module on every system
+
+    table = directory / "table.json"
+    if table.exists():
         return
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    rows = []
-    for name, scopes in LOCAL_TOKENS.items():
-        token = f"honed_{secrets.token_urlsafe(32)}"
-        _write_private(directory / f"{name}.token", token + "\n")
-        rows.append({"name": name, "sha256": digest(token), "scopes": list(scopes)})
-    # The table comes last: with it, the set is complete.
-    _write_private(directory / "table.json", json.dumps({"tokens": rows}, indent=2) + "\n")
+    # The kernel lets go of the lock when its process dies. Who comes second finds the first one's set.
+    with os.fdopen(os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if table.exists():
+            return
+        rows = []
+        for name, scopes in LOCAL_TOKENS.items():
+            token = f"honed_{secrets.token_urlsafe(32)}"
+            _write_private(directory / f"{name}.token", token + "\n")
+            rows.append({"name": name, "sha256": digest(token), "scopes": list(scopes)})
+        # The table comes last: with it, the set is complete.
+        _write_private(table, json.dumps({"tokens": rows}, indent=2) + "\n")
+
+
+def local_token_file(directory: Path, name: str) -> Path:
+    """The token file of a service, or of the operator. A directory of an earlier build has one `internal` token for all."""
+    own, shared = directory / f"{name}.token", directory / "internal.token"
+    return shared if shared.exists() and not own.exists() else own
 
 
 def read_token(path: Path) -> str:
@@ -106,9 +111,32 @@ def read_token(path: Path) -> str:
         token = path.read_text().strip()
     except FileNotFoundError as error:
         raise ValueError(f"token file {path} does not exist: start the run first, or name another file") from error
+    except OSError as error:
+        raise ValueError(f"token file {path} cannot be read: {error.strerror}") from error
     if not token:
         raise ValueError(f"token file {path} is empty")
     return token
+
+
+def token_source(path: Path) -> Callable[[], str]:
+    """What returns the token of a file as it is now, for `connect`.
+
+    Raises:
+        ValueError: the file is missing or empty.
+    """
+    return FromFiles([path], lambda: read_token(path)).get
+
+
+def _read_table(path: Path) -> dict[str, Identity]:
+    try:
+        rows = json.loads(path.read_text())["tokens"]
+        return {row["sha256"]: Identity(row["name"], frozenset(row["scopes"])) for row in rows}
+    except FileNotFoundError as error:
+        raise ValueError(f"token table {path} does not exist: `honed up` makes one, or mount your own") from error
+    except OSError as error:
+        raise ValueError(f"token table {path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"token table {path} is not {{'tokens': [{{name, sha256, scopes}}]}}: {error}") from error
 
 
 def _write_private(path: Path, text: str) -> None:

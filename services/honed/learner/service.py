@@ -51,15 +51,33 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
         async for record in self.ledger.follow(request.from_step, live=not request.no_follow):
             ended_at = Timestamp()
             ended_at.FromNanoseconds(int(record.ended_at * 1e9))
-            metrics = learner_pb2.StepMetrics(step=record.step, ended_at=ended_at, values=record.values)
+            ids = record.rollout_ids if request.with_rollouts else ()
+            metrics = learner_pb2.StepMetrics(step=record.step, ended_at=ended_at, values=record.values, rollout_ids=ids)
             yield learner_pb2.WatchMetricsResponse(metrics=metrics)
 
     async def WatchPushes(
         self, request: learner_pb2.WatchPushesRequest, context: Any
     ) -> AsyncIterator[learner_pb2.WatchPushesResponse]:
         """Streams the pushes."""
-        raise Unimplemented("WatchPushes is not served yet")
-        yield  # makes this an asynchronous generator
+        if not request.no_follow:
+            raise Unimplemented("WatchPushes is served with no_follow only")
+        for push in list(self.ledger.pushes):
+            version = VersionId.parse(push.version)
+            if version.step < request.from_step:
+                continue
+            ended_at = Timestamp()
+            ended_at.FromNanoseconds(int(push.ended_at * 1e9))
+            yield learner_pb2.WatchPushesResponse(
+                push=learner_pb2.Push(
+                    version=self._version(version),
+                    ended_at=ended_at,
+                    committed=push.committed,
+                    failures=push.failures,
+                    pauses_seconds=push.pauses_s,
+                    canary_max_error=push.canary_max_error,
+                    carried=push.carried,
+                )
+            )
 
     async def Pause(
         self, request: learner_pb2.LearnerServicePauseRequest, context: Any

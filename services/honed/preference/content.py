@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from honed.judgements import Entry as Entry
 from honed.v1 import preference_pb2 as pb
 
 ERASED = "erased"
@@ -31,14 +32,6 @@ KINDS: dict[str, int] = {
 """Number of each kind by the name of its field in `Judgement.verdict`."""
 
 KIND_NAMES: dict[int, str] = {number: name for name, number in KINDS.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A judgement on its way into the record, under the key that names it for ever."""
-
-    key: str
-    judgement: pb.Judgement
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from honed.kit.errors import DataLoss, FailedPrecondition, HonedError, Unavailable
 
+MIGRATION_LOCK = 0x686F6E6564  # "honed"; any number that no other user of the database takes
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 
 
@@ -35,11 +36,15 @@ class DatabaseOptions:
         lock_wait_s: the longest wait for another process's lock; below `deadline_s`, so that the database says what it
             waited for.
         connections: open connections at most.
+        migration_deadline_s: the longest that a change of the schema may take, which may rewrite every row.
+        cleaning_deadline_s: the longest that clearing away after an erasure may take.
     """
 
     deadline_s: float = 30.0
     lock_wait_s: float = 10.0
     connections: int = 5
+    migration_deadline_s: float = 3600.0
+    cleaning_deadline_s: float = 300.0
 
 
 class Database:
@@ -59,6 +64,8 @@ class Database:
         self.url = _with_driver(url)
         self.name = self.url.render_as_string(hide_password=True)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        # SQLite's own wait for its write lock knows no order: who writes without a pause would keep another out for ever.
+        self._turn: AbstractAsyncContextManager[object] = asyncio.Lock() if self.is_sqlite else contextlib.nullcontext()
         self.engine = _sqlite(self.url, self.options) if self.is_sqlite else _postgresql(self.url, self.options)
 
     @asynccontextmanager
@@ -79,22 +86,56 @@ class Database:
             Unavailable: the database is locked, full, gone or too slow. Whether the commit happened may be unknown then: a
                 repetition under the same idempotency key is safe.
         """
-        async with self.guarded(), self.engine.connect() as connection:
+        async with self.guarded(), self._turn, self.engine.connect() as connection:
             await connection.execution_options(honed_writes=True)
             async with connection.begin():
                 yield connection
 
-    async def empty_log(self) -> bool:
-        """Empties SQLite's write-ahead log, which keeps pages as they were before; true when nothing of it is left.
+    @asynccontextmanager
+    async def migrating(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that may take as long as a migration may. On PostgreSQL it first waits for other starters.
+
+        Raises:
+            Unavailable: the database is locked, full, gone or too slow.
+        """
+        deadline_s = self.options.migration_deadline_s
+        async with self.guarded(deadline_s), self.engine.connect() as connection:
+            await connection.execution_options(honed_writes=True)
+            async with connection.begin():
+                if not self.is_sqlite:
+                    for limit in ("statement_timeout", "idle_in_transaction_session_timeout", "lock_timeout"):
+                        await connection.execute(sa.text(f"SET LOCAL {limit} = {int(deadline_s * 1000)}"))
+                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+                    # Another starter was waited for. A table's lock is not: who queues for it holds everybody else up.
+                    await connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(self.options.lock_wait_s * 1000)}"))
+                yield connection
+
+    async def clean(self, tables: Sequence[str]) -> bool:
+        """Clears away what rows were before they changed: by VACUUM, and on SQLite the write-ahead log as well.
+
+        (`secure_delete` alone is not enough: where SQLite moves rows between pages, the space they leave keeps their bytes.)
+
+        Returns:
+            Whether nothing kept the database from doing so. On PostgreSQL a transaction that is older than the change keeps
+            its rows, and this does not see it.
 
         Raises:
             Unavailable: the database is not there.
         """
-        if not self.is_sqlite:
+        deadline_s = self.options.cleaning_deadline_s
+        if self.is_sqlite:
+            async with self.guarded(deadline_s), self._turn:
+                busy, _, _ = await asyncio.to_thread(self._rewrite)
+                return not busy
+        async with self.guarded(deadline_s), self.engine.connect() as raw:
+            connection = await raw.execution_options(isolation_level="AUTOCOMMIT")  # VACUUM stands outside of transactions
+            await connection.execute(sa.text(f"SET statement_timeout = {int(deadline_s * 1000)}"))
+            try:
+                for table in tables:
+                    await connection.execute(sa.text(f"VACUUM {table}"))
+            finally:
+                await connection.execute(sa.text("RESET statement_timeout"))
             return True
-        async with self.guarded():
-            busy, _, _ = await asyncio.to_thread(self.pragma, "wal_checkpoint(TRUNCATE)")
-            return not busy
 
     def pragma(self, statement: str) -> tuple[Any, ...]:
         """Runs a PRAGMA of SQLite that must stand outside of transactions, on a connection of its own. Makes the file. Blocks.
@@ -102,26 +143,39 @@ class Database:
         Raises:
             sqlite3.Error: it failed.
         """
-        path = Path(self.url.database or "")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(path, timeout=self.options.lock_wait_s, isolation_level=None)) as connection:
+        with self._connected() as connection:
             row: tuple[Any, ...] = connection.execute(f"PRAGMA {statement}").fetchone()
             return row
+
+    def _rewrite(self) -> tuple[Any, ...]:
+        with self._connected() as connection:
+            connection.execute("VACUUM")
+            row: tuple[Any, ...] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return row
+
+    def _connected(self) -> contextlib.closing[sqlite3.Connection]:
+        path = Path(self.url.database or "")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return contextlib.closing(sqlite3.connect(path, timeout=self.options.lock_wait_s, isolation_level=None))
 
     async def close(self) -> None:
         """Closes every connection."""
         await self.engine.dispose()
 
     @asynccontextmanager
-    async def guarded(self) -> AsyncIterator[None]:
+    async def guarded(self, deadline_s: float | None = None) -> AsyncIterator[None]:
         """The deadline of one transaction, and the database's errors as ours.
+
+        Args:
+            deadline_s: the longest that the block may take; None for that of ordinary transactions.
 
         Raises:
             Unavailable: the database is locked, full, gone or too slow.
             DataLoss: the file is damaged, or no database.
         """
+        deadline_s = self.options.deadline_s if deadline_s is None else deadline_s
         try:
-            async with asyncio.timeout(self.options.deadline_s):
+            async with asyncio.timeout(deadline_s):
                 yield
         except exc.DBAPIError as error:
             translated = _translated(self.name, error.orig, error.connection_invalidated)
@@ -138,9 +192,7 @@ class Database:
                 f"database {self.name}: all {self.options.connections} connections are busy; try again, or allow more"
             ) from error
         except TimeoutError as error:
-            raise Unavailable(
-                f"database {self.name} did not answer within {self.options.deadline_s:g} s; a repetition is safe"
-            ) from error
+            raise Unavailable(f"database {self.name} did not answer within {deadline_s:g} s; a repetition is safe") from error
         except OSError as error:
             raise Unavailable(f"database {self.name} cannot be reached ({error}); check that it runs") from error
 

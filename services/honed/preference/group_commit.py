@@ -29,11 +29,13 @@ class GroupOptions:
         rows: the most rows of one transaction, unless a single submission has more.
         content_bytes: the most content of one transaction, likewise.
         waiting: submissions that may wait for their turn; above it there is no room.
+        waiting_bytes: the content of all that wait, likewise; a single submission always fits.
     """
 
     rows: int = 1000
     content_bytes: int = 8 * 1024 * 1024
     waiting: int = 1024
+    waiting_bytes: int = 128 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,10 @@ class GroupCommit:
         """`commit` stores rows in one transaction and returns when they are durable."""
         self._commit = commit
         self._options = options or GroupOptions()
-        self._queue: asyncio.Queue[_Submission | None] = asyncio.Queue(self._options.waiting)
+        self._queue: asyncio.Queue[_Submission | None] = asyncio.Queue()
+        # What waits is counted here, not by the queue, whose limit knows numbers only.
+        self._room = asyncio.Condition()
+        self._waiting = self._waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -81,24 +86,40 @@ class GroupCommit:
             Overloaded: no room.
             Unavailable: the database did not take them, or the store is closed.
         """
+        self._check_open()
+        submission = _Submission(rows, asyncio.get_running_loop().create_future())
+        async with self._room:
+            if wait_for_room:
+                await self._room.wait_for(lambda: self._fits(submission))
+                self._check_open()
+            elif not self._fits(submission):
+                raise Overloaded(
+                    f"{self._waiting} judgements of {self._waiting_bytes} bytes wait to be written; try again later",
+                    retry_after_s=1.0,
+                )
+            self._waiting += 1
+            self._waiting_bytes += submission.content_bytes
+            self._queue.put_nowait(submission)
+        return await submission.outcomes
+
+    def _check_open(self) -> None:
         if self._task is None or self._task.done():
             raise Unavailable("the preference store is closed; try again when the service is ready")
-        submission = _Submission(rows, asyncio.get_running_loop().create_future())
-        if wait_for_room:
-            await self._queue.put(submission)
-        else:
-            try:
-                self._queue.put_nowait(submission)
-            except asyncio.QueueFull:
-                raise Overloaded(
-                    f"{self._options.waiting} judgements wait to be written; try again later", retry_after_s=1.0
-                ) from None
-        return await submission.outcomes
+
+    def _fits(self, submission: _Submission) -> bool:
+        if self._waiting == 0:
+            return True
+        size = self._waiting_bytes + submission.content_bytes
+        return self._waiting < self._options.waiting and size <= self._options.waiting_bytes
 
     async def _run(self) -> None:
         last: _Submission | None = None
         while (first := last or await self._queue.get()) is not None:
             group, last, ended = self._gather(first)
+            async with self._room:
+                self._waiting -= len(group)
+                self._waiting_bytes -= sum(submission.content_bytes for submission in group)
+                self._room.notify_all()
             try:
                 outcomes = await self._commit([row for submission in group for row in submission.rows])
             except Exception as error:  # each caller gets it

@@ -10,10 +10,11 @@ import uuid
 
 from honed.config import RunSettings
 from honed.kit.errors import HonedError
-from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
-from honed.kit.wiring import server_options
-from honed.preference.service import PreferenceService
-from honed.preference.store import PreferenceStore
+from honed.kit.server import Lifecycle, Listener, Server, Servicer, serve_until_signalled
+from honed.preference.database import DatabaseOptions
+from honed.preference.service import ImportBatch, PreferenceService
+from honed.preference.store import PreferenceStore, StoreOptions
+from honed.runtime import server_options
 from honed.v1 import preference_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -28,14 +29,21 @@ async def run(settings: RunSettings) -> None:
     Raises:
         Unavailable: the database cannot be reached.
     """
-    mine = settings.preference
-    store = PreferenceStore(settings.database_url, clock=lambda: time.time_ns() // 1000, new_id=lambda: uuid.uuid4().hex)
+    section = settings.preference
+    store = PreferenceStore(
+        settings.database_url,
+        clock=lambda: time.time_ns() // 1000,
+        new_id=lambda: uuid.uuid4().hex,
+        options=StoreOptions(
+            database=DatabaseOptions(migration_deadline_s=section.migration_deadline_s), erase_page=section.erase_page
+        ),
+    )
     async with store:
-        service = PreferenceService(store)
+        service = PreferenceService(store, ImportBatch(section.import_batch))
         servicer = Servicer(SERVICE, preference_pb2_grpc.add_PreferenceServiceServicer_to_server, service)
-        server = Server([Listener(mine.host, mine.port, [servicer])], server_options(settings, mine))
+        server = Server([Listener(section.host, section.port, [servicer])], server_options(settings, section))
 
-        async def work(stopping: asyncio.Event) -> None:
+        async def work(stopping: Lifecycle) -> None:
             logger.info("serving", extra={"database": store.name})
             while not stopping.is_set():
                 try:

@@ -1,7 +1,8 @@
 """Brings the database to this build's schema, once, however many services start together.
 
 All revisions run in one transaction behind a lock that other starters wait for: on SQLite the write lock of the file, on
-PostgreSQL an advisory lock. Who comes second finds nothing to do. A failed revision leaves the schema as it was.
+PostgreSQL an advisory lock. Who comes second finds nothing to do. A failed revision leaves the schema as it was. A revision may
+rewrite every row, so the transaction has a deadline of its own (`DatabaseOptions.migration_deadline_s`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from alembic.util.exc import CommandError
 from honed.kit.errors import FailedPrecondition
 from honed.preference.database import Database
 
-_LOCK = 0x686F6E6564  # "honed"; any number that no other user of the database takes
 _RETRY_S = 0.05
 
 
@@ -36,9 +36,7 @@ async def migrate(database: Database) -> str:
     """
     if database.is_sqlite:
         await _write_ahead(database)
-    async with database.writing() as connection:
-        if not database.is_sqlite:
-            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+    async with database.migrating() as connection:
         return await connection.run_sync(_upgrade, database.name)
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from honed.judgements import Entry
 from honed.kit.errors import Conflict, HonedError, InvalidArgument, Unimplemented
 from honed.preference.checks import check_filter, check_judgement, check_word
-from honed.preference.content import Entry
 from honed.preference.selection import only_after_id
 from honed.preference.store import PreferenceStore
 from honed.preference.writing import Recorded
@@ -112,7 +112,7 @@ class PreferenceService(preference_pb2_grpc.PreferenceServiceServicer):
         check_word(request.annotator, "annotator")
         check_word(request.idempotency_key, "idempotency_key")
         erased = await self._store.erase_annotator(request.annotator, request.idempotency_key)
-        return pb.EraseAnnotatorResponse(judgements=erased)
+        return pb.EraseAnnotatorResponse(judgements=erased.judgements, remaining=erased.remaining)
 
     async def NextTask(self, request: pb.NextTaskRequest, context: Context) -> pb.NextTaskResponse:
         """Belongs to the console."""

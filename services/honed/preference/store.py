@@ -16,10 +16,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from honed.kit.errors import Conflict, InvalidArgument, NotFound, Unavailable
+from honed.preference import erasure, writing
 from honed.preference import selection as select
-from honed.preference import writing
 from honed.preference.content import ERASED, Entry, Row, SnapshotHash, canonical, to_judgement, to_row
 from honed.preference.database import Database, DatabaseOptions
+from honed.preference.erasure import Erased
 from honed.preference.group_commit import GroupCommit, GroupOptions, Outcome
 from honed.preference.migrate import migrate
 from honed.preference.stats import Stats, read_stats
@@ -31,11 +32,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """Limits of a store; see the parts."""
+    """Limits of a store; see the parts. `erase_page` is how many judgements one transaction of an erasure changes."""
 
     database: DatabaseOptions = field(default_factory=DatabaseOptions)
     writer: GroupOptions = field(default_factory=GroupOptions)
     page: select.PageSize = field(default_factory=select.PageSize)
+    erase_page: int = 5000
 
 
 @dataclass(frozen=True)
@@ -210,40 +212,45 @@ class PreferenceStore:
         async with self._database.reading() as connection:
             return await read_stats(connection, selection)
 
-    async def erase_annotator(self, annotator: str, key: str = "") -> int:
+    async def erase_annotator(self, annotator: str, key: str = "") -> Erased:
         """Forgets who somebody was. Judgements stay, under the name that all erased annotators share.
 
-        Content stays too: whoever writes a person's name into a label, a text or an idempotency key keeps it there.
+        Content stays too: whoever writes a person's name into a label, a text or an idempotency key keeps it there. Judgements
+        of the same annotator that are recorded while this runs are erased with the others.
 
         Args:
             annotator: the pseudonym.
-            key: names the call; a repetition returns the first answer, and still erases what came in between.
-
-        Returns:
-            How many judgements had named them.
+            key: names the call; a repetition returns the first answer, and still erases what came in between, or what was
+                left when the first call broke off.
 
         Raises:
             InvalidArgument: the pseudonym is the one of erased annotators.
-            Unavailable: the database is not there.
+            Unavailable: the database is not there. Some judgements may be erased; repeat the call for the rest.
         """
         if annotator == ERASED:
             raise InvalidArgument("annotator", f"{ERASED!r} stands for erased annotators; name the one to erase")
-        async with self._database.writing() as connection:
-            erased = await writing.erase(connection, annotator)
-            if key:
-                erased = await self._answered(connection, key, erased)
-        if erased:
-            await self._forget_log()
-        return erased
+        erased, answer = 0, 0
+        after_id: int | None = 0
+        while after_id is not None:
+            async with self._database.writing() as connection:
+                page = await erasure.erase_page(connection, annotator, after_id, self._options.erase_page)
+                erased, after_id = erased + page.judgements, page.last_id
+                answer = await self._answered(connection, key, page.judgements) if key else erased
+        if not answer:
+            return Erased(0, ())
+        cleaned = await self._clean() if erased else True
+        return Erased(answer, erasure.remaining_traces(sqlite=self._database.is_sqlite, cleaned=cleaned))
 
-    async def _forget_log(self) -> None:
-        # The erasure is committed; SQLite's log may keep the old pages for a while. Failing now would deny what was done.
+    async def _clean(self) -> bool:
+        # The erasure is committed: failing now would deny what was done.
         try:
-            emptied = await self._database.empty_log()
-        except Unavailable:
-            emptied = False
-        if not emptied:
-            logger.warning("an erased pseudonym may stay in the write-ahead log until readers have let it go")
+            cleaned = await self._database.clean(erasure.TABLES)
+        except Unavailable as error:
+            logger.warning("the database could not be cleaned after an erasure", extra={"reason": str(error)})
+            return False
+        if not cleaned:
+            logger.warning("an erased pseudonym may stay in the write-ahead log: a reader holds it")
+        return cleaned
 
     async def _answered(self, connection: AsyncConnection, key: str, erased: int) -> int:
         before = await connection.scalar(sa.select(erasures.c.judgements).where(erasures.c.idempotency_key == key))

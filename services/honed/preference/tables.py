@@ -43,7 +43,8 @@ judgements = sa.Table(
     sa.Column("content", sa.LargeBinary, nullable=False),
     sa.UniqueConstraint("idempotency_key"),
     sa.Index(None, "source", "kind", "id"),
-    sa.Index(None, "annotator"),
+    # An erasure goes through one annotator's judgements page by page.
+    sa.Index(None, "annotator", "id"),
 )
 
 judgement_labels = sa.Table(

@@ -92,21 +92,6 @@ async def insert_rows(connection: AsyncConnection, rows: Sequence[Row], now: int
     return outcomes
 
 
-async def erase(connection: AsyncConnection, annotator: str) -> int:
-    """Puts `ERASED` in the place of an annotator everywhere, and returns how many judgements had named them."""
-    await lock(connection)
-    c = annotator_counts.c
-    counted = (await connection.execute(sa.select(c.kind, c.source, c.judgements).where(c.annotator == annotator))).all()
-    if not counted:
-        return 0
-    await connection.execute(sa.update(judgements).where(judgements.c.annotator == annotator).values(annotator=ERASED))
-    await connection.execute(sa.delete(annotator_counts).where(c.annotator == annotator))
-    moved = [{"annotator": ERASED, "kind": kind, "source": source, "judgements": n} for kind, source, n in counted]
-    await _add(connection, annotator_counts, moved)
-    await connection.execute(sa.update(record_state).values(annotators=record_state.c.annotators - 1))
-    return sum(row.judgements for row in counted)
-
-
 async def _stored(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, _Stored]:
     c = judgements.c
     found = await connection.execute(
@@ -139,12 +124,12 @@ async def _count(connection: AsyncConnection, fresh: Sequence[dict[str, Any]]) -
     c = annotator_counts.c
     seen = await connection.execute(sa.select(c.annotator).where(c.annotator.in_(named)).distinct())
     new_annotators = len(named) - len(seen.all())
-    await _add(
+    await add_counts(
         connection,
         judgement_counts,
         [{"kind": k, "source": s, "judgements": n, "last_id": last[k, s]} for (k, s), n in by_source.items()],
     )
-    await _add(
+    await add_counts(
         connection,
         annotator_counts,
         [{"annotator": a, "kind": k, "source": s, "judgements": n} for (a, k, s), n in by_annotator.items()],
@@ -154,7 +139,7 @@ async def _count(connection: AsyncConnection, fresh: Sequence[dict[str, Any]]) -
     )
 
 
-async def _add(connection: AsyncConnection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+async def add_counts(connection: AsyncConnection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
     """Adds to the counts of existing rows, and inserts the others."""
     insert = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
     statement = insert(table)

@@ -962,16 +962,24 @@ class EraseAnnotatorResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JUDGEMENTS_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
     judgements: _builtins.int
     """Judgements that had named them."""
+    @_builtins.property
+    def remaining(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the name may still be found, in words: what the service cannot reach, such as backups, and what the database clears
+        away later. Empty when nothing was erased.
+        """
+
     def __init__(
         self,
         *,
         judgements: _builtins.int = ...,
+        remaining: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["judgements", b"judgements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["judgements", b"judgements", "remaining", b"remaining"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,14 +13,16 @@ from alembic.runtime.migration import MigrationContext
 from tests.support.judgements import entries
 from tests.support.preference_reading import everything
 
-from honed.kit.errors import FailedPrecondition
-from honed.preference.database import Database
+from honed.kit.errors import FailedPrecondition, Unavailable
+from honed.preference import migrate as migrate_module
+from honed.preference.database import Database, DatabaseOptions
 from honed.preference.migrate import migrate
 from honed.preference.tables import metadata
 
 STARTER = """
 import asyncio, sys
-from honed.preference.database import Database
+from honed.preference import migrate as migrate_module
+from honed.preference.database import Database, DatabaseOptions
 from honed.preference.migrate import migrate
 
 async def main():
@@ -74,7 +76,7 @@ async def test_processes_that_start_together_migrate_once(url: str) -> None:
             starter.stdin.flush()
         for starter in starters:
             out, err = await asyncio.to_thread(starter.communicate, timeout=60)
-            assert (out, starter.returncode) == ("0001\n", 0), err
+            assert (out, starter.returncode) == ("0002\n", 0), err
     finally:
         for starter in starters:
             starter.kill()
@@ -94,3 +96,26 @@ async def test_a_newer_schema_is_refused_by_name(url: str, make_store) -> None:
     with pytest.raises(FailedPrecondition, match=r"'9999'.*newer build"):
         async with make_store(url):
             pass
+
+
+async def test_a_revision_may_take_longer_than_an_ordinary_transaction(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = migrate_module._upgrade
+
+    def slow(connection: sa.Connection, name: str) -> str:
+        wait = "SELECT pg_sleep(1.2)"
+        if connection.dialect.name == "sqlite":
+            wait = "WITH RECURSIVE n(g) AS (SELECT 1 UNION ALL SELECT g + 1 FROM n WHERE g < 6000000) SELECT sum(g) FROM n"
+        connection.execute(sa.text(wait))
+        return upgrade(connection, name)
+
+    monkeypatch.setattr(migrate_module, "_upgrade", slow)
+    database = Database(url, DatabaseOptions(deadline_s=0.4))
+    assert await migrate(database) == "0002"
+    await database.close()
+
+
+async def test_a_revision_has_a_deadline_of_its_own(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(url, DatabaseOptions(migration_deadline_s=0.001))
+    with pytest.raises(Unavailable, match=r"0\.001 s|timeout"):
+        await migrate(database)
+    await database.close()

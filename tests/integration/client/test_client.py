@@ -52,7 +52,7 @@ def stored(run: Run) -> list[preference_pb2.Judgement]:
     from honed.kit.tokens import read_token
     from honed.v1 import preference_pb2_grpc
 
-    with Peer("preference", run.addresses["preference"], read_token(run.directory / "tokens" / "internal.token")) as peer:
+    with Peer("preference", run.addresses["preference"], read_token(run.directory / "tokens" / "operator.token")) as peer:
         stub = preference_pb2_grpc.PreferenceServiceStub(peer.channel)
         answers = peer.stream(stub.ExportJudgements, preference_pb2.ExportJudgementsRequest(), 10)
         return [answer.judgement for answer in answers]

@@ -125,7 +125,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
     public, private = (f"127.0.0.1:{port}" for port in server.ports[:2])
     service = Service(sampler, store, models, canaries, versions, public, private, root / "tokens")
     service.weights[first] = models[0]
-    token = read_token(root / "tokens" / "internal.token")
+    token = read_token(root / "tokens" / "operator.token")
     async with connect(public, token) as channel, connect(private, token) as control_channel:
         service.public = generation_pb2_grpc.GenerationServiceStub(channel)
         service.control = generation_pb2_grpc.GenerationControlServiceStub(control_channel)

@@ -9,9 +9,8 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_status import rpc_status
+from tests.support.calls import failure
 
 from honed.kit.channel import connect
 from honed.kit.errors import Overloaded
@@ -90,25 +89,6 @@ def a_judgement(annotator: str = "ann") -> preference_pb2.RecordJudgementRequest
     return preference_pb2.RecordJudgementRequest(judgement=judgement, idempotency_key="k")
 
 
-async def failure(call: Any) -> tuple[grpc.aio.AioRpcError, dict[str, Any]]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    details: dict[str, Any] = {}
-    status = rpc_status.from_call(_SyncView(caught.value))
-    for detail in status.details if status else ():
-        kind = getattr(error_details_pb2, detail.type_url.rsplit(".", 1)[1])()
-        detail.Unpack(kind)
-        details[kind.DESCRIPTOR.name] = kind
-    return caught.value, details
-
-
-class _SyncView:
-    """grpc_status reads a call's parts by methods that the asyncio error shares."""
-
-    def __init__(self, error: grpc.aio.AioRpcError) -> None:
-        self.code, self.details, self.trailing_metadata = error.code, error.details, error.trailing_metadata
-
-
 async def test_a_call_with_the_right_token_is_served(running: Running) -> None:
     stub = running.stub(read_token(running.tokens / "application.token"))
     assert (await stub.RecordJudgement(a_judgement(), timeout=5)).id == 1
@@ -130,21 +110,21 @@ async def test_a_token_without_the_scope_is_refused_and_told_which(running: Runn
 async def test_a_bad_field_is_named(running: Running) -> None:
     request = a_judgement()
     request.judgement.rating.CopyFrom(preference_pb2.RatingJudgement(value=9, low=0, high=5))
-    stub = running.stub(read_token(running.tokens / "internal.token"))
+    stub = running.stub(read_token(running.tokens / "operator.token"))
     error, details = await failure(stub.RecordJudgement(request, timeout=5))
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert details["BadRequest"].field_violations[0].field == "judgement.rating"
 
 
 async def test_overload_says_when_to_come_back(running: Running) -> None:
-    stub = running.stub(read_token(running.tokens / "internal.token"))
+    stub = running.stub(read_token(running.tokens / "operator.token"))
     error, details = await failure(stub.RecordJudgement(a_judgement("overload"), timeout=5))
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert details["RetryInfo"].retry_delay.ToMilliseconds() == 2500
 
 
 async def test_a_bug_shows_no_detail_but_a_request_id(running: Running) -> None:
-    stub = running.stub(read_token(running.tokens / "internal.token"))
+    stub = running.stub(read_token(running.tokens / "operator.token"))
     error, details = await failure(stub.RecordJudgement(a_judgement("bug"), timeout=5, metadata=(("x-request-id", "r-17"),)))
     assert error.code() == grpc.StatusCode.INTERNAL
     assert "secret" not in (error.details() or "")
@@ -152,13 +132,13 @@ async def test_a_bug_shows_no_detail_but_a_request_id(running: Running) -> None:
 
 
 async def test_a_call_without_a_deadline_gets_the_servers(running: Running) -> None:
-    stub = running.stub(read_token(running.tokens / "internal.token"))
+    stub = running.stub(read_token(running.tokens / "operator.token"))
     error, _ = await failure(stub.RecordJudgement(a_judgement("slow")))
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_a_stream_without_a_deadline_gets_the_servers(running: Running) -> None:
-    stub = running.stub(read_token(running.tokens / "internal.token"))
+    stub = running.stub(read_token(running.tokens / "operator.token"))
     call = stub.ExportJudgements(preference_pb2.ExportJudgementsRequest())
     received = []
 
@@ -186,7 +166,7 @@ async def test_health_has_its_own_port_and_turns_off_at_a_drain(running: Running
 
 
 async def test_a_drain_lets_the_call_in_flight_finish(running: Running) -> None:
-    stub = running.stub(read_token(running.tokens / "internal.token"))
+    stub = running.stub(read_token(running.tokens / "operator.token"))
     call = asyncio.ensure_future(stub.RecordJudgement(a_judgement("slow"), timeout=1))
     await asyncio.wait_for(running.servicer.entered.wait(), 5)
     stop = asyncio.ensure_future(running.server.stop())
@@ -203,7 +183,7 @@ async def test_a_taken_port_is_an_error_that_names_it(running: Running) -> None:
 
 
 async def test_metrics_count_calls_by_code(running: Running) -> None:
-    stub = running.stub(read_token(running.tokens / "internal.token"))
+    stub = running.stub(read_token(running.tokens / "operator.token"))
     await stub.RecordJudgement(a_judgement(), timeout=5)
     url = f"http://127.0.0.1:{running.options.metrics_port}/metrics"
     page = (await asyncio.to_thread(urllib.request.urlopen, url, timeout=5)).read().decode()
@@ -222,7 +202,7 @@ async def test_reflection_lists_the_service(running: Running) -> None:
 
 def test_token_files_are_private_and_the_table_holds_no_token(tmp_path: Path) -> None:
     ensure_local_tokens(tmp_path)
-    token = read_token(tmp_path / "internal.token")
+    token = read_token(tmp_path / "operator.token")
     assert token not in (tmp_path / "table.json").read_text()
     assert {p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == {0o600}
     before = json.loads((tmp_path / "table.json").read_text())

@@ -81,6 +81,46 @@ async def test_only_peers_of_the_same_authority_are_served(tmp_path: Path) -> No
         await server.stop()
 
 
+async def test_replaced_certificates_are_used_by_the_next_connection(tmp_path: Path) -> None:
+    first, second = Authority(tmp_path, "first"), Authority(tmp_path, "second")
+    of_server, of_client = _laid_out(first.issue("a"), tmp_path / "server"), _laid_out(first.issue("b"), tmp_path / "client")
+    servicer = Servicer("honed.v1.PreferenceService", preference_pb2_grpc.add_PreferenceServiceServicer_to_server, Preference())
+    server = Server([Listener("localhost", 0, [servicer])], ServerOptions(tls=of_server))
+    await server.start()
+
+    async def ask(channel: grpc.aio.Channel) -> int:
+        stub = preference_pb2_grpc.PreferenceServiceStub(channel)
+        return int((await stub.GetStats(preference_pb2.GetStatsRequest(), timeout=3)).judgements)
+
+    try:
+        async with connect(f"localhost:{server.ports[0]}", tls=of_client) as channel:
+            assert await ask(channel) == 7
+            # The open channel takes the client's new files, which the server's do not fit yet.
+            _laid_out(second.issue("c"), tmp_path / "client")
+            with pytest.raises(grpc.aio.AioRpcError):
+                await ask(channel)
+            _laid_out(second.issue("d"), tmp_path / "server")
+            async with connect(f"localhost:{server.ports[0]}", tls=of_client) as other:
+                assert await ask(other) == 7
+    finally:
+        await server.stop()
+
+
+async def test_a_broken_certificate_file_leaves_the_one_before_in_use(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ours")
+    files = _laid_out(authority.issue("a"), tmp_path / "server")
+    servicer = Servicer("honed.v1.PreferenceService", preference_pb2_grpc.add_PreferenceServiceServicer_to_server, Preference())
+    server = Server([Listener("localhost", 0, [servicer])], ServerOptions(tls=files))
+    await server.start()
+    files.certificate.unlink()
+    try:
+        async with connect(f"localhost:{server.ports[0]}", tls=authority.issue("client")) as channel:
+            stub = preference_pb2_grpc.PreferenceServiceStub(channel)
+            assert (await stub.GetStats(preference_pb2.GetStatsRequest(), timeout=3)).judgements == 7
+    finally:
+        await server.stop()
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     files = TlsFiles(tmp_path / "ca.pem", tmp_path / "a.crt", tmp_path / "a.key")
     with pytest.raises(ValueError, match=r"a\.key cannot be read"):
@@ -89,3 +129,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def _pair(files: TlsFiles) -> tuple[Path, Path]:
     return files.certificate, files.key
+
+
+def _laid_out(files: TlsFiles, directory: Path) -> TlsFiles:
+    """The same content under names that stay, as a mounted secret has them."""
+    directory.mkdir(exist_ok=True)
+    for path, name in ((files.authority, "ca.pem"), (files.certificate, "tls.crt"), (files.key, "tls.key")):
+        partial = directory / f"{name}.new"
+        partial.write_bytes(path.read_bytes())
+        partial.rename(directory / name)
+    return TlsFiles(directory / "ca.pem", directory / "tls.crt", directory / "tls.key")

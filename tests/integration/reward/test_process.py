@@ -86,7 +86,7 @@ class Run:
 
     @asynccontextmanager
     async def stub(self) -> AsyncIterator[Any]:
-        token = read_token(self.directory / "tokens" / "internal.token")
+        token = read_token(self.directory / "tokens" / "operator.token")
         async with connect(f"127.0.0.1:{self.port}", token) as channel:
             yield reward_pb2_grpc.RewardServiceStub(channel)
 

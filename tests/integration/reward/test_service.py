@@ -56,7 +56,7 @@ class Rig:
         server = Server([Listener("127.0.0.1", 0, [servicer])], options)
         async with self.batcher.running():
             await server.start()
-            async with self.channel(server, "internal") as channel, self.channel(server, "application") as application:
+            async with self.channel(server, "operator") as channel, self.channel(server, "application") as application:
                 self.stub: Any = reward_pb2_grpc.RewardServiceStub(channel)
                 self.application: Any = reward_pb2_grpc.RewardServiceStub(application)
                 yield self

@@ -162,8 +162,8 @@ def test_texts_of_a_model_cannot_speak_to_the_terminal() -> None:
 
 
 def test_the_formats_and_kinds_are_those_of_the_record() -> None:
+    from honed.formats.files import FORMATS
     from honed.preference.content import KINDS
-    from honed.preference.formats import FORMATS
 
     assert [each.value for each in judge.FileFormat] == list(FORMATS)
     assert {each.value for each in judge.Kind} == set(KINDS)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from honed.settings_file import SettingsError, explain_settings, load_settings, write_settings
+from honed.settings_file import SettingsError, explain_settings, load_settings, secret_environment, write_settings
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -59,3 +59,47 @@ def test_a_written_run_file_reads_back_equal_and_holds_no_secret(tmp_path: Path)
     assert "hush" not in (tmp_path / "effective.yaml").read_text()
     again = load_settings(tmp_path / "effective.yaml", {"HONED_QUEUE__PASSWORD": "hush"})
     assert again == settings
+
+
+SECRETS = {
+    "HONED_QUEUE__URL": "redis://user:hush@redis:6379/0",
+    "HONED_QUEUE__PASSWORD": "hush2",
+    "HONED_POLICY__URL": "sftp://me:hush@store/policy",
+    "HONED_PREFERENCE__DATABASE_URL": "postgresql://me:hush@db/honed",
+}
+
+
+def test_no_secret_is_written_and_all_of_them_come_back_by_the_environment(tmp_path: Path) -> None:
+    settings = load_settings(None, SECRETS)
+    write_settings(settings, tmp_path / "effective.yaml")
+    text = (tmp_path / "effective.yaml").read_text()
+    assert "hush" not in text
+    assert "redis://user@redis:6379/0" in text
+    assert secret_environment(settings) == SECRETS
+    assert load_settings(tmp_path / "effective.yaml", secret_environment(settings)) == settings
+
+
+def test_only_its_owner_can_read_a_written_run_file(tmp_path: Path) -> None:
+    path = tmp_path / "effective.yaml"
+    path.with_suffix(".partial").write_text("left by an earlier run")
+    path.with_suffix(".partial").chmod(0o644)
+    write_settings(load_settings(None, {}), path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "queue: {password: [hush]}",
+        "queue: {password: {a: hush}}",
+        "queue: 'redis://:hush@host'",
+        "queue: {port: 'redis://:hush@host'}",
+        "queue: {password: hush, lease_s: -1}",
+        'queue:\n  password: "hush\n  lease_s: 3',
+        "preference: {database_url: 7.5hush, port: 'x'}",
+    ],
+)
+def test_an_error_never_shows_a_secret(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError, match=r"queue|preference|line") as caught:
+        load_settings(written(tmp_path, text), {})
+    assert "hush" not in str(caught.value)

@@ -117,3 +117,34 @@ async def test_no_room_refuses_or_waits_as_the_caller_wants(commits: Commits) ->
         commits.gate.set()
         await asyncio.gather(*tasks, patient)
     assert commits.groups == [["1"], ["2"], ["4"]] or commits.groups == [["1"], ["2", "4"]]
+
+
+async def test_what_waits_is_bounded_by_its_bytes_too(commits: Commits) -> None:
+    size = len(row("1").content)
+    async with asyncio.timeout(10), GroupCommit(commits, GroupOptions(waiting_bytes=2 * size)) as writer:
+        tasks = await waiting(writer, ["1", "2", "3"], commits)
+        with pytest.raises(Overloaded, match=rf"2 judgements of {2 * size} bytes wait"):
+            await writer.submit([row("4")], wait_for_room=False)
+        patient = asyncio.create_task(writer.submit([row("5")], wait_for_room=True))
+        await asyncio.sleep(0)
+        commits.gate.set()
+        await asyncio.gather(*tasks, patient)
+    assert sorted(key for group in commits.groups for key in group) == ["1", "2", "3", "5"]
+
+
+async def test_one_submission_always_fits_where_nothing_waits(commits: Commits) -> None:
+    commits.gate.set()
+    async with asyncio.timeout(10), GroupCommit(commits, GroupOptions(waiting_bytes=1)) as writer:
+        assert await writer.submit([row("1"), row("2")], wait_for_room=False)
+
+
+async def test_who_waits_for_room_when_the_writer_ends_is_told_so(commits: Commits) -> None:
+    async with asyncio.timeout(10):
+        async with GroupCommit(commits, GroupOptions(waiting=1)) as writer:
+            tasks = await waiting(writer, ["1", "2"], commits)
+            patient = asyncio.create_task(writer.submit([row("3")], wait_for_room=True))
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_soon(commits.gate.set)
+        await asyncio.gather(*tasks)
+        with pytest.raises(Unavailable, match="closed"):
+            await patient

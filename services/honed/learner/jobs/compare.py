@@ -78,9 +78,8 @@ def continued(model: Any, prompt: Sequence[int], sampling: Sampling, rng: torch.
         output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         cumulative = (output.logits[0, -1].float() / sampling.temperature).softmax(-1).cumsum(-1)
-        token = int(
-            torch.searchsorted(cumulative, torch.rand(1, generator=rng) * cumulative[-1]).clamp(max=len(cumulative) - 1)
-        )
+        drawn = torch.rand(1, generator=rng) * cumulative[-1]
+        token = min(int(torch.searchsorted(cumulative, drawn)), len(cumulative) - 1)
         response.append(token)
         if token in sampling.ends:
             break

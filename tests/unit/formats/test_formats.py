@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ from typing import Any
 import pytest
 from tests.support.judgements import full
 
+from honed.formats.files import BadLine, Defaults, read_judgements, write_judgements
 from honed.kit.errors import InvalidArgument, NotFound
 from honed.preference.content import KINDS
-from honed.preference.formats import BadLine, Defaults, read_judgements, write_judgements
 from honed.v1 import preference_pb2 as pb
 
 DEFAULTS = Defaults("films", annotator="crowd", labels={"split": "train"})
@@ -119,6 +121,31 @@ def test_a_key_in_the_file_is_kept(tmp_path: Path) -> None:
     record = {**json.loads(file.getvalue()), "idempotency_key": "mine"}
     (entry,) = read_judgements(write(path, [record]), "honed", DEFAULTS)
     assert entry.key == "mine"
+
+
+@pytest.mark.parametrize(("name", "record"), [("summarize", SUMMARIZE), ("trl", TRL)])
+def test_a_derived_key_holds_nothing_of_who_judged(tmp_path: Path, name: str, record: dict[str, Any]) -> None:
+    others = {**record, "worker": "somebody else"} if "worker" in record else record
+    keys = []
+    for number, (each, annotator) in enumerate(((record, "jane"), (others, "john"))):
+        path = write(tmp_path / f"{number}.jsonl", [each])
+        (entry,) = read_judgements(path, name, Defaults("films", annotator=annotator))
+        keys.append(entry.key)
+    assert keys[0] == keys[1]
+
+
+def test_files_are_read_and_written_by_a_client_without_the_services_libraries(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", [TRL])
+    code = (
+        "import sys\n"
+        "for name in ('protovalidate', 'sqlalchemy', 'pydantic', 'alembic'): sys.modules[name] = None\n"
+        "from honed.formats.files import Defaults, read_judgements, write_judgements\n"
+        "entries = list(read_judgements(sys.argv[1], 'trl', Defaults('films')))\n"
+        "print(write_judgements([entry.judgement for entry in entries], 'trl', sys.stderr))\n"
+        "assert not [name for name in sys.modules if name.startswith('honed.preference')]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "(1, 0)\n"), done.stderr
 
 
 def test_derived_keys_are_stable_and_tell_equal_lines_apart(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@
 | `summarize` | `info`, `summaries`, `choice`, `worker` of summarize-from-feedback's comparisons | pairwise, as shown |
 
 Reading streams: memory holds one line. A line without a key of its own gets one from its source, number and content, so that
-importing the same file again stores nothing twice.
+importing the same file again stores nothing twice. Who judged is no part of the key: a digest of few candidates can be guessed
+back, and the key stays when an annotator is erased.
 """
 
 from __future__ import annotations
@@ -20,14 +21,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-import protovalidate
 from google.protobuf import json_format
 
+from honed.formats import published
+from honed.formats.published import FormatError
+from honed.judgements import Entry, check_judgement
 from honed.kit.errors import HonedError, InvalidArgument, NotFound
-from honed.preference import published_formats as published
-from honed.preference.checks import check_judgement
-from honed.preference.content import Entry
-from honed.preference.published_formats import FormatError
 from honed.v1 import preference_pb2 as pb
 
 _QUOTED = 80
@@ -136,22 +135,34 @@ def _read_line(line: str, number: int, name: str, form: Format, defaults: Defaul
     if name != "honed":
         judgement.source = defaults.source
         judgement.annotator = judgement.annotator or defaults.annotator
+    key = key or _derived_key(judgement, number)
     for label, value in defaults.labels.items():
         if label not in judgement.labels:
             judgement.labels[label] = value
-    entry = Entry(key or _derived_key(judgement.source, number, line), judgement)
-    try:
-        protovalidate.validate(pb.ImportJudgementsRequest(judgement=entry.judgement, idempotency_key=entry.key))
-    except protovalidate.ValidationError as error:
-        raise FormatError(str(error)) from error
+    entry = Entry(key, judgement)
+    _check_rules(pb.ImportJudgementsRequest(judgement=entry.judgement, idempotency_key=entry.key))
     check_judgement(judgement)
     return entry
 
 
-def _derived_key(source: str, number: int, line: str) -> str:
+def _check_rules(request: pb.ImportJudgementsRequest) -> None:
+    """Checks the contract's rules where their library is installed. The service checks them in any case, by message number."""
+    try:
+        import protovalidate
+    except ModuleNotFoundError:
+        return
+    try:
+        protovalidate.validate(request)
+    except protovalidate.ValidationError as error:
+        raise FormatError(str(error)) from error
+
+
+def _derived_key(judgement: pb.Judgement, number: int) -> str:
+    content = pb.Judgement()
+    content.CopyFrom(judgement)
+    content.ClearField("annotator")
     # Fixed length, whatever the source: the contract allows 128 characters.
-    digest = hashlib.sha256(f"{source}\0{line.strip()}".encode()).hexdigest()
-    return f"line-{number}-{digest[:40]}"
+    return f"line-{number}-{hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()[:40]}"
 
 
 def _parse_honed(record: dict[str, Any]) -> pb.Judgement:

@@ -1,0 +1,114 @@
+"""From the settings tree to the kit's own arguments: how each service listens, calls the others, and reaches Redis."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import grpc
+
+from honed.config import RunSettings, ServerSettings
+from honed.kit.channel import connect
+from honed.kit.errors import FailedPrecondition
+from honed.kit.server import ServerOptions, is_loopback
+from honed.kit.tls import TlsFiles
+from honed.kit.tokens import TokenTable, ensure_local_tokens, local_token_file, token_source
+
+LINGER_S = 3.0
+
+service_name: ContextVar[str] = ContextVar("honed_service", default="conductor")
+"""The service that this process is; `honed serve` and `honed job` set it. It names the token of calls to other services."""
+
+
+def server_options(settings: RunSettings, section: ServerSettings, open_ended: Iterable[str] = ()) -> ServerOptions:
+    """How a service of this run listens.
+
+    Raises:
+        ValueError: the token table or a TLS file cannot be read.
+    """
+    linger_s = section.linger_s
+    if linger_s is None:
+        # A run on one machine has no load balancer to wait for.
+        linger_s = 0.0 if is_loopback(section.host) else LINGER_S
+    return ServerOptions(
+        host=section.host,
+        health_port=section.health_port,
+        metrics_port=section.metrics_port,
+        tokens=_token_table(settings) if settings.security.authentication else None,
+        tls=tls_files(settings),
+        reflection=section.reflection,
+        deadline_s=section.deadline_s,
+        open_ended=frozenset(open_ended),
+        linger_s=linger_s,
+        drain_s=section.drain_s,
+        max_calls=section.max_calls,
+        max_streams=section.max_streams,
+    )
+
+
+def internal_channel(settings: RunSettings, target: str, service: str | None = None) -> grpc.aio.Channel:
+    """A channel to another service of the run.
+
+    Args:
+        settings: the run's.
+        target: a gRPC target.
+        service: whose token the calls carry; None for this process's own (`service_name`).
+
+    Raises:
+        ValueError: the token or a TLS file cannot be read.
+    """
+    return connect(target, internal_token(settings, service), tls_files(settings))
+
+
+def internal_token(settings: RunSettings, service: str | None = None) -> Callable[[], str] | None:
+    """The token of one service of the run, as its file holds it at each call; None when authentication is off.
+
+    Raises:
+        ValueError: the file is missing or empty.
+    """
+    if not settings.security.authentication:
+        return None
+    return token_source(local_token_file(settings.tokens_directory, service or service_name.get()))
+
+
+def tls_files(settings: RunSettings) -> TlsFiles | None:
+    """The run's certificate files, None for plain text."""
+    tls = settings.security.tls
+    return None if tls is None else TlsFiles(tls.authority, tls.certificate, tls.key)
+
+
+def redis_url(settings: RunSettings) -> str:
+    """The URL of Redis, with its password.
+
+    Raises:
+        FailedPrecondition: no URL is set: the launcher, or whoever deploys, sets it.
+        ValueError: the password file cannot be read.
+    """
+    queue = settings.queue
+    if queue.url is None:
+        raise FailedPrecondition("queue.url is not set: start the run by `honed up`, or set HONED_QUEUE__URL")
+    password = queue.password.get_secret_value() if queue.password else None
+    if queue.password_file is not None:
+        try:
+            password = queue.password_file.read_text().strip()
+        except OSError as error:
+            raise ValueError(f"queue.password_file {queue.password_file} cannot be read: {error.strerror}") from error
+    if not password:
+        return queue.url
+    parts = urlsplit(queue.url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}"))
+
+
+def consumer_name(service: str) -> str:
+    """A name for this process in a consumer group, used by no other."""
+    return f"{service}-{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
+
+
+def _token_table(settings: RunSettings) -> TokenTable:
+    if settings.security.tokens is None:
+        ensure_local_tokens(settings.tokens_directory)
+    return TokenTable.load(settings.tokens_directory / "table.json")
