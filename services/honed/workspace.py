@@ -38,6 +38,11 @@ class Workspace:
         return self.root / "logs"
 
     @property
+    def conductor_log(self) -> Path:
+        """What the conductor writes, whose terminal shows the run."""
+        return self.logs / "conductor.log"
+
+    @property
     def progress(self) -> Path:
         """One file a job: how far it is."""
         return self.root / "progress"

@@ -23,7 +23,7 @@ from honed.demo.judge import RidgeJudge
 from honed.demo.material import SOURCE, DemoData, demo_files, write_demo_files
 from honed.demo.report import write_report
 from honed.kit.errors import FailedPrecondition
-from honed.kit.log import configure_logging
+from honed.kit.log import configure_logging, log_to
 from honed.kit.tokens import read_token
 from honed.report.measures import pauses_ms, percentile
 from honed.settings_file import recipe_settings
@@ -52,6 +52,7 @@ async def run_demo(settings: RunSettings, *, keep: bool, fresh: bool) -> None:
     configure_logging("conductor", "ERROR")
     console = Console()
     async with local_run(settings, fresh=fresh, expendable=(SOURCE,)) as run:
+        log_to(run.workspace.conductor_log)
         if run.kept is not None:
             console.print(f"The directory held judgements of people; they are kept in {run.kept}", highlight=False)
         data = await asyncio.to_thread(write_demo_files, run.workspace.root / "data", settings.seed)

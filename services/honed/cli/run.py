@@ -46,9 +46,7 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    file: Annotated[
-        Path | None, typer.Argument(help="The run file (YAML), as --run-file.", metavar="RUN_FILE")
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(help="The run file (YAML), as --run-file.", metavar="RUN_FILE")] = None,
     run_file: RunFile = None,
     replicas: Annotated[
         str | None, typer.Option(help="How many processes of a service to start, in place of the run file's numbers.")
@@ -173,11 +171,12 @@ async def _up(settings: RunSettings, *, exit_on_failure: bool) -> None:
     from honed.conductor.local import local_run
     from honed.conductor.summary import write_summary
     from honed.kit.errors import HonedError, root_cause
-    from honed.kit.log import configure_logging
+    from honed.kit.log import configure_logging, log_to
 
     configure_logging("conductor", "WARNING")
     console = output.console()
     async with local_run(settings) as run:
+        log_to(run.workspace.conductor_log)
         failure: BaseException | None = None
         async with showing(run.settings, console):
             try:

@@ -95,10 +95,10 @@ def compare(
     from honed.conductor.sampling import prompts_of
     from honed.v1 import conductor_pb2, conductor_pb2_grpc
 
-    request = conductor_pb2.CompareVersionsRequest(
-        left=_version(left), right=_version(right), prompts=prompts_of(prompts, samples) if prompts else (), samples=samples
-    )
+    asked = prompts_of(prompts, samples) if prompts else ()
     with open_peer("conductor", run, address, token_file) as peer:
+        one, other = _versions(peer, left, right)
+        request = conductor_pb2.CompareVersionsRequest(left=one, right=other, prompts=asked, samples=samples)
         stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
         answer = peer.unary(stub.CompareVersions, request, timeout)
     rows = [
@@ -128,8 +128,9 @@ def promote(
     """Mark a version as one to keep: neither it nor its checkpoint is ever removed."""
     from honed.v1 import conductor_pb2, conductor_pb2_grpc
 
-    request = conductor_pb2.PromoteVersionRequest(version=_version(version), reason=reason, idempotency_key=uuid.uuid4().hex)
     with open_peer("conductor", run, address, token_file) as peer:
+        [chosen] = _versions(peer, version)
+        request = conductor_pb2.PromoteVersionRequest(version=chosen, reason=reason, idempotency_key=uuid.uuid4().hex)
         stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
         row = _row(peer.unary(stub.PromoteVersion, request, _TIMEOUT_S).version)
     output.show_json(row) if json else output.note(f"{row['version']} is promoted and will be kept")
@@ -146,20 +147,33 @@ def rollback(
     """Serve an earlier version again, and train on from it. Its weights get a new version, which is served at the end."""
     from honed.v1 import conductor_pb2, conductor_pb2_grpc
 
-    request = conductor_pb2.RollbackVersionRequest(version=_version(version), idempotency_key=uuid.uuid4().hex)
     with open_peer("conductor", run, address, token_file) as peer:
+        [chosen] = _versions(peer, version)
+        request = conductor_pb2.RollbackVersionRequest(version=chosen, idempotency_key=uuid.uuid4().hex)
         stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
         row = _row(peer.unary(stub.RollbackVersion, request, timeout).version)
     output.show_json(row) if json else output.note(f"{row['version']} has the weights of {version} and is served")
 
 
-def _version(text: str) -> common_pb2.PolicyVersion:
-    from honed.v1 import common_pb2
+def _versions(peer: Peer, *texts: str) -> list[common_pb2.PolicyVersion]:
+    """The versions of the conductor's run.
 
-    fence, _, step = text.partition(".")
-    if not (fence.isdecimal() and step.isdecimal()):
-        raise ValueError(f"{text!r} is not a version: write FENCE.UPDATE as `honed versions` lists it, for example 1.20")
-    return common_pb2.PolicyVersion(fence=int(fence), step=int(step))
+    Raises:
+        ValueError: a text is no version.
+    """
+    from honed.v1 import common_pb2, conductor_pb2, conductor_pb2_grpc
+
+    found = []
+    for text in texts:
+        fence, _, step = text.partition(".")
+        if not (fence.isdecimal() and step.isdecimal()):
+            raise ValueError(f"{text!r} is not a version: write FENCE.UPDATE as `honed versions` lists it, for example 1.20")
+        found.append(common_pb2.PolicyVersion(fence=int(fence), step=int(step)))
+    stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
+    name = peer.unary(stub.GetRun, conductor_pb2.GetRunRequest(), _TIMEOUT_S).run.run
+    for version in found:
+        version.run = name
+    return found
 
 
 def _listed(peer: Peer, limit: int) -> Iterator[conductor_pb2.VersionInfo]:

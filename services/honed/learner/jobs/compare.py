@@ -1,7 +1,7 @@
 """The comparing job: two versions of the store continue the same prompts with the same random numbers.
 
-`python -m honed.learner.jobs.compare DIRECTORY` reads `task.json` there and writes `result.json`. It is a process of its own, so
-that two models in memory concern nobody who serves.
+`python -m honed.learner.jobs.compare DIRECTORY` reads `task.json` there and writes `result.json`. It is a process of its own,
+so that two models in memory concern nobody who serves.
 """
 
 from __future__ import annotations
