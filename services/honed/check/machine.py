@@ -236,15 +236,16 @@ def _check_scorers(settings: RunSettings, report: Report) -> None:
                 find_function(scorer.name, scorer.source)
             except HonedError as error:
                 report.error(where, str(error))
-        elif scorer.source != "trained" and not scorer.source.startswith("artifact:"):
-            if not (Path(scorer.source) / "config.json").is_file():
-                report.error(where, f"{scorer.source} is no model directory: name one, or `trained`, or artifact:NAME/VERSION")
+        elif not (_is_artifact(scorer.source) or (Path(scorer.source) / "config.json").is_file()):
+            report.error(where, f"{scorer.source} is no model directory: name one, or `trained`, or artifact:NAME/VERSION")
 
 
 def _uses_gpu(settings: RunSettings) -> bool:
-    if settings.learner.device == "cpu" or not Path("/dev/nvidia0").exists():
-        return False
-    return True
+    return settings.learner.device != "cpu" and Path("/dev/nvidia0").exists()
+
+
+def _is_artifact(source: str) -> bool:
+    return source == "trained" or source.startswith("artifact:")
 
 
 def _existing(path: Path) -> Path:

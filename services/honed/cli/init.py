@@ -22,9 +22,7 @@ _LARGE = 100_000_000
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command(epilog="Example: honed init --model ./qwen --prompts prompts.jsonl --judgements pairs.jsonl:trl -o run.yaml")(
-        init
-    )
+    app.command(epilog="Example: honed init --model ./qwen --prompts asked.jsonl --judgements pairs.jsonl:trl")(init)
 
 
 def init(
@@ -140,9 +138,7 @@ def _run_file(
         lines.append("  judgements:                  # imported at each start; what is stored already is not doubled")
         lines += [f"    - {_source(*source)}" for source in judgements]
     else:
-        lines.append(
-            "  # judgements: [{file: pairs.jsonl, format: trl, source: people}]   # or: honed judge import, at any time"
-        )
+        lines.append("  # judgements: [{file: pairs.jsonl, format: trl, source: people}]   # or: honed judge import")
     if held_out or evaluation_prompts:
         lines.append("  evaluation:                  # nothing trains on these; the report shows them")
         lines += [f"    judgements: {_source(*held_out)}"] if held_out else []

@@ -1,108 +1,142 @@
-"""The run's endless sequence of prompts: turn t is always the same prompt with the same seed."""
+"""Which prompt a turn of the run gets: from the file, from those submitted, or from those of applications, by weight."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import random
-from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
-from tokenizers import Tokenizer
-
+from honed.conductor.prompt_file import PromptEncoder, PromptFile
 from honed.config import ConductorSettings
-from honed.kit.jsonl import read_lines
+from honed.kit.errors import InvalidArgument
+from honed.queue.inbox import WaitingPrompt
+from honed.queue.keys import APPLICATION, SUBMITTED
 from honed.queue.messages import Message
 from honed.v1 import common_pb2
 
-_SEED_SPACE = 1 << 48
+logger = logging.getLogger(__name__)
+
+FILE: Final = "file"
+SOURCES: Final = (FILE, SUBMITTED, APPLICATION)
+_SEED_SPACE: Final = 1 << 48
+_GOLDEN: Final = 0x9E3779B97F4A7C15  # 2**64 / the golden ratio: its multiples spread evenly over every stretch of turns
+_MASK: Final = (1 << 64) - 1
 
 
-class PromptSequence:
-    """Goes through all prompts again and again, each time in another order."""
+@dataclass
+class Plan:
+    """The prompts of the next turns.
 
-    def __init__(self, run: str, prompts: list[list[int]], seed: int, settings: ConductorSettings) -> None:
-        """`prompts` are token ids.
+    Attributes:
+        messages: Entries of the stream `prompts`, a turn each.
+        file: Prompts that the file has given after them.
+        taken: For each other source, the entries that are used up.
+        refused: Prompts among those taken that cannot be used, too long ones say.
+    """
 
-        Raises:
-            ValueError: there are no prompts.
-        """
-        if not prompts:
-            raise ValueError("there are no prompts to train on: data.prompts is empty")
-        self._run, self._prompts, self._seed, self._settings = run, prompts, seed, settings
+    messages: list[Message]
+    file: int
+    taken: dict[str, list[str]] = field(default_factory=dict)
+    refused: int = 0
 
-    @classmethod
-    def load(cls, run: str, path: Path, model: Path, seed: int, settings: ConductorSettings, *, longest: int) -> PromptSequence:
-        """Reads JSON lines with `token_ids`, or `text` for the tokenizer of the model directory.
+
+class PromptMix:
+    """Draws each turn's prompt from the sources that have one, each in proportion to its weight.
+
+    The draw is a function of seed and turn alone, and even over every stretch of turns. A source without prompts leaves its
+    share to the others. The file's prompts come in their own order, whatever comes between them.
+    """
+
+    def __init__(
+        self, run: str, file: PromptFile | None, encoder: PromptEncoder, seed: int, settings: ConductorSettings
+    ) -> None:
+        """Of one run.
 
         Args:
-            run: its name.
-            path: the file.
-            model: whose tokenizer.
-            seed: of order and samples.
-            settings: how to sample.
-            longest: tokens that a prompt may have; the generator would refuse a longer one again and again.
+            run: Its name.
+            file: The prompt file, if there is one.
+            encoder: For the prompts of the other sources.
+            seed: Of order, mixture and samples.
+            settings: How to mix and how to sample.
 
         Raises:
-            ValueError: the file is missing, damaged, or a line has no prompt that can be used; names file and line.
+            InvalidArgument: no source could ever give a prompt.
         """
-        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-        prompts = [_token_ids(path, number, row, tokenizer, longest) for number, row in read_lines(path)]
-        return cls(run, prompts, seed, settings)
+        self._run, self._file, self._encoder, self._seed, self._settings = run, file, encoder, seed, settings
+        weights = settings.prompt_mix
+        self._weights = {FILE: weights.file, SUBMITTED: weights.submitted, APPLICATION: weights.application}
+        if file is None:
+            self._weights[FILE] = 0.0
+        if not any(self._weights.values()):
+            raise InvalidArgument("conductor.prompt_mix", "gives no source a weight, so nothing would ever be trained on")
+        self._offset = int.from_bytes(hashlib.blake2b(f"{seed}/mix".encode(), digest_size=8).digest(), "big")
 
-    def messages(self, first: int, count: int) -> Iterator[Message]:
-        """The turns `first` to `first + count`, as entries of the stream `prompts`."""
-        for turn in range(first, first + count):
-            epoch, place = divmod(turn, len(self._prompts))
-            task = common_pb2.PromptTask(
-                group_id=f"{self._run}-{turn}",
-                run=self._run,
-                prompt_token_ids=self._prompts[self._order(epoch)[place]],
-                sampling=common_pb2.SamplingParams(
-                    max_tokens=self._settings.response_tokens,
-                    temperature=self._settings.temperature,
-                    seed=random.Random(f"{self._seed}/{turn}").randrange(_SEED_SPACE),
-                    fixed_length=self._settings.fixed_length,
-                ),
-                samples=self._settings.samples_per_prompt,
-            )
-            yield Message(task.group_id, task.SerializeToString())
+    @property
+    def sources(self) -> list[str]:
+        """The sources beside the file that have a weight."""
+        return [source for source in (SUBMITTED, APPLICATION) if self._weights[source] > 0]
 
-    @lru_cache(maxsize=2)  # noqa: B019  # a run has one sequence, which lives as long as the process
-    def _order(self, epoch: int) -> list[int]:
-        order = list(range(len(self._prompts)))
-        random.Random(f"{self._seed}/epoch/{epoch}").shuffle(order)
-        return order
+    def plan(self, turn: int, count: int, file: int, waiting: Mapping[str, Sequence[WaitingPrompt]]) -> Plan:
+        """The prompts of up to `count` turns from `turn` on; fewer when no source has any more.
 
+        Args:
+            turn: The first turn.
+            count: Turns.
+            file: Prompts that the file has given before.
+            waiting: Prompts of the other sources, oldest first.
 
-def check_prompts(path: Path) -> None:
-    """Reads a file of prompts as far as that goes without a tokenizer, to find a bad one before any work is done.
+        Raises:
+            ValueError: the prompt file has been changed.
+        """
+        plan = Plan([], file)
+        left = {source: list(reversed(waiting.get(source, ()))) for source in self.sources}
+        while len(plan.messages) < count:
+            source = self._draw(turn, left)
+            if source is None:
+                break
+            if source == FILE:
+                assert self._file is not None
+                ids = self._file.at(plan.file, self._seed)
+                plan.file += 1
+            else:
+                one = left[source].pop()
+                plan.taken.setdefault(source, []).append(one.entry)
+                try:
+                    ids = self._encoder.prompt(one.prompt)
+                except InvalidArgument as error:
+                    plan.refused += 1
+                    logger.warning("a prompt cannot be used", extra={"source": source, "field": error.field})
+                    continue
+            plan.messages.append(self._message(turn, ids, source))
+            turn += 1
+        return plan
 
-    Raises:
-        ValueError: the file is missing, damaged, empty, or a line has no prompt; names file and line.
-    """
-    empty = True
-    for number, row in read_lines(path):
-        empty = False
-        _check_has_prompt(path, number, row)
-    if empty:
-        raise ValueError(f"{path} holds no prompts")
+    def _draw(self, turn: int, left: Mapping[str, Sequence[WaitingPrompt]]) -> str | None:
+        open_ = [(name, weight) for name, weight in self._weights.items() if weight > 0 and (name == FILE or left[name])]
+        if not open_:
+            return None
+        point = ((self._offset + turn * _GOLDEN) & _MASK) / (_MASK + 1) * sum(weight for _, weight in open_)
+        for name, weight in open_:
+            point -= weight
+            if point < 0:
+                return name
+        return open_[-1][0]
 
-
-def _check_has_prompt(path: Path, number: int, row: dict[str, Any]) -> None:
-    if not isinstance(row.get("token_ids"), list) and not isinstance(row.get("text"), str):
-        raise ValueError(f"{path}, line {number}: needs `text` or `token_ids`")
-
-
-def _token_ids(path: Path, number: int, row: dict[str, Any], tokenizer: Tokenizer, longest: int) -> list[int]:
-    _check_has_prompt(path, number, row)
-    ids: list[int] = row["token_ids"] if "token_ids" in row else tokenizer.encode(row["text"]).ids
-    size = tokenizer.get_vocab_size()
-    if not ids or not all(type(token) is int and 0 <= token < size for token in ids):
-        raise ValueError(f"{path}, line {number}: must hold at least one token id, each from 0 to {size - 1}")
-    if len(ids) > longest:
-        raise ValueError(
-            f"{path}, line {number}: has {len(ids)} tokens; generation.max_prompt_tokens and generation.max_model_tokens "
-            f"leave room for {longest}"
+    def _message(self, turn: int, ids: Sequence[int], source: str) -> Message:
+        task = common_pb2.PromptTask(
+            group_id=f"{self._run}-{turn}",
+            run=self._run,
+            prompt_token_ids=ids,
+            sampling=common_pb2.SamplingParams(
+                max_tokens=self._settings.response_tokens,
+                temperature=self._settings.temperature,
+                seed=random.Random(f"{self._seed}/{turn}").randrange(_SEED_SPACE),
+                fixed_length=self._settings.fixed_length,
+            ),
+            samples=self._settings.samples_per_prompt,
+            source=source,
         )
-    return ids
+        return Message(task.group_id, task.SerializeToString())

@@ -20,7 +20,7 @@ from honed.conductor.evaluation import Evaluation
 from honed.conductor.fleet import Fleet
 from honed.conductor.judgements import import_judgements
 from honed.conductor.online import OnlineLoop
-from honed.conductor.prompts import check_prompts
+from honed.conductor.prompt_file import check_prompts
 from honed.conductor.state import PHASE_NAMES, RunState
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, Unavailable, root_cause
@@ -46,6 +46,7 @@ class Run:
         self.state = RunState()
         self.stopping = asyncio.Event()
         self.workspace = Workspace(settings.directory)
+        self.loop = OnlineLoop(settings, fleet, self.state)
         self.evaluation = Evaluation(settings, fleet, self.workspace)
         self.kept: Path | None = None  # where a fresh run put people's judgements aside
 
@@ -123,7 +124,7 @@ class Run:
             await before_loop()
         self.state.doing = "online loop"
         self.state.loop_started_at = time.time()
-        await OnlineLoop(self.settings, self.fleet, self.state, await asyncio.to_thread(self._tokenizer)).run(prompts)
+        await self.loop.run(prompts, await asyncio.to_thread(self._tokenizer))
         self.state.loop_ended_at = time.time()
         self.state.doing = "evaluating the policy"
         await self.evaluation.after()

@@ -10,7 +10,7 @@ from honed.conductor.roster import Roster
 from honed.conductor.run import Run
 from honed.conductor.state import PHASE_NAMES
 from honed.conductor.versions import Versions
-from honed.kit.errors import InvalidArgument, NotFound, Unimplemented
+from honed.kit.errors import InvalidArgument, NotFound
 from honed.kit.idempotency import Once
 from honed.kit.server import Listener, Server, Servicer
 from honed.kit.wiring import server_options
@@ -94,8 +94,9 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
     async def SubmitPrompts(
         self, request: conductor_pb2.SubmitPromptsRequest, context: Any
     ) -> conductor_pb2.SubmitPromptsResponse:
-        """Adds prompts."""
-        raise Unimplemented("SubmitPrompts is not served yet")
+        """Adds prompts to those that the run trains on."""
+        self._check(request.run)
+        return await self._run.loop.submit_prompts(request)
 
     async def SetReplicas(self, request: conductor_pb2.SetReplicasRequest, context: Any) -> conductor_pb2.SetReplicasResponse:
         """Starts or ends processes; returns when newcomers are ready and leavers have drained."""

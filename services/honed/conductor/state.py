@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from honed.conductor.admitter import Depths
+from honed.conductor.feeder import Depths
 from honed.queue.stats import StageStats
 from honed.v1 import conductor_pb2, learner_pb2
 

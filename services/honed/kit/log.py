@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from contextvars import ContextVar
+from pathlib import Path
 
 request_id: ContextVar[str] = ContextVar("honed_request_id", default="")
 """The id of the call that is being served, empty outside of one."""

@@ -11,6 +11,8 @@ from honed.kit.errors import InvalidArgument
 PROMPTS: Final = "prompts"
 ROLLOUTS: Final = "rollouts"
 SCORED: Final = "scored"
+SUBMITTED: Final = "submitted"
+APPLICATION: Final = "application"
 STAGES: Final = (PROMPTS, ROLLOUTS, SCORED)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
@@ -67,6 +69,14 @@ class RunKeys:
     def cursor(self) -> str:
         """A hash with the run's place in its sequence of prompts, and who moved it last."""
         return self._key("cursor")
+
+    def inbox(self, source: str) -> str:
+        """A stream of prompts of a source (`SUBMITTED` or `APPLICATION`) that wait to be admitted."""
+        return self._key("inbox", _checked("source", source))
+
+    def submission(self, digest: str) -> str:
+        """The answer to a submission of prompts, by the digest of its idempotency key; it expires."""
+        return self._key("submission", digest)
 
     def lease(self, name: str) -> str:
         """A hash with the holder of a lease; it expires with the lease."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from honed.queue.connection import Link
 from honed.queue.keys import RunKeys
@@ -22,6 +22,7 @@ class LearnerProgress:
         version: Label of that version; empty before the first.
         unsaved: Rollouts that have trained and whose entries still stand in stream `scored`, because no checkpoint has
             their effect yet.
+        undone: Rollouts of updates that a rollback or a damaged checkpoint undid, over the whole run.
         turn: First turn of the prompt sequence after all that have trained. The prompt cursor is never behind it, whatever
             Redis lost.
         samples: Rollouts of one turn.
@@ -37,6 +38,7 @@ class LearnerProgress:
     served: int = 0
     version: str = ""
     unsaved: int = 0
+    undone: int = 0
     turn: int = 0
     samples: int = 1
     waited_s: float = 0.0
@@ -44,6 +46,13 @@ class LearnerProgress:
     update_s: float = 0.0
     finished: bool = False
     scorers: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Reads what `ProgressBoard.write` wrote. Keys of a newer build are passed over."""
+        row: dict[str, Any] = json.loads(text)
+        known = {name: row[name] for name in cls.__dataclass_fields__ if name in row}
+        return cls(**{**known, "scorers": tuple(known.get("scorers", ()))})
 
 
 class ProgressBoard:
@@ -61,10 +70,6 @@ class ProgressBoard:
         return bool(await self._scripts.run("report", [self._key], arguments))
 
     async def read(self) -> LearnerProgress | None:
-        """What the learner wrote last; None if none has, or Redis lost it. Keys of a newer build are passed over."""
+        """What the learner wrote last; None if none has, or Redis lost it."""
         found = await self._link.command("HGET", self._key, "progress")
-        if found is None:
-            return None
-        row: dict[str, Any] = json.loads(found)
-        known = {name: row[name] for name in LearnerProgress.__dataclass_fields__ if name in row}
-        return LearnerProgress(**{**known, "scorers": tuple(known.get("scorers", ()))})
+        return None if found is None else LearnerProgress.from_json(found)

@@ -59,18 +59,25 @@ return {stands() and 1 or 0, math.max(current(), (select(2, holder())))}
 
 -- @operation admit
 -- Adds prompts and moves the run's cursor, if the cursor is where the caller read it and the caller's claim stands.
--- KEYS 3 cursor, 4 prompts, 5 tally. ARGV 3 cursor as read, 4 cursor to set, 5.. messages (id, body, traceparent).
--- Returns {'admitted' | 'moved' | 'fenced', cursor, current fence}. The cursor remembers who moved it from where, so a
+-- KEYS 3 cursor, 4 prompts, 5 tally, 6 and 7 lists that prompts waited in. ARGV 3 position as read, 4 position to set, 5 the
+-- cursor's other state, then for each list: how many entries are used up, their ids; then messages (id, body, traceparent).
+-- Returns {'admitted' | 'moved' | 'fenced', position, current fence}. The cursor remembers who moved it from where, so a
 -- repeat after a lost reply is told 'admitted' and adds nothing.
 if not stands() then return {'fenced', 0, math.max(current(), (select(2, holder())))} end
 local state = redis.call('HMGET', KEYS[3], 'position', 'from', 'fence')
 local position = state[1] or '0'
 if state[1] == ARGV[4] and state[2] == ARGV[3] and state[3] == ARGV[2] then return {'admitted', position, fence} end
 if position ~= ARGV[3] then return {'moved', position, fence} end
-for i = 5, #ARGV, 3 do
-  redis.call('XADD', KEYS[4], '*', 'id', ARGV[i], 'body', ARGV[i + 1], 'traceparent', ARGV[i + 2])
+local i = 6
+for list = 6, 7 do
+  local last = i + tonumber(ARGV[i])
+  for entry = i + 1, last do redis.call('XDEL', KEYS[list], ARGV[entry]) end
+  i = last + 1
 end
-redis.call('HSET', KEYS[3], 'position', ARGV[4], 'from', ARGV[3], 'fence', ARGV[2])
-local added = (#ARGV - 4) / 3
+local added = (#ARGV - i + 1) / 3
+for m = i, #ARGV, 3 do
+  redis.call('XADD', KEYS[4], '*', 'id', ARGV[m], 'body', ARGV[m + 1], 'traceparent', ARGV[m + 2])
+end
+redis.call('HSET', KEYS[3], 'position', ARGV[4], 'from', ARGV[3], 'fence', ARGV[2], 'state', ARGV[5])
 if added > 0 then redis.call('HINCRBY', KEYS[5], 'came_in', added) end
 return {'admitted', ARGV[4], fence}

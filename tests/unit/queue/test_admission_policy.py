@@ -1,78 +1,98 @@
-"""The admission formula, every branch."""
+"""The admission formula, without a clock or a server."""
+
+from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from honed.kit.errors import InvalidArgument
-from honed.queue.admission import AdmissionPolicy
+from honed.queue.admission import AdmissionPolicy, Cursor, LoopState
 
-POLICY = AdmissionPolicy(batch=8, max_staleness=2, max_in_flight=16)
-
-
-def test_a_fresh_run_may_fill_what_is_in_flight():
-    assert POLICY.capacity(version=0, accepted=0, running=0) == 16
+POLICY = AdmissionPolicy(batch=8, max_staleness=2, max_in_flight=100)
 
 
-def test_running_rollouts_take_their_share_of_what_is_in_flight():
-    assert POLICY.capacity(version=0, accepted=0, running=10) == 6
+def state(update: int = 0, served: int | None = None, waiting: int = 0, running: int = 0) -> LoopState:
+    return LoopState(update, update if served is None else served, waiting, running)
 
 
-def test_the_staleness_bound_holds_when_it_is_the_tighter_one():
-    # (2 + 0 + 1) * 8 = 24 rollouts may ever be accepted at version 0.
-    assert POLICY.capacity(version=0, accepted=20, running=0) == 4
-    assert POLICY.capacity(version=0, accepted=20, running=3) == 1
+@pytest.mark.parametrize(
+    ("at", "lead", "expected"),
+    [
+        (state(), None, 24),
+        (state(), 1.0, 16),
+        (state(), 1.5, 20),
+        (state(update=7), None, 24),
+        (state(update=7, served=6), None, 16),
+        (state(update=7, served=4), None, 0),
+        (state(update=7, waiting=8), 1.0, 8),
+        (state(update=7, waiting=8, running=8), 1.0, 0),
+        (state(update=7, served=6, waiting=8), 1.0, 0),
+        (state(running=95), None, 0),
+        (state(waiting=30), None, 0),
+    ],
+)
+def test_the_formula(at: LoopState, lead: float | None, expected: int) -> None:
+    assert POLICY.capacity(at, lead) == expected
 
 
-def test_nothing_is_admitted_when_the_next_rollout_would_be_too_stale():
-    assert POLICY.capacity(version=0, accepted=24, running=0) == 0
+def test_no_more_than_may_be_in_flight() -> None:
+    assert AdmissionPolicy(8, 2, 7).capacity(state(running=3)) == 4
 
 
-def test_a_new_version_makes_room_for_one_batch():
-    assert POLICY.capacity(version=1, accepted=24, running=0) == 8
-
-
-def test_capacity_is_never_negative():
-    assert POLICY.capacity(version=0, accepted=100, running=0) == 0
-    assert POLICY.capacity(version=0, accepted=0, running=100) == 0
-
-
-def test_without_staleness_exactly_one_batch_runs_at_a_time():
-    policy = AdmissionPolicy(batch=8, max_staleness=0, max_in_flight=100)
-    assert policy.capacity(version=5, accepted=40, running=0) == 8
-    assert policy.capacity(version=5, accepted=40, running=8) == 0
-
-
-def test_after_a_resume_there_is_no_burst():
-    policy = AdmissionPolicy(batch=8, max_staleness=1, max_in_flight=1000)
-    assert policy.capacity(version=50, accepted=policy.accepted_at_resume(50), running=0) == 2 * 8
-    assert policy.capacity(version=50, accepted=0, running=0) > 400  # what it prevents
+def test_the_lead_never_holds_back_what_the_next_batch_lacks() -> None:
+    behind = state(update=9, served=7, waiting=3)
+    assert POLICY.fresh(behind, 1.0) < 0
+    assert POLICY.capacity(behind, 1.0) == 5
+    assert POLICY.capacity(state(update=9, served=6, waiting=3), 1.0) == 0, "these would drop as stale"
 
 
 @given(
-    batch=st.integers(1, 64),
-    max_staleness=st.integers(0, 8),
-    max_in_flight=st.integers(1, 256),
-    version=st.integers(0, 100),
-    ahead=st.integers(0, 1000),
-)
-def test_whatever_is_admitted_is_fresh_enough_when_its_turn_comes(batch, max_staleness, max_in_flight, version, ahead):
-    policy = AdmissionPolicy(batch, max_staleness, max_in_flight)
-    accepted = version * batch + ahead
-    admitted = policy.capacity(version, accepted, running=0)
-    for k in range(accepted, accepted + admitted):
-        assert k // batch - version <= max_staleness
+    batch=st.integers(1, 20), bound=st.integers(0, 4), in_flight=st.integers(1, 60), update=st.integers(0, 50),
+    behind=st.integers(0, 5), waiting=st.integers(0, 60), running=st.integers(0, 60), lead=st.none() | st.floats(0, 6),
+)  # fmt: skip
+def test_what_is_admitted_stays_fresh_if_each_batch_is_taken_in_order(
+    batch: int, bound: int, in_flight: int, update: int, behind: int, waiting: int, running: int, lead: float | None
+) -> None:
+    at = LoopState(update, max(0, update - behind), waiting, running)
+    capacity = AdmissionPolicy(batch, bound, in_flight).capacity(at, lead)
+    assert capacity >= 0
+    if capacity:
+        assert running + capacity <= in_flight
+        last = waiting + running + capacity - 1
+        assert update + last // batch - at.served <= bound
 
 
-@pytest.mark.parametrize("field", ["batch", "max_in_flight", "max_staleness"])
-def test_a_senseless_policy_is_refused_by_name(field):
-    values = {"batch": 1, "max_staleness": 0, "max_in_flight": 1} | {field: -1}
-    with pytest.raises(InvalidArgument, match=field):
-        AdmissionPolicy(**values)
+@pytest.mark.parametrize("max_staleness", [0, 1, 2])
+@pytest.mark.parametrize("lost", range(8))
+def test_a_remainder_that_is_no_whole_prompt_does_not_hang_the_run(max_staleness: int, lost: int) -> None:
+    policy = AdmissionPolicy(batch=8, max_staleness=max_staleness, max_in_flight=100, samples=4)
+    waiting = 8 - lost
+    if waiting < 8:
+        assert policy.prompts(state(waiting=waiting), lead=0.0) >= 1
+    assert policy.prompts(state(waiting=8), lead=0.0) == 0
+    assert policy.prompts(state(waiting=5, running=2), lead=0.0) == 0, "it may fit once these have come"
 
 
-@pytest.mark.parametrize("field", ["version", "accepted", "running"])
-def test_a_negative_count_is_refused_by_name(field):
-    values = {"version": 0, "accepted": 0, "running": 0} | {field: -1}
-    with pytest.raises(InvalidArgument, match=field):
-        POLICY.capacity(**values)
+def test_a_run_that_ends_admits_what_it_still_needs_in_whole_prompts() -> None:
+    policy = AdmissionPolicy(batch=8, max_staleness=2, max_in_flight=100, samples=4)
+    assert [policy.prompts(state(), wanted=wanted) for wanted in (-3, 0, 1, 4, 5, 1000)] == [0, 0, 1, 1, 2, 6]
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"max_staleness": -1}, {"max_in_flight": 0}, {"samples": 0}])
+def test_a_policy_that_can_admit_nothing_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(InvalidArgument, match=next(iter(wrong))):
+        AdmissionPolicy(**{"batch": 8, "max_staleness": 2, "max_in_flight": 9, **wrong})
+
+
+@pytest.mark.parametrize("name", ["update", "served", "waiting", "running"])
+def test_counts_are_not_negative(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=name):
+        LoopState(**{"update": 1, "served": 1, "waiting": 1, "running": 1, name: -1})
+
+
+def test_a_cursor_is_read_as_it_was_written() -> None:
+    cursor = Cursor(position=9, skipped=2, file=5, carried={"scored/dropped:stale": 4})
+    assert Cursor.from_fields([b"position", b"9", b"state", cursor.state().encode()]) == cursor
+    assert Cursor.from_fields([]) == Cursor()
+    assert Cursor.from_fields([b"position", b"7"]) == Cursor(position=7, file=7), "of a build before prompt sources"

@@ -1,0 +1,234 @@
+"""A file of prompts, checked whole at the start and read line by line later: it may have millions of lines.
+
+Memory holds 8 bytes a line. The order of each pass is a permutation that is computed, not stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from tokenizers import Tokenizer
+
+from honed.kit.errors import InvalidArgument
+from honed.v1 import generation_pb2
+
+Render = Callable[[list[dict[str, str]]], list[int]]
+"""Token ids of a conversation, by the model's chat template."""
+OnProgress = Callable[[float], object]
+"""Told the share of the file that has been checked."""
+
+_CHECK_ROWS: Final = 1024
+_CACHED: Final = 1024
+_ROUNDS: Final = 4
+
+
+class Encoder(Protocol):
+    """Makes token ids of prompts."""
+
+    def __call__(self, row: dict[str, Any]) -> list[int]:
+        """Token ids of `text`, `token_ids` or `messages`.
+
+        Raises:
+            InvalidArgument: the prompt cannot be used; names the field.
+        """
+        ...
+
+
+class PromptEncoder:
+    """Token ids of a prompt, by the run's tokenizer and chat template."""
+
+    def __init__(self, tokenizer: Tokenizer, *, longest: int, render: Render | None = None) -> None:
+        """Of a model.
+
+        Args:
+            tokenizer: Of the policy.
+            longest: Tokens that a prompt may have; the generator would refuse a longer one again and again.
+            render: Its chat template; None if it has none.
+        """
+        self._tokenizer, self._longest, self._render = tokenizer, longest, render
+        self._size = int(tokenizer.get_vocab_size())
+
+    @classmethod
+    def of_model(cls, model: Path, *, longest: int, render: Render | None = None) -> PromptEncoder:
+        """By `tokenizer.json` of a model directory."""
+        return cls(Tokenizer.from_file(str(model / "tokenizer.json")), longest=longest, render=render)
+
+    def __call__(self, row: dict[str, Any]) -> list[int]:
+        """Token ids of a row with `text`, `token_ids` or `messages`.
+
+        Raises:
+            InvalidArgument: the row has none of them or more than one, or the prompt cannot be used.
+        """
+        kind = check_row(row)
+        ids: list[int]
+        if kind == "token_ids":
+            ids = row["token_ids"]
+        elif kind == "text":
+            ids = self._tokenizer.encode(row["text"]).ids
+        elif self._render is None:
+            raise InvalidArgument("messages", "the model has no chat template: give `text` or `token_ids`")
+        else:
+            ids = self._render(row["messages"])
+        if not ids or not all(type(token) is int and 0 <= token < self._size for token in ids):
+            raise InvalidArgument(kind, f"must hold at least one token id, each from 0 to {self._size - 1}")
+        if len(ids) > self._longest:
+            raise InvalidArgument(
+                kind,
+                f"has {len(ids)} tokens; generation.max_prompt_tokens and generation.max_model_tokens leave room for "
+                f"{self._longest}",
+            )
+        return ids
+
+    def prompt(self, prompt: generation_pb2.Prompt) -> list[int]:
+        """Token ids of a prompt of an RPC; raises as a row does."""
+        match prompt.WhichOneof("content"):
+            case "text":
+                return self({"text": prompt.text})
+            case "token_ids":
+                return self({"token_ids": list(prompt.token_ids.ids)})
+            case "messages":
+                return self({"messages": [{"role": m.role, "content": m.content} for m in prompt.messages.messages]})
+            case _:
+                raise InvalidArgument("content", "needs `text`, `token_ids` or `messages`")
+
+
+def check_row(row: dict[str, Any]) -> str:
+    """Which of `text`, `token_ids` and `messages` a row has.
+
+    Raises:
+        InvalidArgument: none, several, or one of the wrong shape.
+    """
+    given = [name for name in ("text", "token_ids", "messages") if name in row]
+    if len(given) != 1:
+        raise InvalidArgument("prompt", "needs `text`, `token_ids` or `messages`" + (", one of them" if given else ""))
+    kind, value = given[0], row[given[0]]
+    if kind == "text" and not isinstance(value, str):
+        raise InvalidArgument(kind, "must be a string")
+    if kind == "token_ids" and not isinstance(value, list):
+        raise InvalidArgument(kind, "must be a list of token ids")
+    if kind == "messages" and not (isinstance(value, list) and value and all(_is_message(each) for each in value)):
+        raise InvalidArgument(kind, "must be a list of objects with the strings `role` and `content`")
+    return kind
+
+
+def check_prompts(path: Path, on_progress: OnProgress | None = None) -> int:
+    """Reads a file of prompts as far as that goes without a tokenizer, to find a bad one before any work is done.
+
+    Returns:
+        How many prompts it holds.
+
+    Raises:
+        ValueError: the file is missing, damaged, empty, or a line has no prompt; names file and line.
+    """
+    return len(_index(path, check_row, on_progress))
+
+
+class PromptFile:
+    """The prompts of a JSON-lines file, by their number."""
+
+    def __init__(self, path: Path, encode: Encoder, on_progress: OnProgress | None = None) -> None:
+        """Checks every line.
+
+        Raises:
+            ValueError: the file is missing, damaged, empty, or a line has no prompt that can be used; names file and line.
+        """
+        self._path, self._encode = path, encode
+        self._offsets = _index(path, encode, on_progress)
+        self._file = path.open("rb")  # stays the same file if another takes its name
+        self._cached = lru_cache(_CACHED)(self._read)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, number: int) -> list[int]:
+        """Token ids of a prompt, by its place in the file without empty lines.
+
+        Raises:
+            ValueError: the file has been changed since it was checked.
+        """
+        return self._cached(number)
+
+    def at(self, position: int, seed: int) -> list[int]:
+        """The prompt at a position of the endless sequence: all prompts once, then all again in another order, and so on.
+
+        A pure function of the file, the position and the seed.
+        """
+        epoch, place = divmod(position, len(self))
+        return self[permuted(place, len(self), f"{seed}/epoch/{epoch}")]
+
+    def _read(self, number: int) -> list[int]:
+        self._file.seek(self._offsets[number])
+        line = self._file.readline()
+        try:
+            return self._encode(json.loads(line))
+        except (ValueError, InvalidArgument) as error:
+            raise ValueError(f"{self._path} has been changed since the run began (prompt {number + 1}: {error})") from error
+
+
+def permuted(place: int, size: int, key: str) -> int:
+    """Where a permutation of 0 .. size - 1 sends `place`.
+
+    A Feistel network permutes the next power of 4; what falls outside is sent on until it is inside.
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = place >> half, place & mask
+        for round_ in range(_ROUNDS):
+            digest = hashlib.blake2b(f"{key}/{round_}/{right}".encode(), digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(digest, "big") & mask)
+        place = left << half | right
+        if place < size:
+            return place
+
+
+def _index(path: Path, check: Callable[[dict[str, Any]], object], on_progress: OnProgress | None) -> array[int]:
+    """Where each line with a prompt begins."""
+    offsets = array("Q")
+    try:
+        total = max(1, path.stat().st_size)
+        for number, offset, line in _lines(path):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                raise ValueError(f"{path}, line {number}: not JSON ({reason}); is the file truncated?") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: must be a JSON object, is a {type(row).__name__}")
+            try:
+                check(row)
+            except InvalidArgument as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            offsets.append(offset)
+            if on_progress is not None and len(offsets) % _CHECK_ROWS == 0:
+                on_progress(offset / total)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if not offsets:
+        raise ValueError(f"{path} holds no prompts")
+    if on_progress is not None:
+        on_progress(1.0)
+    return offsets
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, offset, line
+            offset += len(line)
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)

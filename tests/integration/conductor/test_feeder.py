@@ -1,0 +1,248 @@
+"""The feeder on a real Redis: it never hangs, and no id ever names two prompts, whatever Redis or the processes do."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from tests.integration.conductor.fake_loop import FakeLoop
+from tests.integration.queue.servers import Server
+
+from honed.conductor.feeder import Feeder
+from honed.queue.connection import Link, Outage
+from honed.queue.keys import PROMPTS, STAGES, RunKeys
+
+pytestmark = pytest.mark.redis
+
+_RUNS = itertools.count(1)
+PATIENCE_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def keys() -> RunKeys:
+    return RunKeys(f"run-{next(_RUNS)}")
+
+
+@pytest.fixture
+async def link(server: Server) -> AsyncIterator[Link]:
+    async with Link(server.url, outage=Outage(deadline_s=10)) as link:
+        yield link
+
+
+def check(loop: FakeLoop, feeder: Feeder, *, may_lose: int = 0) -> None:
+    """At the end of a run: each rollout trained at most once and fresh, and each one accounted for.
+
+    What Redis lost need not be lost: the learner may have had it in hand.
+    """
+    assert [name for name, count in Counter(name for name, _ in loop.trained).items() if count > 1] == []
+    assert len(loop.trained) == (loop.steps or 0) * loop.batch
+    assert max(age for _, age in loop.trained) <= loop.max_staleness
+    accounts = feeder.accounts
+    assert balanced(feeder)
+    assert accounts.trained == len(loop.trained)
+    assert accounts.in_flight == 0
+    assert accounts.lost_with_redis <= may_lose
+
+
+def balanced(feeder: Feeder) -> bool:
+    by_name = feeder.accounts.by_name()
+    return by_name.pop("admitted") == sum(by_name.values()) and min(by_name.values()) >= 0
+
+
+async def finish(loop: FakeLoop, feeder: Feeder) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        await loop.finished.wait()
+        while (await feeder.look(), feeder.depths.in_flight)[1]:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize("checkpoint_every", [1, 4])
+async def test_a_checkpoint_rarer_than_the_update_does_not_hold_the_run_up(
+    link: Link, keys: RunKeys, checkpoint_every: int, samples: int
+) -> None:
+    loop = FakeLoop(link, keys, checkpoint_every=checkpoint_every, samples=samples, max_staleness=2)
+    async with loop.workers(), loop.learner(), loop.feeder() as feeder:
+        await finish(loop, feeder)
+    check(loop, feeder)
+    assert feeder.accounts.dropped.keys() <= {"run_finished"}
+
+
+@pytest.mark.parametrize("samples", [3, 8])
+async def test_with_no_staleness_and_groups_that_do_not_fit_the_gap_the_run_goes_on(
+    link: Link, keys: RunKeys, samples: int
+) -> None:
+    loop = FakeLoop(
+        link, keys, batch=2 * samples, samples=samples, max_staleness=0, refuse=lambda name: name.endswith(("3/1", "6/0"))
+    )
+    async with loop.workers(), loop.learner(), loop.feeder() as feeder:
+        await finish(loop, feeder)
+    check(loop, feeder)
+    assert feeder.accounts.dropped["refused"] > 0
+
+
+async def test_no_more_runs_at_once_than_may(link: Link, keys: RunKeys) -> None:
+    loop = FakeLoop(link, keys, batch=16, steps=3)
+    async with loop.learner(), loop.feeder(max_in_flight=5) as feeder:
+        async with asyncio.timeout(PATIENCE_S):
+            while feeder.admitted < 5:
+                await asyncio.sleep(0.005)
+        for _ in range(20):
+            assert not await feeder.step()
+        assert feeder.depths.prompts == 5
+
+
+async def test_without_a_word_of_the_learner_nothing_is_admitted(link: Link, keys: RunKeys) -> None:
+    loop = FakeLoop(link, keys)
+    async with loop.feeder() as feeder:
+        for _ in range(5):
+            assert not await feeder.step()
+        assert feeder.admitted == 0
+
+
+async def test_the_accounts_add_up_at_every_instant(link: Link, keys: RunKeys) -> None:
+    loop = FakeLoop(link, keys, checkpoint_every=3, samples=2, steps=30, refuse=lambda name: name.endswith("5/1"))
+    looks = 0
+    async with loop.workers(), loop.learner(), loop.feeder() as feeder, asyncio.timeout(PATIENCE_S):
+        while not loop.finished.is_set():
+            await feeder.look()
+            accounts = feeder.accounts
+            assert balanced(feeder), accounts
+            assert accounts.lost_with_redis == 0, accounts
+            assert accounts.in_flight <= feeder.depths.in_flight, "for a moment entries of a checkpoint still stand there"
+            looks += 1
+            await asyncio.sleep(0)
+        await finish(loop, feeder)
+    assert looks > 50
+    check(loop, feeder)
+
+
+async def test_a_learner_that_is_killed_again_and_again_ends_its_steps(link: Link, keys: RunKeys) -> None:
+    loop = FakeLoop(link, keys, checkpoint_every=4, steps=14, seconds=0.002)
+    async with loop.workers(), loop.feeder() as feeder, asyncio.timeout(PATIENCE_S):
+        for update in (3, 6, 7, 11):
+            async with loop.learner():
+                await loop.at_update(update).wait()
+        async with loop.learner():
+            await finish(loop, feeder)
+    check(loop, feeder)
+
+
+async def test_a_conductor_that_is_killed_goes_on_without_skipping_or_repeating_a_prompt(link: Link, keys: RunKeys) -> None:
+    loop = FakeLoop(link, keys, steps=16, seconds=0.002)
+    async with loop.workers(), loop.learner(), asyncio.timeout(PATIENCE_S):
+        for update in (2, 5, 9):
+            async with loop.feeder():
+                await loop.at_update(update).wait()
+        async with loop.feeder() as feeder:
+            await finish(loop, feeder)
+    check(loop, feeder)
+    turns = feeder.admitted
+    assert sorted(loop.prompts.values()) == [(1, turn // 250, turn % 250) for turn in range(turns)]
+    assert set(loop.prompts) == {f"{keys.run}-{turn}" for turn in range(turns)}
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 4])
+async def test_a_redis_that_is_emptied_in_the_middle_costs_time_only(link: Link, keys: RunKeys, checkpoint_every: int) -> None:
+    loop = FakeLoop(link, keys, steps=24, seconds=0.005, checkpoint_every=checkpoint_every)
+    async with loop.workers(), loop.learner(), loop.feeder() as feeder, asyncio.timeout(PATIENCE_S):
+        for update in (6, 13):
+            await loop.at_update(update).wait()
+            await link.command("FLUSHALL")
+            assert balanced(feeder)
+        await finish(loop, feeder)
+    check(loop, feeder, may_lose=2 * 3 * loop.batch)
+
+
+async def test_a_redis_that_is_emptied_while_the_conductor_is_away_reuses_no_id(link: Link, keys: RunKeys) -> None:
+    loop = FakeLoop(link, keys, steps=20, seconds=0.005)
+    async with loop.workers(), loop.learner(), asyncio.timeout(PATIENCE_S):
+        async with loop.feeder() as before:
+            await loop.at_update(8).wait()
+        highest = before.cursor.position
+        await link.command("FLUSHALL")
+        async with loop.feeder() as feeder:
+            await finish(loop, feeder)
+    check(loop, feeder, may_lose=6 * loop.batch)
+    later = [int(name.rpartition("-")[2]) for name in loop.prompts if int(name.rpartition("-")[2]) >= highest]
+    assert min(later) > highest, "turns that the predecessor may have admitted are left out"
+    assert len(loop.prompts) == len(set(loop.prompts))
+
+
+@pytest.mark.parametrize("back", [1, 50])
+async def test_a_cursor_that_is_set_back_reuses_no_turn(link: Link, keys: RunKeys, back: int) -> None:
+    loop = FakeLoop(link, keys, steps=24, seconds=0.003)
+    async with loop.workers(), loop.learner(), loop.feeder() as feeder, asyncio.timeout(PATIENCE_S):
+        await loop.at_update(10).wait()
+        at = int(await link.command("HGET", keys.cursor(), "position"))
+        await link.command("HSET", keys.cursor(), "position", at - back)
+        await finish(loop, feeder)
+    check(loop, feeder)
+
+
+async def test_a_redis_that_lost_its_last_moments_trains_nothing_twice(link: Link, keys: RunKeys) -> None:
+    loop = FakeLoop(link, keys, steps=24, seconds=0.005, checkpoint_every=2)
+    names = [keys.cursor(), *(key(stage) for stage in STAGES for key in (keys.stream, keys.tally, keys.dead))]
+    async with loop.workers(), loop.learner(), loop.feeder() as feeder, asyncio.timeout(PATIENCE_S):
+        await loop.at_update(8).wait()
+        # All keys at one instant, and put back at another: as a failover or a cut append-only file leaves them.
+        async with link.redis.pipeline(transaction=True) as pipe:
+            for name in names:
+                pipe.dump(name)
+            dumps = await pipe.execute()
+        await loop.at_update(12).wait()
+        async with link.redis.pipeline(transaction=True) as pipe:
+            pipe.delete(*names)
+            for name, dump in zip(names, dumps, strict=True):
+                if dump is not None:
+                    pipe.restore(name, 0, dump)
+            await pipe.execute()
+        await finish(loop, feeder)
+    check(loop, feeder, may_lose=6 * loop.batch)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path) as server:
+        yield server
+
+
+async def test_redis_is_killed_and_started_again_in_the_middle(own_server: Server) -> None:
+    async with Link(own_server.url, outage=Outage(deadline_s=20, cap_s=0.2)) as link:
+        loop = FakeLoop(link, RunKeys("killed"), steps=24, seconds=0.01, checkpoint_every=3)
+        async with loop.workers(), loop.learner(), loop.feeder() as feeder, asyncio.timeout(60):
+            await loop.at_update(8).wait()
+            await asyncio.to_thread(own_server.kill)
+            await asyncio.to_thread(own_server.start)
+            await finish(loop, feeder)
+    assert [name for name, count in Counter(name for name, _ in loop.trained).items() if count > 1] == []
+    assert len(loop.trained) == 24 * loop.batch
+    assert balanced(feeder)
+
+
+async def test_a_step_that_nobody_heard_of_leaves_its_turns_out_and_skips_no_prompt(link: Link, keys: RunKeys) -> None:
+    loop = FakeLoop(link, keys, steps=6)
+    async with loop.learner(), loop.feeder() as feeder:
+        async with asyncio.timeout(PATIENCE_S):
+            while not feeder.admitted:
+                await asyncio.sleep(0.005)
+        feeder._attempted += 7  # as after an outage in the middle of a step that did not happen
+        await feeder.look()
+        assert feeder.cursor.skipped == 7
+        admitted = feeder.admitted
+        async with loop.workers():
+            await finish(loop, feeder)
+    check(loop, feeder)
+    assert sorted(loop.prompts.values()) == [(1, 0, number) for number in range(feeder.admitted)]
+    assert f"{keys.run}-{admitted}" not in loop.prompts
+    assert (await link.command("HGET", keys.tally(PROMPTS), "came_in")) == str(feeder.admitted).encode()
