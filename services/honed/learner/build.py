@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Final
 
 import torch
 
-from honed.config import KlSettings, LearnerSettings, RunSettings
+from honed.config import KlSettings, LearnerSettings, RunSettings, ServerSettings
 from honed.kit.errors import FailedPrecondition
 from honed.learner import rng
 from honed.learner.episodes import Vocabulary
@@ -96,7 +97,7 @@ def ppo_settings(mine: LearnerSettings) -> PPOSettings:
     """The algorithm's numbers."""
     return PPOSettings(
         learning_rate=mine.learning_rate,
-        total_updates=None if mine.schedule == "constant" else mine.steps,
+        total_updates=None if mine.schedule == "constant" else mine.steps,  # auto is linear where there is an end
         epochs=mine.epochs,
         minibatches=mine.minibatches,
         clip_ratio=mine.clip_ratio,
@@ -106,6 +107,7 @@ def ppo_settings(mine: LearnerSettings) -> PPOSettings:
         lam=mine.lam,
         importance_cap=mine.importance_cap,
         microbatch_tokens=mine.microbatch_tokens,
+        max_ratio=mine.max_ratio,
     )
 
 
@@ -135,7 +137,7 @@ def config_hash(settings: RunSettings) -> str:
     """Digest of the settings that decide what is learned."""
     tree = {
         "seed": settings.seed,
-        "learner": settings.learner.model_dump(mode="json", exclude=set(ServerFields)),
+        "learner": settings.learner.model_dump(mode="json", exclude=set(NOT_LEARNED)),
         "conductor": settings.conductor.model_dump(
             mode="json", include={"samples_per_prompt", "temperature", "response_tokens", "fixed_length"}
         ),
@@ -144,4 +146,9 @@ def config_hash(settings: RunSettings) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-ServerFields = ("host", "port", "health_port", "metrics_port", "address", "reflection", "deadline_s", "drain_s", "threads")
+NOT_LEARNED: Final = frozenset(LearnerSettings.model_fields) & (
+    frozenset(ServerSettings.model_fields)
+    | {"threads", "checkpoint_every", "keep_checkpoints", "push_timeout_s", "overlap_push", "on_refused", "bad_batches"}
+    | {"update_timeout_s", "journal_mb"}
+)
+"""Settings of the section that say how the service runs, not what it learns."""

@@ -1,9 +1,11 @@
-"""Checkpoints: one immutable directory each, complete or not there, safetensors and JSON only.
+"""Checkpoints: one immutable directory each, complete or not there; safetensors, JSON and one bitmap.
 
-`<sequence>-step-<step>/` holds `model.safetensors`, `optimizer.safetensors`, `generator.safetensors`, `progress.json`, and
-`manifest.json` with the size and sha256 of each. It is written under a hidden name, every file and the directory are synced,
-and it appears by one rename. Invariants: what carries the final name was complete when it appeared; the sequence number rises
-with every save, so the newest is well defined even when a step is made again after a rollback; nothing here is ever rewritten.
+`<fence>-<sequence>-step-<update>/` holds `model.safetensors`, `optimizer.safetensors`, `generator.safetensors`,
+`progress.json`, `trained.bin` (see `trained`), and `manifest.json` with the size and sha256 of each. It is written under a
+hidden name, every file and the directory are synced, and it appears by one rename. Invariants: what carries the final name
+was complete when it appeared; (fence, sequence) rises with every save, so the newest is well defined even when an update is
+made again after a roll-back; nothing here is ever rewritten; and a learner that lost its lease, and does not know it yet,
+neither writes behind its successor nor removes what is the successor's.
 """
 
 from __future__ import annotations
@@ -15,38 +17,43 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from honed.kit.errors import DataLoss, HonedError, InvalidArgument, NotFound, Overloaded
+from honed.kit.errors import DataLoss, FailedPrecondition, HonedError, InvalidArgument, NotFound, Overloaded
+from honed.learner.trained import TrainedIds
 from honed.learner.trainer_state import TrainerState
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 _PROGRESS = "progress.json"
-_NAME = re.compile(r"(\d{8})-step-(\d+)")
+_TRAINED = "trained.bin"
+_PARTIAL = ".partial-"
+_NAME = re.compile(r"(\d{6,})-(\d{8})-step-(\d+)")
+_FORMAT_1_NAME = re.compile(r"\d{8}-step-\d+")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the loop, not the trainer, has to remember."""
+    """What the loop, not the trainer, has to remember.
 
-    stream_position: str = "0-0"
-    """Id of the newest stream entry that has trained or been dropped."""
-    consumed: tuple[str, ...] = ()
-    """Rollout ids that trained or were dropped and may not have been acknowledged: skip them when they come again."""
-    drops: Mapping[str, int] = field(default_factory=dict)
-    """Rollouts dropped so far, for each reason."""
-    totals: Mapping[str, float] = field(default_factory=dict)
-    """Running sums of the run, such as episodes and tokens."""
+    Attributes:
+        trained: Rollouts behind the weights.
+        version: Label that the weights were, or were to be, published under; empty before the first update.
+        rollbacks: Fence and update of each roll-back, oldest first: what older fences made beyond it is abandoned.
+    """
+
+    trained: TrainedIds
+    version: str = ""
+    rollbacks: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,26 @@ class Checkpoint:
     progress: Progress
 
 
+@dataclass(frozen=True, order=True)
+class Name:
+    """What a checkpoint's directory is called, in the order in which they were made."""
+
+    fence: int
+    sequence: int
+    step: int
+
+    @classmethod
+    def of(cls, directory: Path) -> Self | None:
+        """Reads a name; None if it is not a checkpoint's."""
+        match = _NAME.fullmatch(directory.name.removeprefix(_PARTIAL))
+        return cls(*map(int, match.groups())) if match else None
+
+    def __str__(self) -> str:
+        return f"{self.fence:06d}-{self.sequence:08d}-step-{self.step}"
+
+
 class CheckpointStore:
-    """Saves, lists and loads checkpoints under one directory. One writer at a time."""
+    """Saves, lists and loads checkpoints under one directory. One writer at a time; a late one is recognised by its fence."""
 
     def __init__(self, directory: Path, *, keep: int = 2) -> None:
         """`keep` newest checkpoints stay; at least 2 leave one to fall back to when the newest is found corrupted."""
@@ -66,19 +91,28 @@ class CheckpointStore:
             raise InvalidArgument("keep", f"must be at least 1, got {keep}")
         self._directory, self._keep = directory, keep
 
-    def save(self, checkpoint: Checkpoint) -> Path:
+    def save(self, checkpoint: Checkpoint, fence: int, *, also_keep: Container[str] = ()) -> Path:
         """Writes a checkpoint; when this returns it is durable. Older ones beyond `keep` are then removed.
 
+        Args:
+            checkpoint: What to write.
+            fence: Of the writer's lease.
+            also_keep: Labels of versions (`fence.step`) whose checkpoints stay too.
+
         Raises:
-            Overloaded: when the disk is full; nothing that was there before is touched.
+            FailedPrecondition: A learner with a higher fence has written here; nothing was.
+            Overloaded: The disk is full; nothing that was there before is touched.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
-        existing = self.list()
-        sequence = _sequence(existing[-1]) + 1 if existing else 1
-        final = self._directory / f"{sequence:08d}-step-{checkpoint.trainer.step}"
-        partial = self._directory / f".partial-{final.name}"
-        for left in self._directory.glob(".partial-*"):  # by a writer that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        self.clean(fence)
+        newest = max(self._names(), default=None)
+        if newest is not None and newest.fence > fence:
+            raise FailedPrecondition(
+                f"{self._directory / str(newest)} was written under fence {newest.fence}, this learner has {fence}: "
+                "another learner has taken over; stop this one"
+            )
+        name = Name(fence, newest.sequence + 1 if newest else 1, checkpoint.trainer.step)
+        final, partial = self._directory / str(name), self._directory / f"{_PARTIAL}{name}"
         try:
             partial.mkdir()
             _write(partial, checkpoint)
@@ -86,21 +120,29 @@ class CheckpointStore:
             _sync(self._directory)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            if _is_full(error):
+            if is_full(error):
                 raise Overloaded(
                     f"no space left for checkpoint {final}: free space or move the directory; older checkpoints are intact",
                     30.0,
                 ) from error
             raise
-        for old in self.list()[: -self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._retain(fence, also_keep)
         return final
+
+    def clean(self, fence: int) -> None:
+        """Removes what killed writers left, but nothing of a writer with a higher fence."""
+        for left in self._directory.glob(f"{_PARTIAL}*"):
+            name = Name.of(left)
+            if name is None or name.fence <= fence:
+                shutil.rmtree(left, ignore_errors=True)
 
     def list(self) -> list[Path]:
         """Directories of all checkpoints, oldest first, unchecked."""
-        if not self._directory.is_dir():
-            return []
-        return sorted((p for p in self._directory.iterdir() if _NAME.fullmatch(p.name)), key=_sequence)
+        return [self._directory / str(name) for name in sorted(self._names())]
+
+    def newest_fence(self) -> int:
+        """The highest fence under which a checkpoint was written; 0 if there is none."""
+        return max((name.fence for name in self._names()), default=0)
 
     def latest(self, *, on_skip: Callable[[Path, str], None] | None = None) -> Checkpoint | None:
         """The newest checkpoint that is whole; None when there is none at all.
@@ -110,8 +152,11 @@ class CheckpointStore:
 
         Raises:
             DataLoss: when there are checkpoints and not one of them is whole: starting over silently would lose the run.
+            FailedPrecondition: when the checkpoints here are of an earlier format.
         """
         present = self.list()
+        if not present:
+            self._refuse_format_1()
         for directory in reversed(present):
             try:
                 return load(directory)
@@ -123,17 +168,53 @@ class CheckpointStore:
             raise DataLoss(f"none of the {len(present)} checkpoints in {self._directory} can be read; see the log for reasons")
         return None
 
+    def find(self, wanted: Callable[[Name], bool]) -> Checkpoint | None:
+        """The newest whole checkpoint whose name is wanted; None if there is none."""
+        for name in sorted(self._names(), reverse=True):
+            if wanted(name):
+                try:
+                    return load(self._directory / str(name))
+                except DataLoss as error:
+                    logger.warning("checkpoint %s skipped: %s", name, error)
+        return None
+
     def at_step(self, step: int) -> Checkpoint:
-        """The newest whole checkpoint of a step.
+        """The newest whole checkpoint of an update.
 
         Raises:
             NotFound: when there is none.
-            DataLoss: when it is not whole.
         """
-        for directory in reversed(self.list()):
-            if directory.name.endswith(f"-step-{step}"):
-                return load(directory)
-        raise NotFound(f"no checkpoint of step {step} in {self._directory}; kept are {[p.name for p in self.list()]}")
+        found = self.find(lambda name: name.step == step)
+        if found is None:
+            raise NotFound(
+                f"no whole checkpoint of update {step} in {self._directory}; kept are {[p.name for p in self.list()]}"
+            )
+        return found
+
+    def _names(self) -> Iterator[Name]:
+        if self._directory.is_dir():
+            names = (Name.of(path) for path in self._directory.iterdir() if not path.name.startswith(_PARTIAL))
+            yield from (name for name in names if name is not None)
+
+    def _retain(self, fence: int, also_keep: Container[str]) -> None:
+        """Removes old checkpoints. Several of one update and fence count once, or repeated saves would leave no fallback."""
+        kept: set[tuple[int, int]] = set()
+        for name in sorted(self._names(), reverse=True):
+            label = (name.fence, name.step)
+            if label not in kept and len(kept) < self._keep:
+                kept.add(label)
+            elif name.fence <= fence and f"{name.fence}.{name.step}" not in also_keep:
+                shutil.rmtree(self._directory / str(name), ignore_errors=True)
+
+    def _refuse_format_1(self) -> None:
+        old = (
+            [p.name for p in self._directory.iterdir() if _FORMAT_1_NAME.fullmatch(p.name)] if self._directory.is_dir() else []
+        )
+        if old:
+            raise FailedPrecondition(
+                f"{self._directory / max(old)} has format 1, of an earlier build that did not record which rollouts trained: "
+                "finish the run with that build, or begin another run with its last version as conductor.start_from"
+            )
 
 
 def load(directory: Path) -> Checkpoint:
@@ -159,10 +240,9 @@ def load(directory: Path) -> Checkpoint:
                 normaliser=progress["normaliser"],
             ),
             progress=Progress(
-                stream_position=progress["stream_position"],
-                consumed=tuple(progress["consumed"]),
-                drops=progress["drops"],
-                totals=progress["totals"],
+                trained=TrainedIds.from_bytes((directory / _TRAINED).read_bytes()),
+                version=str(progress["version"]),
+                rollbacks=tuple((int(fence), int(step)) for fence, step in progress["rollbacks"]),
             ),
         )
     except (KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError) as error:
@@ -177,14 +257,14 @@ def _write(directory: Path, checkpoint: Checkpoint) -> None:
     _save_json(
         directory / _PROGRESS,
         {
-            "stream_position": progress.stream_position,
-            "consumed": list(progress.consumed),
-            "drops": dict(progress.drops),
-            "totals": dict(progress.totals),
+            "version": progress.version,
+            "rollbacks": [list(each) for each in progress.rollbacks],
             "kl": dict(trainer.kl),
             "normaliser": dict(trainer.normaliser),
         },
     )
+    (directory / _TRAINED).write_bytes(progress.trained.to_bytes())
+    _sync(directory / _TRAINED)
     files = {p.name: _describe(p) for p in sorted(directory.iterdir())}
     _save_json(directory / _MANIFEST, {"format": FORMAT, "step": trainer.step, "files": files})
     _sync(directory)
@@ -239,12 +319,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_full(error: Exception) -> bool:
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk or a quota is full."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     # safetensors reports the operating system's error in words.
     return "No space left" in str(error) or "os error 28" in str(error) or "os error 122" in str(error)
-
-
-def _sequence(directory: Path) -> int:
-    return int(directory.name.partition("-")[0])

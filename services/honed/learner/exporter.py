@@ -29,6 +29,10 @@ class Exporter:
         self._policy, self._base, self._scratch, self._dtype = policy, base, scratch, dtype
         self._texts = canary_texts(policy.vocabulary_size)
 
+    def clean(self) -> None:
+        """Removes what learners left that were killed between export and publication."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
     def export(self, version: VersionId) -> tuple[Path, tuple[Canary, ...]]:
         """Writes the policy to a fresh directory and reads the canaries. Not while the weights change."""
         directory = self._scratch / version.label

@@ -1,79 +1,148 @@
 """What the learner takes from the stream `scored`: a full batch of fresh rollouts, in stream order, each one once.
 
-Every entry that does not train leaves under a reason that is counted where it is settled, in Redis: `stale` (its oldest token
-is more than `max_staleness` versions behind at the moment of consumption), `run_finished` (it came after the last step). One
-that cannot be read is a dead letter.
+Every entry that does not train leaves under a reason that is counted where it is settled, in Redis:
 
-A rollout can come a second time: its lease ran out while Redis or this process stood still, or Redis crashed and lost the
-acknowledgement. What is in hand then stays in hand once, under the newer delivery; what has trained for good is acknowledged
-again.
+- `stale`: its oldest token is more than `max_staleness` versions behind at the moment of consumption.
+- `duplicate`: a rollout with this id has trained, or is in hand under another entry. Redis forgot what it had been told.
+- `rolled_back`: a version sampled it that a roll-back has abandoned.
+- `old_reward_model`: it was scored by a reward model that has been replaced, and such rollouts are not scored anew.
+- `run_finished`: it came after the last update. `bad_batch`: its batch was skipped.
+
+One that cannot be read is a dead letter. A rollout can come again while it is in hand: its lease ran out while Redis or
+this process stood still. Then it stays in hand once, under the newer delivery.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from google.protobuf.message import DecodeError
 
 from honed.kit.errors import InvalidArgument
 from honed.learner.episodes import Episode, Vocabulary
+from honed.learner.trained import TrainedIds
 from honed.queue.holding import Holding
-from honed.queue.messages import Delivery
+from honed.queue.keys import ROLLOUTS
+from honed.queue.messages import Delivery, Message
 from honed.queue.stream import WorkQueue
 from honed.v1 import common_pb2
 
-REMEMBERED = 100_000
-"""Rollouts whose training is remembered; a crash of Redis loses seconds, not hours."""
+OnPromotion = Literal["rescore", "drop", "keep"]
 
 
 @dataclass(frozen=True)
 class Held:
-    """A rollout in the learner's hands."""
+    """A rollout in the learner's hands.
+
+    Attributes:
+        delivery: As it came first; the intake knows the newest delivery of each.
+        episode: What trains.
+        scorers: Version of each scorer by name.
+    """
 
     delivery: Delivery
     episode: Episode
-    reward_model_version: str
+    scorers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rollout_id(self) -> str:
+        """The rollout's id."""
+        return self.episode.rollout_id
 
     def staleness(self, step: int) -> int:
         """Versions between the oldest token and the learner at `step`.
 
-        A rollout of a step that a resumed learner has yet to make again is not stale: 0.
+        A rollout of an update that a resumed learner has yet to make again is not stale: 0.
         """
         return max(0, step - min(span.version.step for span in self.episode.spans))
+
+    def is_abandoned(self, rollbacks: Iterable[tuple[int, int]]) -> bool:
+        """Whether a version sampled any of it that one of the roll-backs (fence, update) has abandoned."""
+        versions = {span.version for span in self.episode.spans}
+        return any(v.fence < fence and v.step > step for fence, step in rollbacks for v in versions)
+
+    def is_scored_by(self, promoted: Mapping[str, str]) -> bool:
+        """Whether the promoted version of each scorer has scored it."""
+        return all(self.scorers.get(name) == version for name, version in promoted.items())
+
+
+@dataclass(frozen=True)
+class IntakeSettings:
+    """What is let in.
+
+    Attributes:
+        max_staleness: Versions.
+        max_tokens: Prompt and response together; None for no limit.
+        on_promotion: What becomes of a rollout that a replaced reward model has scored.
+    """
+
+    max_staleness: int
+    max_tokens: int | None = None
+    on_promotion: OnPromotion = "keep"
 
 
 class Intake:
     """Collects batches; holds what it has collected until it is acknowledged or dropped."""
 
     def __init__(
-        self, queue: WorkQueue, leases: Holding, vocabulary: Vocabulary, *, max_staleness: int, max_tokens: int | None = None
+        self,
+        queue: WorkQueue,
+        leases: Holding,
+        vocabulary: Vocabulary,
+        settings: IntakeSettings,
+        trained: TrainedIds,
+        promoted: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        """`queue` is the learner's consumer of the stage `scored`; `leases` renews what it holds."""
-        self._queue = queue
-        self._leases = leases
-        self._vocabulary = vocabulary
-        self._max_staleness = max_staleness
-        self._max_tokens = max_tokens
-        self._waiting: list[Held] = []
-        self._in_hand: dict[str, Delivery] = {}
-        """The newest delivery of each entry that waits, or is collected and not yet let go."""
-        self._trained: dict[str, None] = {}
-
-    async def take_over(self, predecessors: Iterable[str], consumed: frozenset[str]) -> None:
-        """Takes up what earlier learners of the run held; what they trained on for good is acknowledged.
+        """Takes nothing yet.
 
         Args:
-            predecessors: their consumer names.
-            consumed: rollout ids that the checkpoint has trained on and that may not have been acknowledged.
+            queue: The learner's consumer of the stage `scored`.
+            leases: Renews what is in hand.
+            vocabulary: Of the policy.
+            settings: What is let in.
+            trained: The rollouts that have trained.
+            promoted: The version of each scorer whose scores are trained on; empty when that is not known.
         """
-        self._remember(consumed)
+        self._queue, self._leases, self._vocabulary = queue, leases, vocabulary
+        self._settings, self._promoted = settings, promoted
+        self.trained = trained
+        self.rollbacks: tuple[tuple[int, int], ...] = ()
+        self._waiting: list[Held] = []
+        self._entries: dict[str, Delivery] = {}
+        """The newest delivery of each entry that waits, or is collected and not yet let go."""
+        self._ids: dict[str, str] = {}
+        """Rollout id to entry, of the same."""
+
+    @property
+    def waiting(self) -> int:
+        """Rollouts in hand that are in no batch."""
+        return len(self._waiting)
+
+    def holds(self, rollout_id: str) -> bool:
+        """Whether the rollout is in hand."""
+        return rollout_id in self._ids
+
+    async def take_over(self, predecessors: Iterable[str]) -> None:
+        """Takes up what earlier learners of the run held; what the checkpoint has trained on is acknowledged.
+
+        Args:
+            predecessors: Their consumer names.
+        """
         deliveries: list[Delivery] = []
         for name in predecessors:
             deliveries += await self._queue.pending_of(name)
         deliveries.sort(key=lambda d: tuple(int(part) for part in d.entry.split("-")))
-        await self._accept(deliveries)
+        # Their learner died between the checkpoint and the acknowledgement. The first delivery of an id is the one that
+        # trained; another entry with the same id is a duplicate.
+        owed: dict[str, Delivery] = {}
+        for delivery in deliveries:
+            if delivery.message.id in self.trained:
+                owed.setdefault(delivery.message.id, delivery)
+        await self._queue.ack(list(owed.values()))
+        settled = {delivery.entry for delivery in owed.values()}
+        await self._accept(d for d in deliveries if d.entry not in settled)
 
     async def collect(self, size: int, step: int) -> list[Held]:
         """Waits for `size` rollouts that are fresh enough for an update of the weights of `step`.
@@ -81,19 +150,26 @@ class Intake:
         Cancel it to stop waiting; nothing is lost.
         """
         while True:
-            await self._drop_stale(step)
+            await self._sift(step)
             if len(self._waiting) >= size:
                 batch, self._waiting = self._waiting[:size], self._waiting[size:]
                 return batch
             await self._accept(await self._queue.take(size - len(self._waiting), block_ms=500))
 
     async def acknowledge(self, held: Sequence[Held]) -> None:
-        """Ends collected rollouts, once their effect is durable."""
-        self._remember(each.episode.rollout_id for each in held)
+        """Ends rollouts that trained, once their effect is durable."""
         await self._queue.ack(self._let_go(held))
 
+    async def drop(self, held: Sequence[Held], reason: str) -> None:
+        """Ends rollouts that are not to train."""
+        await self._queue.drop(self._let_go(held), reason)
+
+    def put_back(self, held: Sequence[Held]) -> None:
+        """Has collected rollouts wait again, before all others."""
+        self._waiting = [*held, *self._waiting]
+
     async def discard(self, reason: str) -> int:
-        """Drops whatever waits, here and in the stream, under a reason; returns how many. For after the last step."""
+        """Drops whatever waits, here and in the stream, under a reason; returns how many. For after the last update."""
         await self._accept(await self._queue.take(1024, block_ms=500))
         waiting, self._waiting = self._waiting, []
         return await self._queue.drop(self._let_go(waiting), reason)
@@ -103,49 +179,81 @@ class Intake:
         waiting, self._waiting = self._waiting, []
         await self._queue.release(self._let_go(waiting))
 
-    async def dropped(self) -> dict[str, int]:
-        """Rollouts that did not train, by reason, over the whole run; dead letters among them."""
-        stats = await self._queue.stats()
-        return {**stats.dropped, **({"dead_letter": stats.dead} if stats.dead else {})}
-
     async def _accept(self, deliveries: Iterable[Delivery]) -> None:
+        duplicates: list[Delivery] = []
         for delivery in deliveries:
-            if (earlier := self._in_hand.get(delivery.entry)) is not None:
+            earlier = self._entries.get(delivery.entry)
+            if earlier is not None and earlier.message.id == delivery.message.id:
                 self._leases.discard([earlier])
                 self._hold(delivery)
                 continue
-            if delivery.message.id in self._trained:
-                await self._queue.ack([delivery])
+            if earlier is not None:
+                # After a failover an entry's id can come a second time, for something else. What was in hand under it
+                # does not exist in Redis any more; it trains, and is acknowledged in vain.
+                self._leases.discard([earlier])
+                del self._entries[delivery.entry]
+            if delivery.message.id in self.trained or delivery.message.id in self._ids:
+                duplicates.append(delivery)
                 continue
             try:
                 scored = common_pb2.ScoredRollout.FromString(delivery.message.body)
-                episode = Episode.from_scored(delivery.entry, scored, self._vocabulary, max_tokens=self._max_tokens)
+                episode = Episode.from_scored(delivery.entry, scored, self._vocabulary, max_tokens=self._settings.max_tokens)
             except (DecodeError, InvalidArgument) as error:
                 await self._queue.fail(delivery, str(error), retry=False)
                 continue
+            if episode.rollout_id in self.trained or episode.rollout_id in self._ids:
+                duplicates.append(delivery)
+                continue
+            held = Held(delivery, episode, {score.scorer: score.scorer_version for score in scored.scores})
             self._hold(delivery)
-            self._waiting.append(Held(delivery, episode, _reward_models(scored.scores)))
+            self._ids[held.rollout_id] = delivery.entry
+            self._waiting.append(held)
+        await self._queue.drop(duplicates, "duplicate")
 
-    async def _drop_stale(self, step: int) -> None:
-        stale = [held for held in self._waiting if held.staleness(step) > self._max_staleness]
-        if stale:
-            await self._queue.drop(self._let_go(stale), "stale")
-            self._waiting = [held for held in self._waiting if held.staleness(step) <= self._max_staleness]
+    async def _sift(self, step: int) -> None:
+        """Takes out what waits and may not train now."""
+        promoted = self._promoted() if self._settings.on_promotion != "keep" else {}
+        out: dict[str, list[Held]] = {"stale": [], "rolled_back": [], "old_reward_model": []}
+        fresh: list[Held] = []
+        for held in self._waiting:
+            if held.is_abandoned(self.rollbacks):
+                out["rolled_back"].append(held)
+            elif held.staleness(step) > self._settings.max_staleness:
+                out["stale"].append(held)
+            elif not held.is_scored_by(promoted):
+                out["old_reward_model"].append(held)
+            else:
+                fresh.append(held)
+        if len(fresh) == len(self._waiting):
+            return
+        self._waiting = fresh
+        if self._settings.on_promotion == "rescore":
+            await self._score_anew(out.pop("old_reward_model"))
+        for reason, held_back in out.items():
+            await self.drop(held_back, reason)
+
+    async def _score_anew(self, held: Sequence[Held]) -> None:
+        """Hands rollouts back to the reward service."""
+        work = []
+        for each, delivery in zip(held, self._let_go(held), strict=True):
+            rollout = common_pb2.ScoredRollout.FromString(delivery.message.body).rollout
+            message = Message(each.rollout_id, rollout.SerializeToString(), delivery.message.traceparent)
+            work.append((delivery, [message]))
+        await self._queue.hand_on_each(work, ROLLOUTS)
 
     def _let_go(self, held: Sequence[Held]) -> list[Delivery]:
-        deliveries = [self._in_hand.pop(each.delivery.entry, each.delivery) for each in held]
+        deliveries = []
+        for each in held:
+            self._ids.pop(each.rollout_id, None)
+            current = self._entries.get(each.delivery.entry)
+            if current is not None and current.message.id == each.delivery.message.id:
+                del self._entries[each.delivery.entry]
+            else:
+                current = each.delivery
+            deliveries.append(current)
         self._leases.discard(deliveries)
         return deliveries
 
     def _hold(self, delivery: Delivery) -> None:
-        self._in_hand[delivery.entry] = delivery
+        self._entries[delivery.entry] = delivery
         self._leases.add([delivery])
-
-    def _remember(self, rollout_ids: Iterable[str]) -> None:
-        self._trained.update(dict.fromkeys(rollout_ids))
-        for rollout_id in list(itertools.islice(self._trained, max(0, len(self._trained) - REMEMBERED))):
-            del self._trained[rollout_id]
-
-
-def _reward_models(scores: Sequence[common_pb2.Score]) -> str:
-    return ",".join(f"{score.scorer}@{score.scorer_version}" for score in scores)

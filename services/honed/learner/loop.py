@@ -1,9 +1,13 @@
 """The learner's loop: collect, update, make durable, acknowledge, publish.
 
-The order carries the promises. A batch is acknowledged only after the checkpoint that contains its effect is durable, and that
-checkpoint names the batch's rollouts: so a rollout that comes again is recognised, and trains once (P2). A version is published
-after its step's checkpoint, if the step has one; a step without one is made again, bit for bit, from rollouts that are not yet
-acknowledged (P6). Everything is done under a fenced lease.
+The order carries the promises. A batch is acknowledged only after the checkpoint that contains its effect is durable, and
+that checkpoint knows every rollout behind its weights: so a rollout that comes again is recognised, and trains once (P2). A
+version is published after its update's checkpoint, if the update has one; an update without one is made again, bit for bit,
+from rollouts that are not yet acknowledged (P6). Everything is done under a fenced lease.
+
+Nothing that happens to a batch, a version, a disk or Redis ends the process: a batch that cannot be applied is skipped, a
+version that generators refuse is left, a full disk and an absent Redis are waited for, and where nothing helps training stops
+with an alarm while the process goes on answering.
 """
 
 from __future__ import annotations
@@ -12,63 +16,54 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Final, Literal
 
-from honed.artifacts.manifest import Lineage, Manifest
-from honed.artifacts.store import VersionDraft
 from honed.artifacts.version import VersionId
-from honed.kit.aio import unless
-from honed.kit.busy import BusyTime
-from honed.kit.errors import Unavailable
-from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress
-from honed.learner.exporter import Exporter
-from honed.learner.intake import Held, Intake
-from honed.learner.ledger import Ledger, PushRecord, StepRecord
-from honed.learner.publisher import Publisher
-from honed.learner.stats import SAMPLER_GAP_ALARM, UpdateStats
-from honed.learner.update import PPOTrainer
+from honed.kit.errors import HonedError, Overloaded, Unavailable
+from honed.learner.checkpoint import is_full
+from honed.learner.guard import Guard
+from honed.learner.intake import Held
+from honed.learner.push import PushReport
+from honed.learner.rollback import Destination, History
+from honed.learner.run_state import RunState
+from honed.learner.update import BadBatch, Interrupted
 from honed.v1 import learner_pb2
 
 logger = logging.getLogger(__name__)
 
-PUSH_RETRY_PAUSE_S = 1.0
-
-
-@dataclass
-class Status:
-    """Where the loop stands; read by the service."""
-
-    fence: int = 0
-    state: learner_pb2.LearnerState.ValueType = learner_pb2.LEARNER_STATE_STARTING
-    served: VersionId | None = None
-    checkpoint_step: int = 0
-    busy: BusyTime = field(default_factory=BusyTime)
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 30.0
+_PUSH_PATIENCE_S: Final = 5.0
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What the loop is told.
+    """How the loop goes.
 
     Attributes:
-        batch: rollouts of an update.
-        steps: updates of the run.
-        checkpoint_every: updates between checkpoints.
-        push_retry_s: how long a push is tried again while a generator is down.
-        config_hash: digest of the settings, for the lineage of versions.
-        preference_snapshot: content hash of the judgements behind the reward model, for the lineage; empty if unknown.
-        overlap_push: train on while a version is brought in. Where learner and generator share cores, waiting for the push
+        batch: Rollouts of an update.
+        steps: Updates of the run; None for no end.
+        checkpoint_every: Updates between checkpoints.
+        max_staleness: Versions.
+        overlap_push: Train on while a version is brought in. Where learner and generator share cores, waiting for the push
             keeps the generator's pause short.
+        on_refused: What follows when generators refuse a version.
+        failures: Batches that cannot be applied, or versions that are refused, in a row before a roll-back; and after that,
+            before training stops.
     """
 
     batch: int
-    steps: int
-    checkpoint_every: int
-    push_retry_s: float
-    config_hash: str
-    preference_snapshot: str = ""
+    steps: int | None = None
+    checkpoint_every: int = 1
+    max_staleness: int = 2
     overlap_push: bool = True
+    on_refused: Literal["rollback", "continue"] = "rollback"
+    failures: int = 3
+
+
+class _Stopped(Unavailable):
+    """The learner is to stop, and something is half done."""
 
 
 class TrainingLoop:
@@ -76,201 +71,275 @@ class TrainingLoop:
 
     def __init__(
         self,
-        trainer: PPOTrainer,
-        intake: Intake,
-        checkpoints: CheckpointStore,
-        ledger: Ledger,
-        exporter: Exporter,
-        publisher: Publisher,
+        run: RunState,
+        history: History,
         settings: LoopSettings,
-        status: Status,
-        check_lease: Callable[[], Awaitable[None]],
-        clock: Callable[[], float] = time.time,
+        stopping: asyncio.Event,
+        *,
+        paused: bool = False,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Takes the parts.
+        """Does nothing yet.
 
         Args:
-            trainer: what learns.
-            intake: where rollouts come from.
-            checkpoints: where the state is kept.
-            ledger: the books.
-            exporter: makes a directory of the weights.
-            publisher: brings it into the generators.
-            settings: what the loop is told.
-            status: what the service shows; its fence is the lease's.
-            check_lease: raises LeaseLost once another learner has taken over.
-            clock: seconds since 1970, for the books.
+            run: The state of the run, loaded.
+            history: Where it can go back to.
+            settings: How the loop goes.
+            stopping: Ends the loop once it is set.
+            paused: Begin paused.
+            sleep: Between tries.
         """
-        self.trainer, self.status, self.ledger = trainer, status, ledger
-        self._intake, self._checkpoints = intake, checkpoints
-        self._exporter, self._publisher = exporter, publisher
-        self._settings, self._check_lease, self._clock = settings, check_lease, clock
-        self._consumed: list[str] = []
-        self._unsaved: list[Held] = []
-        self._position = "0-0"
-        self._pushing: asyncio.Task[None] | None = None
-        self.unpaused = asyncio.Event()
-        self.unpaused.set()
+        self._run, self._history, self._settings, self._stopping, self._sleep = run, history, settings, stopping, sleep
+        self._status = run.status
         self._weights = asyncio.Lock()
+        """Held while the state of the run changes."""
+        self._changed = asyncio.Event()
+        run.release.changed = self._changed.set
+        self._paused, self._failed = paused, False
+        self._bad_batches, self._refusals = Guard(settings.failures), Guard(settings.failures)
 
-    def resume(self) -> Progress:
-        """Loads the newest whole checkpoint, if there is one, and brings the book in line with it.
+    async def run(self) -> None:
+        """Trains until it is to stop. After the updates of the run it drops what still comes.
 
         Raises:
-            DataLoss: there are checkpoints, and none is whole.
+            LeaseLost: Another learner has taken over.
+            DataLoss: The state before a failed update can be had from nowhere.
         """
-        found = self._checkpoints.latest()
-        progress = Progress() if found is None else found.progress
-        if found is not None:
-            self.trainer.load_state(found.trainer)
-            logger.info("resumed", extra={"step": found.trainer.step})
-        self.ledger.rewind(self.trainer.step)
-        self._consumed = list(progress.consumed)
-        self._position = progress.stream_position
-        self.status.checkpoint_step = self.trainer.step
-        return progress
+        try:
+            await self._run.reporter.write()
+            async with self._weights:
+                await self._persist("publish", self._run.start_release)
+            while not self._stopping.is_set():
+                await self._next()
+        except _Stopped:
+            return  # the successor does it, from the last checkpoint
+        finally:
+            await self._run.release.stop(_PUSH_PATIENCE_S)
+        async with self._weights:
+            if self._run.unsaved and self._run.release.refused is None:
+                await self._save_last()
+        await self._run.intake.release()
 
-    async def run(self, stopping: asyncio.Event, newest: VersionId | None) -> None:
-        """Trains until the steps of the run are done, then drops what still comes, until `stopping` is set.
+    async def checkpoint(self) -> int:
+        """Writes a checkpoint after the update in hand, if there is anything new; returns its update.
+
+        Raises:
+            Overloaded: The disk is full.
+        """
+        async with self._weights:
+            await self._run.save()
+            return self._run.training.step
+
+    def pause(self) -> None:
+        """Stops after the update in hand."""
+        self._paused = True
+        self._changed.set()
+
+    def resume(self) -> None:
+        """Goes on, after training had failed too."""
+        self._paused = self._failed = False
+        self._status.alarms.pop("training", None)
+        self._changed.set()
+
+    async def roll_back(self, find: Callable[[], Destination]) -> tuple[VersionId, bool]:
+        """Goes back after the update in hand; returns the new version, and whether optimizer and all else went back too.
 
         Args:
-            stopping: ends the loop after the update in hand.
-            newest: the newest version in the store, to tell whether this learner's weights are published.
+            find: Looks up where to, in a thread.
 
         Raises:
-            LeaseLost: another learner took over.
-            Unavailable: Redis is gone for good.
+            NotFound: There is no such point.
+            Unavailable: The learner stops.
         """
-        if newest is None or newest.step != self.trainer.step:
-            await self._publish([])
-        elif newest.step:
-            # Its publisher may have died before any generator had it, and no fresher rollout would ever come.
-            self._pushing = asyncio.create_task(self._bring_in(await self._publisher.published(newest)))
-        while self.trainer.step < self._settings.steps and not stopping.is_set():
-            if not self.unpaused.is_set():
-                self.status.state = learner_pb2.LEARNER_STATE_PAUSED
-                await unless(stopping, self.unpaused.wait())
-                continue
-            self.status.state = learner_pb2.LEARNER_STATE_WAITING
-            held = await unless(stopping, self._collect())
-            if not self._settings.overlap_push:
-                await self._pushed()
-            if held is not None:
-                async with self._weights:
-                    await self._learn(held)
-        await self._pushed()
-        if self._unsaved:
-            await self.save()
-        if not stopping.is_set():
-            self.status.state = learner_pb2.LEARNER_STATE_FINISHED
-        while not stopping.is_set():
-            await self._intake.discard("run_finished")
-        await self._intake.release()
-
-    async def save(self) -> int:
-        """Writes a checkpoint and acknowledges what it makes durable; returns its step."""
-        await self._check_lease()
-        # The batches of the checkpoint before are named too: their acknowledgement may have been lost.
-        progress = Progress(stream_position=self._position, consumed=tuple(self._consumed))
-        checkpoint = Checkpoint(self.trainer.state(), progress)
-        await asyncio.to_thread(self._checkpoints.save, checkpoint)
-        self.status.checkpoint_step = self.trainer.step
-        await self._intake.acknowledge(self._unsaved)
-        self._consumed = [held.episode.rollout_id for held in self._unsaved]
-        self._unsaved = []
-        return self.trainer.step
-
-    async def save_now(self) -> int:
-        """As `save`, after the update in hand, if there is one."""
         async with self._weights:
-            return await self.save()
+            destination = await asyncio.to_thread(find)
+            await self._persist("roll-back", lambda: self._run.go_back(destination))
+            self._failed = False
+            self._bad_batches, self._refusals = Guard(self._settings.failures), Guard(self._settings.failures)
+            self._status.alarms.pop("training", None)
+            self._changed.set()
+            return self._status.version, destination.checkpoint is not None
 
-    async def _collect(self) -> list[Held]:
-        """Waits for a batch. A push that fails for good ends the wait: without it there may never be a fresh batch."""
-        collecting = asyncio.ensure_future(self._intake.collect(self._settings.batch, self.trainer.step))
+    async def _next(self) -> None:
+        """Does the one thing that is due."""
+        self._changed.clear()
+        self._run.release.check()
+        if self._run.release.refused is not None:
+            async with self._weights:
+                if self._run.release.refused is not None:
+                    await self._answer_refusal(self._run.release.refused)
+        elif self._failed:
+            await self._idle(learner_pb2.LEARNER_STATE_FAILED, self._changed.wait())
+            if not self._failed:
+                async with self._weights:
+                    await self._persist("publish", self._run.start_release)
+        elif self._paused:
+            await self._idle(learner_pb2.LEARNER_STATE_PAUSED, self._changed.wait())
+        elif self._settings.steps is not None and self._run.training.step >= self._settings.steps:
+            await self._finish()
+        else:
+            await self._turn()
+
+    async def _turn(self) -> None:
+        """One batch, unless something else comes first."""
+        self._status.state = learner_pb2.LEARNER_STATE_WAITING
+        rollbacks, started = self._run.rollbacks, time.monotonic()
+        with self._status.waiting.working():
+            held = await self._collect()
+        if held is None:
+            return
+        self._status.waited_s, self._status.spare = time.monotonic() - started, self._run.intake.waiting
+        if not self._settings.overlap_push:
+            await self._run.release.settle()
+        async with self._weights:
+            # A roll-back came between, or is due: for the weights that then are, the batch is judged anew.
+            if rollbacks != self._run.rollbacks or self._run.release.refused is not None:
+                self._run.intake.put_back(held)
+            else:
+                await self._learn(held)
+
+    async def _collect(self) -> list[Held] | None:
+        """Waits for a batch; None if something has changed before there was one."""
+        collecting = asyncio.ensure_future(self._run.intake.collect(self._settings.batch, self._run.training.step))
+        others = [asyncio.ensure_future(event.wait()) for event in (self._stopping, self._changed)]
         try:
-            if self._pushing is not None:
-                await asyncio.wait({collecting, self._pushing}, return_when=asyncio.FIRST_COMPLETED)
-                if self._pushing.done():
-                    await self._pushed()
-            return await collecting
+            await asyncio.wait({collecting, *others}, return_when=asyncio.FIRST_COMPLETED)
+            return await collecting if collecting.done() else None
         finally:
-            if not collecting.done():
-                collecting.cancel()
-                await asyncio.wait([collecting])
+            left = not collecting.done()
+            for task in (collecting, *others):
+                task.cancel()
+            await asyncio.wait({collecting, *others})
+            if left and not collecting.cancelled() and collecting.exception() is None:
+                self._run.intake.put_back(collecting.result())  # it came just then
 
     async def _learn(self, held: list[Held]) -> None:
-        self.status.state = learner_pb2.LEARNER_STATE_TRAINING
-        before = VersionId(self.status.fence, self.trainer.step)
-        staleness = [each.staleness(before.step) for each in held]
-        with self.status.busy.working():
-            stats = await asyncio.to_thread(self.trainer.update, [each.episode for each in held], version=before)
-        self._unsaved += held
-        self._consumed += [each.episode.rollout_id for each in held]
-        self._position = held[-1].delivery.entry
-        await self._pushed()
-        self._record(stats, held, staleness)
-        if self.trainer.step % self._settings.checkpoint_every == 0:
-            await self.save()
-        await self._publish(held)
-        await self.ledger.announce()
-
-    def _record(self, stats: UpdateStats, held: list[Held], staleness: list[int]) -> None:
-        values = {
-            **stats.as_metrics(),
-            "staleness_max": float(max(staleness)),
-            "staleness_mean": sum(staleness) / len(staleness),
-            "busy_seconds": self.status.busy.seconds,
-        }
-        if stats.sampler_alarm:
-            logger.error(
-                "sampler and learner disagree on the same weights",
-                extra={"mean_exp_gap": stats.sampler_gap_same_weights, "alarm_above": SAMPLER_GAP_ALARM},
-            )
-        ids = [each.episode.rollout_id for each in held]
-        self.ledger.add_step(StepRecord(self.trainer.step, self._clock(), values, ids))
-        logger.info("step", extra={"step": self.trainer.step, "score": stats.score_mean, "kl": stats.kl})
-
-    async def _publish(self, held: list[Held]) -> None:
-        """Exports the weights as they are now, and pushes them while the next batch is collected and trained."""
-        version = VersionId(self.status.fence, self.trainer.step)
-        directory, canaries = await asyncio.to_thread(self._exporter.export, version)
-        lineage = Lineage(
-            parent="" if self.status.served is None else self.status.served.label,
-            config_hash=self._settings.config_hash,
-            preference_snapshot=self._settings.preference_snapshot,
-            reward_model_version=held[-1].reward_model_version if held else "",
-            first_entry=held[0].delivery.entry if held else "",
-            last_entry=held[-1].delivery.entry if held else "",
-            created_at=datetime.fromtimestamp(self._clock(), tz=UTC).isoformat(),
-        )
-        self._pushing = asyncio.create_task(self._push(directory, VersionDraft(version, canaries, lineage)))
-
-    async def _push(self, directory: Path, draft: VersionDraft) -> None:
-        """Publishes a version and brings it in."""
-        await self._bring_in(await self._publisher.publish(directory, draft))
-
-    async def _bring_in(self, manifest: Manifest) -> None:
-        """Brings a version in, trying again while a generator is down: without it no fresh rollout comes."""
-        end = time.monotonic() + self._settings.push_retry_s
-        while True:
-            report = await self._publisher.bring_in(manifest)
-            fields = {name: value for name, value in asdict(report).items() if name != "version"}
-            record = PushRecord(version=report.version.label, ended_at=self._clock(), **fields)
-            if not self.ledger.has_pushed(record.version):
-                self.ledger.add_push(record)
-            if record.succeeded:
-                self.status.served = report.version
-                return
-            if time.monotonic() > end:
-                raise Unavailable(
-                    f"version {report.version} could not be brought into every generator within "
-                    f"{self._settings.push_retry_s:g} s: {'; '.join(report.failures)}"
+        run, status = self._run, self._status
+        status.state = learner_pb2.LEARNER_STATE_TRAINING
+        before, staleness = status.version, [each.staleness(run.training.step) for each in held]
+        try:
+            with status.busy.working():
+                stats = await run.training.update(
+                    [each.episode for each in held], version=before, saved=run.saved, stopping=self._stopping
                 )
-            await asyncio.sleep(PUSH_RETRY_PAUSE_S)
+        except Interrupted:
+            run.intake.put_back(held)
+            return
+        except BadBatch as error:
+            await self._skip(held, error)
+            return
+        self._bad_batches.succeeded()
+        run.learned(held)
+        status.update_s = stats.seconds
+        await run.release.settle()
+        if run.release.refused is not None and self._settings.on_refused == "rollback":
+            return  # the update goes with the refused weights that it started from
+        if status.served == before and (run.rolled_to is None or before.step > run.rolled_to):
+            self._refusals.succeeded()
+            status.alarms.pop("version", None)
+        await self._persist("journal", lambda: run.record(stats, held, staleness))
+        run.tell()
+        await run.reporter.write()
+        if run.training.step % self._settings.checkpoint_every == 0:
+            await self._persist("checkpoint", run.save)
+        await self._persist("publish", lambda: run.publish(held))
+        await run.journal.announce()
 
-    async def _pushed(self) -> None:
-        """Waits for the push under way: versions are committed in order, one at a time."""
-        if self._pushing is not None:
-            pushing, self._pushing = self._pushing, None
-            await pushing
+    async def _skip(self, held: list[Held], error: BadBatch) -> None:
+        """Leaves a batch that cannot be applied; the weights are as they were before it."""
+        logger.error("batch skipped", extra={"step": self._run.training.step, "reason": str(error)})
+        await self._persist("journal", lambda: self._run.skip(held, str(error)))
+        await self._run.intake.drop(held, "bad_batch")
+        verdict = self._bad_batches.failed()
+        if verdict == "rollback":
+            await self._persist("roll-back", lambda: self._back_to_last_good(str(error)))
+        elif verdict == "fail":
+            self._fail(f"batch after batch cannot be applied, after a roll-back too; the last: {error}")
+
+    async def _answer_refusal(self, report: PushReport) -> None:
+        """Leaves a version that generators refused."""
+        reason = f"generators refused version {report.version}: {'; '.join(report.failures)}"
+        logger.error("version refused", extra={"version": report.version.label, "reason": reason})
+        self._status.alarms["version"] = reason
+        await self._persist("quarantine", lambda: self._run.release.quarantine(report))
+        self._run.release.refused = None
+        verdict = self._refusals.failed()
+        if self._settings.on_refused == "rollback" or verdict == "rollback":
+            await self._persist("roll-back", lambda: self._back_to_last_good(reason, publish=verdict != "fail"))
+        elif self._settings.max_staleness == 0 and verdict != "fail":
+            # Only this version's own rollouts could train: it needs another name.
+            await self._run.rename()
+            await self._persist("publish", lambda: self._run.publish([]))
+        if verdict == "fail":
+            self._fail(f"version after version is refused, after a roll-back too; the last: {reason}")
+
+    async def _back_to_last_good(self, reason: str, *, publish: bool = True) -> None:
+        destination = await asyncio.to_thread(self._history.last_good)
+        logger.warning("rolling back", extra={"to": destination.label, "reason": reason})
+        await self._run.go_back(destination, publish=publish)
+
+    async def _finish(self) -> None:
+        """The updates are done: all is made durable and brought in, and what still comes is dropped."""
+        if not self._status.finished:
+            await self._run.release.settle()
+            if self._run.release.refused is not None:
+                return
+            async with self._weights:
+                await self._persist("checkpoint", self._run.save)
+                self._status.state, self._status.finished = learner_pb2.LEARNER_STATE_FINISHED, True
+                await self._run.reporter.write()
+        await self._idle(learner_pb2.LEARNER_STATE_FINISHED, self._run.intake.discard("run_finished"))
+
+    async def _save_last(self) -> None:
+        try:
+            await self._run.save()
+        except (HonedError, OSError) as error:
+            if not is_passing(error):
+                raise
+            logger.warning("not saved; the updates are made again", extra={"reason": str(error)})
+
+    async def _idle(self, state: learner_pb2.LearnerState.ValueType, work: Awaitable[object]) -> None:
+        """Does something other than training, until it ends or the learner is to stop."""
+        self._status.state = state
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            for each in (task, stop):
+                each.cancel()
+            await asyncio.wait({task, stop})
+
+    async def _persist(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
+        """Does what needs a disk or a store, again and again until there is room.
+
+        Raises:
+            _Stopped: The learner is to stop, and it is not done.
+        """
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                if not is_passing(error):
+                    raise
+                logger.warning("trying again", extra={"what": what, "reason": str(error), "pause_s": pause_s})
+                self._status.alarms[what] = f"{what} fails and is tried again: {error}"
+            else:
+                self._status.alarms.pop(what, None)
+                return
+            await self._idle(self._status.state, self._sleep(pause_s))
+            if self._stopping.is_set():
+                raise _Stopped("the learner stops; what it could not write is done by its successor")
+            pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
+
+    def _fail(self, reason: str) -> None:
+        self._failed = True
+        self._status.alarms["training"] = f"training has stopped: {reason}"
+        logger.critical("training has stopped", extra={"reason": reason})
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether waiting may help: a full disk, a store that does not answer."""
+    return isinstance(error, (Overloaded, Unavailable, OSError)) or is_full(error)

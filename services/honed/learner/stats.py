@@ -43,6 +43,8 @@ class UpdateStats:
     """Before the coefficient, over all epochs."""
     ratio_max: float
     """Largest ratio to the proximal policy in all epochs."""
+    ratio_mean: float
+    """Mean of the same; a batch is refused when it leaves the bounds."""
     behaviour_weight: float
     """Mean truncated importance weight of the sampler's tokens."""
     behaviour_truncated: float

@@ -23,7 +23,7 @@ class TrainerState:
     normaliser: Mapping[str, float]
 
     def cloned(self) -> TrainerState:
-        """A copy on the host that training no longer touches, to be written while training goes on."""
+        """A copy on the host that training no longer touches, to go back to."""
         return TrainerState(
             step=self.step,
             model={k: v.to("cpu", copy=True) for k, v in self.model.items()},

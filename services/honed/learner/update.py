@@ -12,8 +12,9 @@ passed in; all state is in `state()`.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,8 @@ class PPOSettings:
     """None clips no gradient, as the recipe."""
     microbatch_tokens: int = 2048
     """Most tokens, padding included, that the model reads at once. Bounds memory; does not change the result."""
+    max_ratio: float = 100.0
+    """A batch whose mean ratio to the sampler's or the proximal policy passes this, or falls under its inverse, is refused."""
 
     def __post_init__(self) -> None:
         """Refuses numbers that cannot work."""
@@ -65,6 +68,14 @@ class PPOSettings:
         for name in ("clip_ratio", "clip_value"):
             if not getattr(self, name) > 0:
                 raise InvalidArgument(name, f"must be positive, got {getattr(self, name)}")
+
+
+class BadBatch(FailedPrecondition):
+    """The update is not finite or explodes. Optimizer steps before the one that did stand: go back to the state before."""
+
+
+class Interrupted(Exception):
+    """The update was asked to stop. Optimizer steps that were made stand: go back to the state before."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +112,28 @@ class PPOTrainer:
         self._generator, self._clock = generator, clock
         self.step = 0
         """Updates made: the version of the weights."""
+        self._interrupted: Callable[[], bool] = lambda: False
 
-    def update(self, episodes: Sequence[Episode], *, version: VersionId | None = None) -> UpdateStats:
+    def update(
+        self,
+        episodes: Sequence[Episode],
+        *,
+        version: VersionId | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> UpdateStats:
         """Trains on the episodes once and returns what happened.
 
         Args:
             episodes: the batch; at least as many as there are minibatches.
             version: of the weights before this update, to tell numerical difference from staleness.
+            interrupted: asked before each pass of the model whether to stop.
 
         Raises:
             InvalidArgument: when there are too few episodes.
-            FailedPrecondition: when a loss or gradient is not finite. The optimizer has not applied it, but earlier steps of
-                the same update stand: go back to the last checkpoint.
+            BadBatch: when a gradient or the weights are not finite, or a mean ratio is out of bounds.
+            Interrupted: when asked to.
         """
+        self._interrupted = interrupted
         start = self._clock()
         settings = self.settings
         if len(episodes) < settings.minibatches:
@@ -125,6 +145,7 @@ class PPOTrainer:
         everything = self._pack(episodes, range(len(episodes)), Rows.of(episodes).mask.shape[1])
         beta = self.kl.value
         measured = self._measure(episodes, everything, beta)
+        self._check_ratio("sampler", float((measured.proximal - measured.rows.behaviour)[measured.rows.mask].exp().mean()))
         means, norms, ratio_max = MeanOverTokens(), [], 0.0
         for chosen in self._minibatches(len(episodes)):
             whole = settings.minibatches == 1
@@ -134,6 +155,7 @@ class PPOTrainer:
             ratio_max = max(ratio_max, largest)
 
         kl = float((measured.proximal - measured.reference).sum(1).mean())
+        self._check_finite(kl)
         self.kl.update(kl, len(episodes))
         self.step += 1
         mask = measured.rows.mask
@@ -154,6 +176,7 @@ class PPOTrainer:
             policy_loss=means["policy_loss"],
             value_loss=means["value_loss"],
             ratio_max=ratio_max,
+            ratio_mean=means["ratio"],
             behaviour_weight=float(measured.weights[mask].mean()),
             behaviour_truncated=float((measured.weights[mask] >= settings.importance_cap).float().mean()),
             sampler_gap=float(gap[mask].mean()),
@@ -192,6 +215,15 @@ class PPOTrainer:
         self.normaliser.load_state(state.normaliser)
         self.step = state.step
 
+    def restart(self, weights: Mapping[str, Tensor], *, step: int) -> None:
+        """Goes on from the weights of a published version: they alone are kept of it, so the optimizer starts afresh.
+
+        Value head, KL coefficient and reward normalisation stay as they are.
+        """
+        self.policy.language_model.load_state_dict(weights)
+        self.optimizer.state.clear()
+        self.step = step
+
     def _pack(self, episodes: Sequence[Episode], chosen: Sequence[int], width: int) -> list[MicroBatch]:
         packed = micro_batches(episodes, chosen, max_tokens=self.settings.microbatch_tokens, width=width)
         return [batch.to(self.policy.device) for batch in packed]
@@ -209,6 +241,7 @@ class PPOTrainer:
         proximal, reference, values = (torch.zeros(rows.mask.shape) for _ in range(3))
         means = MeanOverTokens()
         for batch in packed:
+            self._stop_if_asked()
             measured = self.policy.measure(batch)
             slots = batch.slots.cpu()
             proximal.view(-1)[slots] = measured.logprobs.cpu()
@@ -245,8 +278,9 @@ class PPOTrainer:
         advantages[index], returns[index] = estimated.advantages, estimated.returns
         tokens = int(mask.sum())
         self.optimizer.zero_grad(set_to_none=True)
-        largest = torch.zeros((), device=device)
+        largest, ratios = torch.zeros((), device=device), torch.zeros((), dtype=torch.float64, device=device)
         for batch in packed:
+            self._stop_if_asked()
             slots = batch.slots.cpu()
 
             def pick(rows: Tensor, slots: Tensor = slots) -> Tensor:
@@ -263,12 +297,16 @@ class PPOTrainer:
             torch.autograd.backward(loss)
             detached = now.logprobs.detach()
             largest = torch.maximum(largest, (detached - proximal).max())
+            ratio = (detached - proximal).exp()
+            ratios += ratio.sum(dtype=torch.float64)
             means.add(
                 policy_loss=policy_loss,
                 value_loss=value_loss,
                 approxkl=ppo.approximate_kl_terms(detached, proximal),
                 clipped=ppo.clipped_terms(detached, proximal, chosen_advantages, clip=settings.clip_ratio),
+                ratio=ratio,
             )
+        self._check_ratio("proximal policy", float(ratios) / tokens)
         norm = self._gradient_norm()
         self.optimizer.step()
         return norm, float(largest.exp())
@@ -278,12 +316,30 @@ class PPOTrainer:
         gradients = [p.grad for p in self.policy.trainable().values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         if not bool(torch.isfinite(norm)):
-            raise FailedPrecondition(
-                f"update {self.step}: the gradient's norm is {float(norm)}; the step was not applied. Go back to the last "
-                "checkpoint, and lower the learning rate if it happens again"
+            raise BadBatch(
+                f"update {self.step + 1}: the gradient's norm is {float(norm)}; the batch is not applied. Lower the learning "
+                "rate if it happens again"
             )
         if self.settings.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(
                 list(self.policy.trainable().values()), self.settings.max_grad_norm, norm, foreach=True
             )
         return float(norm)
+
+    def _check_ratio(self, to: str, mean: float) -> None:
+        bound = self.settings.max_ratio
+        if not 1 / bound <= mean <= bound:
+            raise BadBatch(
+                f"update {self.step + 1}: the mean ratio to the {to} is {mean:.3g}, learner.max_ratio allows {1 / bound:g} to "
+                f"{bound:g}; the batch is not applied"
+            )
+
+    def _check_finite(self, kl: float) -> None:
+        """Checks what the next update starts from: the weights, and the KL that moves the coefficient."""
+        norm = torch.nn.utils.get_total_norm([p.detach() for p in self.policy.trainable().values()], foreach=True)
+        if not (bool(torch.isfinite(norm)) and math.isfinite(kl)):
+            raise BadBatch(f"update {self.step + 1}: norm of the weights {float(norm)}, KL {kl}; the batch is not applied")
+
+    def _stop_if_asked(self) -> None:
+        if self._interrupted():
+            raise Interrupted

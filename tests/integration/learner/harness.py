@@ -83,7 +83,7 @@ class Learner:
         tree = run_tree(root, learner={"epochs": 2, "minibatches": 2, **learner})
         tree["run"] = run
         tree["queue"]["lease_s"] = 30.0
-        tree["generation"]["control_addresses"] = list(generators)
+        tree["generation"]["control_address"] = generators[0]
         self.tree, self.root, self.redis_url = tree, root, redis_url
         self.settings: RunSettings = settings_of(tree)
         self.place = Workspace(self.settings.directory)

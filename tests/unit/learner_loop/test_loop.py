@@ -3,87 +3,164 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import grpc
 import pytest
-from tests.unit.learner_loop.conftest import FakeIntake, World, batches
+from tests.unit.learner_loop.conftest import FakeGenerator, FakeIntake, World, batches, spoiled
 
-from honed.artifacts import StoreFull, VersionId
-from honed.kit.errors import Unavailable
+from honed.artifacts import VersionId
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.episodes import Episode
-from honed.learner.ledger import read_pushes, read_steps
-from honed.learner.loop import TrainingLoop
+from honed.learner.journal import Totals, UpdateRecord, read_pushes, read_updates
 from honed.learner.stats import UpdateStats
 from honed.queue.lease import LeaseLost
 from honed.v1 import learner_pb2
 
 
-async def test_every_step_is_booked_made_durable_acknowledged_and_pushed(world: World) -> None:
-    loop = world.loop()
-    loop.resume()
-    await world.to_the_end(loop)
-    ids = [f"r-{i}" for i in range(12)]
-    assert [rollout for step in read_steps(world.home) for rollout in step.rollout_ids] == ids
-    assert world.intake.acknowledged == ids
-    assert [push.version for push in read_pushes(world.home)] == ["1.0", "1.1", "1.2", "1.3"]
-    assert [v.label for v in world.store.versions()] == ["1.0", "1.1", "1.2", "1.3"]
-    assert loop.status.state == learner_pb2.LEARNER_STATE_FINISHED
-    assert loop.status.served == VersionId(1, 3)
+def ids(*numbers: range) -> list[str]:
+    return [f"r-{i}/0" for each in numbers for i in each]
+
+
+def labels(world: World) -> list[str]:
+    return [push.version for push in read_pushes(world.home)]
+
+
+async def test_every_update_is_journaled_made_durable_acknowledged_and_pushed(world: World) -> None:
+    learner = await world.start()
+    await world.to_the_end(learner)
+    assert [rollout for update in read_updates(world.home) for rollout in update.rollout_ids] == ids(range(12))
+    assert world.intake.acknowledged == ids(range(12))
+    assert labels(world) == ["1.1", "1.2", "1.3"]
+    assert [v.label for v in world.store.versions()] == ["0.0", "1.1", "1.2", "1.3"]
+    assert learner.status.state == learner_pb2.LEARNER_STATE_FINISHED
+    assert learner.status.finished
+    assert learner.status.served == VersionId(1, 3)
 
 
 async def test_nothing_is_acknowledged_before_its_checkpoint_is_durable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = world.loop()
-    loop.resume()
+    learner = await world.start()
     seen = []
     save = CheckpointStore.save
 
-    def watched(self: CheckpointStore, checkpoint: object) -> object:
-        seen.append(list(world.intake.acknowledged))
-        return save(self, checkpoint)  # type: ignore[arg-type]
+    def watched(self: CheckpointStore, *arguments: object, **options: object) -> object:
+        seen.append(len(world.intake.acknowledged))
+        return save(self, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CheckpointStore, "save", watched)
-    await world.to_the_end(loop)
-    assert [len(each) for each in seen] == [0, 4, 8]
+    await world.to_the_end(learner)
+    assert seen == [0, 4, 8]
 
 
-async def test_a_resumed_learner_knows_what_its_checkpoint_consumed_and_books_no_step_twice(world: World) -> None:
+async def test_those_who_feed_the_learner_hear_of_unsaved_rollouts_before_and_after_a_checkpoint(world: World) -> None:
+    """A stale report errs towards admitting less: the update first, `unsaved` down before the entries go (H3)."""
+    world.checkpoint_every = 2
+    learner = await world.start()
+    seen: list[tuple[int, int, int]] = []
+    write = learner.reporter.write
+
+    async def noted() -> None:
+        await write()
+        seen.append((learner.status.update, learner.status.unsaved, len(world.intake.acknowledged)))
+
+    learner.reporter.write = noted  # type: ignore[method-assign]
+    await world.to_the_end(learner)
+    assert seen == [(0, 0, 0), (1, 4, 0), (2, 8, 0), (2, 0, 0), (3, 4, 8), (3, 0, 8), (3, 0, 12)]
+
+
+async def test_a_resumed_learner_knows_what_trained_and_journals_no_update_twice(world: World) -> None:
     world.steps = 2
-    first = world.loop()
-    first.resume()
-    await world.to_the_end(first)
-    with (world.home / "steps.jsonl").open("a") as book:  # killed after the book, before the checkpoint
-        book.write('{"step": 3, "ended_at": 0.0, "values": {}, "rollout_ids": ["r-8"]}\n{"step": 4, "en')
-    second = world.loop(fence=2)
-    progress = second.resume()
-    assert second.trainer.step == 2
-    assert set(progress.consumed) == {f"r-{i}" for i in range(8)}
-    assert [record.step for record in read_steps(world.home)] == [1, 2]
+    await world.to_the_end(await world.start())
+    journal = world.learner(load=False).journal
+    journal.add_update(UpdateRecord(3, 0.0, {}, ids(range(8, 12))))  # killed after the journal, before the checkpoint
+    world.intake.batches = batches(1, start=2)
+    second = await world.start(fence=2)
+    assert second.state.training.step == 2
+    assert [i for i in ids(range(12)) if i in world.intake.trained] == ids(range(8))
+    assert [record.step for record in read_updates(world.home)] == [1, 2]
+    assert second.journal.totals.undone == 0, "they wait in the queue and will train"
+
+
+async def test_a_run_whose_newest_checkpoint_is_damaged_finishes_and_counts_what_was_undone(world: World) -> None:
+    """H4: its batch was acknowledged, so it cannot train again; the updates that were asked for are made all the same."""
+    await world.to_the_end(await world.start())
+    newest = CheckpointStore(world.home / "checkpoints").list()[-1]
+    os.truncate(newest / "model.safetensors", 100)
+    world.intake = FakeIntake(batches(1, start=3))
+    second = await world.start(fence=2)
+    assert second.state.training.step == 2
+    assert "damaged checkpoints" in second.status.alarm
+    assert second.journal.totals == Totals(trained=8, undone=4, turn=12, pushed=3)
+    await world.to_the_end(second)
+    assert second.journal.totals.trained == 12
+    assert [len(update.rollout_ids) for update in read_updates(world.home)] == [4, 4, 4]
 
 
 async def test_a_version_whose_publisher_died_before_the_push_is_brought_in_by_its_successor(world: World) -> None:
     world.steps = 2
-    first = world.loop()
-    first.resume()
-    await world.to_the_end(first)
+    await world.to_the_end(await world.start())
     world.generator.serving, world.generator.calls = "1.1", []  # the push of 1.2 never arrived
-    second = world.loop(fence=2)
-    second.resume()
-    world.intake = second._intake = FakeIntake([])  # type: ignore[assignment]
-    await world.to_the_end(second)
+    world.intake = FakeIntake([])
+    second = await world.start(fence=2)
+    await world.until(second, lambda: second.status.served is not None)
     assert world.generator.serving == "1.2"
-    assert [push.version for push in read_pushes(world.home)] == ["1.0", "1.1", "1.2"], "no version counts twice"
+    assert labels(world) == ["1.1", "1.2"], "no version counts twice"
 
 
-async def test_a_push_is_tried_again_while_a_generator_is_down(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("honed.learner.loop.PUSH_RETRY_PAUSE_S", 0.01)
-    world.generator.broken["commit"] = 3
-    loop = world.loop(push_retry_s=30)
-    loop.resume()
-    await world.to_the_end(loop)
+async def test_the_sampler_is_compared_over_a_restart_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """L4: the weights of a resumed learner have the label under which they were published."""
+    world.steps = 2
+    await world.to_the_end(await world.start())
+    world.steps, world.intake = 3, FakeIntake(batches(1, start=3))  # sampled by 1.2
+    second = await world.start(fence=2)
+    await world.to_the_end(second)
+    assert "sampler_gap_same_weights" in read_updates(world.home)[-1].values
+
+
+async def test_a_generator_that_is_down_is_waited_for_without_an_end(world: World) -> None:
+    """H9: nobody reachable is an alarm, not the end."""
+    world.generator.broken["commit"] = 40
+    learner = await world.start()
+    alarms: list[str] = []
+    sleep = learner.release._sleep
+
+    async def noted(seconds: float) -> None:
+        alarms.append(learner.status.alarm)
+        await sleep(seconds)
+
+    learner.release._sleep = noted
+    await world.until(learner, lambda: learner.status.served == VersionId(1, 3))
     pushes = read_pushes(world.home)
-    assert [push.version for push in pushes] == ["1.0"] * 4 + ["1.1", "1.2", "1.3"]
-    assert [bool(push.failures) for push in pushes] == [True] * 3 + [False] * 4
+    assert pushes[-1].version == "1.3"
+    assert len(pushes) < 10, "a failure that goes on is one line of the journal"
+    assert "has reached no generator: commit: UNAVAILABLE: cannot commit" in alarms[0]
+    assert max(learner.slept) == 30.0
+    assert learner.status.alarm == ""
+
+
+async def test_a_push_succeeds_with_those_that_answer(world: World) -> None:
+    """H9: a missing replica stops nothing."""
+    away = FakeGenerator()
+    away.broken["prepare"] = 10**6
+    world.generators.append(away)
+    learner = await world.start()
+    await world.to_the_end(learner)
+    assert [(push.version, push.committed, len(push.failures)) for push in read_pushes(world.home)] == [
+        ("1.1", 1, 1), ("1.2", 1, 1), ("1.3", 1, 1)
+    ]  # fmt: skip
+    assert learner.journal.totals.failed == 0
+    assert world.store.marks.all("quarantined") == {}
+
+
+async def test_a_stop_is_not_held_up_by_a_push_that_nobody_takes(world: World) -> None:
+    """M21."""
+    world.generator.broken["prepare"] = 10**6
+    learner = await world.start()
+    await world.until(learner, lambda: "push" in learner.status.alarms)
+    assert world.generator.serving == ""
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -91,110 +168,256 @@ async def test_an_update_waits_for_the_push_before_it_only_where_pushes_must_not
     world: World, monkeypatch: pytest.MonkeyPatch, overlap: bool
 ) -> None:
     world.generator.commit_takes_s = 0.2
-    loop = world.loop(overlap_push=overlap)
-    loop.resume()
-    update = loop.trainer.update
+    world.settings = {"overlap_push": overlap}
+    learner = await world.start()
+    trainer = learner.state.training.trainer
+    update = trainer.update
 
-    def noted(episodes: Sequence[Episode], *, version: VersionId | None = None) -> UpdateStats:
-        world.generator.calls.append(f"update {version}")
-        return update(episodes, version=version)
+    def noted(episodes: Sequence[Episode], **options: object) -> UpdateStats:
+        world.generator.calls.append(f"update {options['version']}")
+        return update(episodes, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop.trainer, "update", noted)
-    await world.to_the_end(loop)
+    monkeypatch.setattr(trainer, "update", noted)
+    await world.to_the_end(learner)
     calls = [call for call in world.generator.calls if not call.startswith("prepare")]
-    one_by_one = ["commit 1.0", "update 1.0", "commit 1.1", "update 1.1", "commit 1.2", "update 1.2", "commit 1.3"]
+    one_by_one = ["update 0.0", "commit 1.1", "update 1.1", "commit 1.2", "update 1.2", "commit 1.3"]
     assert sorted(calls) == sorted(one_by_one)
     assert (calls == one_by_one) is not overlap
 
 
-async def test_a_push_that_fails_for_good_ends_the_learner_though_no_batch_ever_comes(world: World) -> None:
-    world.generator.broken["prepare"] = 10**6
-    world.intake.batches = []
-    loop = world.loop(push_retry_s=0.0)
-    loop.resume()
-    with pytest.raises(Unavailable, match=r"version 1\.0 could not be brought into every generator.*cannot prepare"):
-        await world.to_the_end(loop)
-
-
-async def test_a_full_disk_fails_the_push_leaves_no_partial_version_and_the_generator_as_it_was(
-    world: World, full_disk: Callable[[], None]
+async def test_a_full_disk_is_waited_for_with_an_alarm_and_leaves_nothing_half_done(
+    world: World, full_disk: Callable[[bool], None]
 ) -> None:
-    loop = world.loop()
-    loop.resume()
-    learn = TrainingLoop._learn
+    """H7: it ends nothing."""
+    learner = await world.start()
+    seen: list[str] = []
+    sleep = learner.loop._sleep
 
-    async def then_full(self: TrainingLoop, held: object) -> None:
-        if self.trainer.step == 1:
-            await self._pushed()
-            full_disk()
-        await learn(self, held)  # type: ignore[arg-type]
+    async def noted(seconds: float) -> None:
+        seen.append(learner.status.alarm)
+        assert [v.label for v in world.store.versions()][-1] == "1.1"
+        assert not list((world.root / "export").glob("*")), "the export is used up"
+        full_disk(len(seen) < 3)
+        await sleep(seconds)
 
-    loop._learn = then_full.__get__(loop)  # type: ignore[method-assign]
-    with pytest.raises(StoreFull, match=r"no space left; the version needs \d+ bytes"):
-        await world.to_the_end(loop)
-    assert world.generator.serving == "1.1"
-    assert [v.label for v in world.store.versions()] == ["1.0", "1.1"]
-    assert sorted(p.name for p in (world.root / "policy" / "r").iterdir() if any(p.iterdir())) == ["1.0", "1.1"]
-    assert not list((world.root / "export").glob("*")), "the export is used up"
+    learner.loop._sleep = noted
+    saved = learner.state.save
+
+    async def then_full() -> None:
+        await saved()
+        full_disk(learner.status.update == 2)
+
+    learner.state.save = then_full  # type: ignore[method-assign]
+    await world.to_the_end(learner)
+    assert "no space left" in seen[0]
+    assert learner.slept[:3] == [1.0, 2.0, 4.0]
+    assert learner.status.alarm == ""
+    assert labels(world) == ["1.1", "1.2", "1.3"]
+    assert world.intake.acknowledged == ids(range(12))
 
 
-async def test_a_learner_whose_fence_is_stale_publishes_nothing(world: World) -> None:
-    loop = world.loop()
-    loop.resume()
-    world.lease.lost = True
+async def test_a_learner_whose_fence_is_stale_publishes_and_saves_nothing(world: World) -> None:
+    learner = await world.start()
+    learner.lease.lost = True
     with pytest.raises(LeaseLost, match="current fence is 2: stop, publish nothing"):
-        await world.to_the_end(loop)
-    assert world.store.versions() == []
+        await world.to_the_end(learner)
+    assert [v.label for v in world.store.versions()] == ["0.0"]
     assert world.generator.calls == []
     assert world.intake.acknowledged == []
 
 
 async def test_a_learner_that_loses_its_lease_between_store_and_push_commits_nothing(world: World) -> None:
-    manifest = None
-    publisher = world.publisher()
-    loop = world.loop()
-    publish = publisher.publish
+    learner = await world.start()
+    publish = learner.release.publish
 
-    async def then_lost(directory: object, draft: object) -> object:
-        nonlocal manifest
-        manifest = await publish(directory, draft)  # type: ignore[arg-type]
-        world.lease.lost = True
+    async def then_lost(*arguments: object) -> object:
+        manifest = await publish(*arguments)  # type: ignore[arg-type]
+        learner.lease.lost = True
         return manifest
 
-    publisher.publish = then_lost  # type: ignore[method-assign, assignment]
-    loop._publisher = publisher
-    loop.resume()
+    learner.release.publish = then_lost  # type: ignore[method-assign, assignment]
     with pytest.raises(LeaseLost):
-        await world.to_the_end(loop)
-    assert manifest is not None
+        await world.to_the_end(learner)
+    assert [v.label for v in world.store.versions()] == ["0.0", "1.1"]
     assert world.generator.calls == []
 
 
 async def test_a_paused_learner_trains_nothing_until_it_goes_on(world: World) -> None:
-    loop = world.loop()
-    loop.resume()
-    loop.unpaused.clear()
-    running = asyncio.ensure_future(world.to_the_end(loop))
+    learner = await world.start(paused=True)
+    running = asyncio.ensure_future(world.to_the_end(learner))
     async with asyncio.timeout(10):
-        while loop.status.state != learner_pb2.LEARNER_STATE_PAUSED:
+        while learner.status.state != learner_pb2.LEARNER_STATE_PAUSED:
             await asyncio.sleep(0.001)
     assert len(world.intake.batches) == 3
-    loop.unpaused.set()
+    learner.loop.resume()
     await running
     assert world.intake.batches == []
 
 
 async def test_a_stop_saves_what_is_not_yet_durable(world: World) -> None:
     world.checkpoint_every, world.intake.batches = 5, batches(2)
-    loop = world.loop()
-    loop.resume()
-    stopping = asyncio.Event()
-    running = asyncio.ensure_future(loop.run(stopping, None))
-    async with asyncio.timeout(30):
-        while len(read_steps(world.home)) < 2:
-            await asyncio.sleep(0.001)
-        assert world.intake.acknowledged == []
-        stopping.set()
-        await running
+    learner = await world.start()
+    await world.until(learner, world.intake.starved)
     assert len(world.intake.acknowledged) == 8
     assert CheckpointStore(world.home / "checkpoints").at_step(2)
+
+
+async def test_checkpoints_that_are_asked_for_again_and_again_leave_the_one_to_fall_back_to(world: World) -> None:
+    """L5."""
+    learner = await world.start()
+    await world.until(learner, lambda: world.intake.starved.is_set() or learner.status.update == 3)
+    store = CheckpointStore(world.home / "checkpoints")
+    before = store.list()
+    assert [await learner.loop.checkpoint() for _ in range(3)] == [3, 3, 3]
+    assert store.list() == before
+    assert len(before) == 2
+
+
+async def test_a_batch_that_explodes_is_skipped_and_leaves_the_weights_as_they_were(world: World) -> None:
+    good = batches(3)
+    steady = await world.start()
+    await world.to_the_end(steady)
+    expected = steady.state.training.trainer.policy.tensors()
+    other = World(world.root / "other", world.store, [FakeGenerator()], FakeIntake([good[0], spoiled(batches(1, start=7)[0]), *good[1:]]))
+    (other.root / "base").parent.mkdir()
+    shutil.copytree(world.root / "base", other.root / "base")
+    other.store = type(world.store)(other.root / "policy", "r")
+    learner = await other.start()
+    await other.to_the_end(learner)
+    assert other.intake.dropped == [(i, "bad_batch") for i in ids(range(28, 32))]
+    assert learner.journal.totals.skipped == 1
+    assert learner.status.alarm == ""
+    got = learner.state.training.trainer.policy.tensors()
+    assert all(bool((value == expected[name]).all()) for name, value in got.items()), "as if it had never come"
+
+
+async def test_bad_batches_in_a_row_roll_back_then_stop_training_with_an_alarm_while_the_process_goes_on(world: World) -> None:
+    good, bad = batches(1), [spoiled(batch) for batch in batches(6, start=1)]
+    world.settings, world.intake.batches = {"failures": 3}, [*good, *bad, *batches(2, fence=2, start=7)]
+    learner = await world.start()
+    running = asyncio.ensure_future(learner.loop.run())
+    async with asyncio.timeout(60):
+        while learner.status.state != learner_pb2.LEARNER_STATE_FAILED:
+            await asyncio.sleep(0.001)
+    assert "training has stopped: batch after batch" in learner.status.alarm
+    assert learner.journal.totals.skipped == 6
+    assert learner.status.fence == 2, "one roll-back came between"
+    assert not running.done()
+    assert not learner.status.finished
+    learner.loop.resume()
+    async with asyncio.timeout(60):
+        await world.intake.discarding.wait()
+    assert learner.status.alarm == ""
+    learner.stopping.set()
+    await running
+
+
+async def test_a_refused_version_is_quarantined_never_pushed_again_and_left(world: World) -> None:
+    """H5: the learner goes back to the version before, under a new fence, and trains on from there."""
+    world.generator.refuses = {2}
+    learner = await world.start()
+    world.intake.batches = [*batches(2), *batches(1, start=8)]
+
+    def refused() -> bool:
+        if world.store.marks.all("quarantined"):
+            world.generator.refuses = set()
+        return learner.status.finished
+
+    await world.until(learner, lambda: refused() or world.intake.starved.is_set())
+    assert [mark.label for mark in world.store.marks.all("quarantined")] == ["1.2"]
+    assert world.generator.calls.count("prepare 1.2") == 1, "it was tried once"
+    assert "2.1" in labels(world), "the weights of 1.1 come back under a fence that is above"
+    assert learner.journal.totals.refused == 1
+    assert (await world.start(fence=3)).state.training.step == learner.state.training.step
+
+
+async def test_where_the_run_says_so_the_learner_goes_on_from_a_refused_version(world: World) -> None:
+    world.settings = {"on_refused": "continue", "overlap_push": False}
+    world.generator.refuses = {2}
+    learner = await world.start()
+    await world.to_the_end(learner)
+    assert [mark.label for mark in world.store.marks.all("quarantined")] == ["1.2"]
+    assert labels(world) == ["1.1", "1.2", "1.3"]
+    assert world.generator.serving == "1.3"
+    assert learner.journal.totals == Totals(trained=12, turn=12, pushed=2, failed=1, refused=1)
+
+
+async def test_with_no_staleness_allowed_the_same_weights_come_again_under_another_name(world: World) -> None:
+    world.settings = {"on_refused": "continue", "overlap_push": False, "max_staleness": 0}
+    world.generator.refuses, world.intake.batches, world.steps = {2}, batches(2), 9
+    learner = await world.start()
+
+    def allow() -> bool:
+        if world.store.marks.all("quarantined"):
+            world.generator.refuses = set()
+        return world.generator.serving == "2.2"
+
+    await world.until(learner, allow)
+    assert labels(world) == ["1.1", "1.2", "2.2"]
+
+
+async def test_a_version_that_is_refused_again_and_again_stops_training(world: World) -> None:
+    world.settings = {"failures": 2}
+    world.generator.refuses = {1}
+    world.intake.batches = [batches(1, start=k)[0] for k in range(0, 1)] + [batches(1, fence=f, start=10 + f)[0] for f in range(2, 12)]
+    world.steps = 9
+    learner = await world.start()
+    await world.until(learner, lambda: learner.status.state == learner_pb2.LEARNER_STATE_FAILED)
+    assert "version after version is refused" in learner.status.alarm
+    assert len(world.store.marks.all("quarantined")) == 4
+
+
+async def test_a_code_that_refuses_at_prepare_counts_and_one_that_is_away_does_not(world: World) -> None:
+    world.generator.code, world.generator.broken["prepare"] = grpc.StatusCode.DATA_LOSS, 1
+    world.settings = {"on_refused": "continue"}
+    learner = await world.start()
+    await world.to_the_end(learner)
+    assert [mark.label for mark in world.store.marks.all("quarantined")] == ["1.1"]
+
+
+async def test_a_roll_back_to_a_checkpoint_is_exact_and_abandons_what_came_after(world: World) -> None:
+    world.steps = 3
+    learner = await world.start()
+    await world.to_the_end(learner)
+    history = learner.loop._history
+    version, exact = await learner.loop.roll_back(lambda: history.of_step(2))
+    assert (version, exact) == (VersionId(2, 2), True)
+    assert learner.state.training.step == 2
+    assert learner.journal.totals == Totals(trained=8, undone=4, turn=12, pushed=3)
+    assert world.intake.rollbacks == ((2, 2),)
+    again = await world.start(fence=3)
+    assert (again.state.training.step, again.status.version) == (2, VersionId(2, 2))
+    assert world.intake.rollbacks == ((2, 2),), "a restart does not forget it"
+    assert [r for r in ids(range(12)) if r in world.intake.trained] == ids(range(8))
+
+
+async def test_a_roll_back_beyond_the_checkpoints_takes_the_weights_of_the_version(world: World) -> None:
+    world.steps, world.intake.batches = 5, batches(5)
+    learner = await world.start()
+    await world.to_the_end(learner)
+    history = learner.loop._history
+    version, exact = await learner.loop.roll_back(lambda: history.of_version(VersionId(1, 1)))
+    assert (version, exact) == (VersionId(2, 1), False)
+    stored = world.root / "fetched" / "1.1"
+    assert stored.is_dir()
+    assert learner.state.training.state().optimizer == {}, "fresh"
+    assert learner.journal.totals.undone == 16
+    assert [r for r in ids(range(20)) if r in world.intake.trained] == ids(range(4))
+
+
+async def test_a_promoted_versions_checkpoint_is_kept(world: World) -> None:
+    from honed.artifacts.marks import Mark
+
+    world.steps, world.intake.batches = 6, batches(6)
+    world.store.marks.add(VersionId(1, 2), "promoted", Mark("good", "2026-01-01T00:00:00+00:00"))
+    await world.to_the_end(await world.start())
+    steps = [int(Path(p).name.rpartition("-")[2]) for p in CheckpointStore(world.home / "checkpoints").list()]
+    assert steps == [2, 5, 6]
+
+
+async def test_a_run_without_an_end_trains_until_it_is_stopped(world: World) -> None:
+    world.steps, world.intake.batches = None, batches(4)
+    learner = await world.start()
+    await world.until(learner, world.intake.starved)
+    assert learner.status.update == 4
+    assert not learner.status.finished

@@ -1,0 +1,230 @@
+"""The state of a run as one whole: weights, rollouts behind them, checkpoint, journal, and published version.
+
+Whatever changes one of them changes the others here, in an order that a crash at any point leaves consistent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from honed.artifacts.version import VersionId
+from honed.kit.errors import DataLoss, NotFound
+from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress
+from honed.learner.intake import Held, Intake
+from honed.learner.journal import Journal, UpdateRecord
+from honed.learner.release import BASE, Release
+from honed.learner.rollback import Destination
+from honed.learner.stats import SAMPLER_GAP_ALARM, UpdateStats
+from honed.learner.status import LearnerStatus, Reporter
+from honed.learner.training import Training
+from honed.queue.lease import HeldLease
+
+logger = logging.getLogger(__name__)
+
+_ROLLBACKS_KEPT: Final = 64
+
+
+class RunState:
+    """What a learner has learned, and where it is written down. One caller at a time."""
+
+    def __init__(
+        self,
+        training: Training,
+        intake: Intake,
+        checkpoints: CheckpointStore,
+        journal: Journal,
+        release: Release,
+        lease: HeldLease,
+        status: LearnerStatus,
+        reporter: Reporter,
+        clock: Callable[[], float],
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            training: What learns.
+            intake: Where rollouts come from.
+            checkpoints: Where the state is kept.
+            journal: What was done.
+            release: Publishes and pushes versions.
+            lease: Held; checked before each durable write.
+            status: Shows where the run is.
+            reporter: Tells those who feed the learner.
+            clock: Seconds since 1970, for the journal.
+        """
+        self.training, self.intake, self.journal, self.release = training, intake, journal, release
+        self.lease, self.status, self.reporter = lease, status, reporter
+        self._checkpoints, self._clock = checkpoints, clock
+        self.unsaved: list[Held] = []
+        """Rollouts that have trained since the last checkpoint."""
+        self.saved: tuple[int, int] | None = None
+        """Fence and update of the checkpoint that holds exactly the present state."""
+        self.rolled_to: int | None = None
+        """Update of the last roll-back of this process."""
+        self.rollbacks = 0
+        """Roll-backs of this process."""
+        status.fence = lease.claim.fence
+
+    def load(self) -> None:
+        """Loads the newest whole checkpoint, if there is one. Blocks.
+
+        Raises:
+            DataLoss: There are checkpoints, and none is whole.
+            FailedPrecondition: They are of an earlier format.
+        """
+        skipped: list[str] = []
+        found = self._checkpoints.latest(on_skip=lambda path, reason: skipped.append(f"{path.name}: {reason}"))
+        if skipped:
+            self.status.alarms["checkpoint"] = f"damaged checkpoints were passed over: {'; '.join(skipped)}"
+        if found is not None:
+            self._take_state(found)
+            version = VersionId.parse(found.progress.version or BASE.label)
+            self.status.version, self.saved = version, (version.fence, found.trainer.step)
+            logger.info("resumed", extra={"step": found.trainer.step, "version": version.label})
+        self.status.update = self.status.checkpoint_update = self.training.step
+
+    async def take_over(self, predecessors: list[str]) -> None:
+        """Takes up what earlier learners held, and cuts off what the journal has beyond the checkpoint.
+
+        What was acknowledged beyond it and will not come again is counted as undone.
+
+        Args:
+            predecessors: Their consumer names.
+        """
+        await self.intake.take_over(predecessors)
+        await self._cut_journal()
+
+    def learned(self, held: Sequence[Held]) -> None:
+        """Takes a batch whose update has been applied into the state. It is not written down yet."""
+        self.saved = None
+        self.intake.trained.add(each.rollout_id for each in held)
+        self.unsaved += held
+        self.status.version = VersionId(self.lease.claim.fence, self.training.step)
+
+    async def rename(self) -> None:
+        """Gives the same weights a version of a new fence."""
+        self.status.fence = (await self.lease.raise_fence()).fence
+        self.status.version, self.saved = VersionId(self.lease.claim.fence, self.training.step), None
+
+    async def skip(self, held: Sequence[Held], reason: str) -> None:
+        """Writes down that a batch was not applied."""
+        ids = [each.rollout_id for each in held]
+        self.journal.add_skipped(self.training.step, self._clock(), ids, reason)
+
+    async def save(self) -> None:
+        """Writes a checkpoint of the present state, and acknowledges what it makes durable."""
+        version = self.status.version
+        if self.saved is None:
+            await self.lease.check()
+            progress = Progress(self.intake.trained, version.label, self.intake.rollbacks)
+            checkpoint = Checkpoint(self.training.state(), progress)
+
+            def write() -> None:
+                self._checkpoints.save(checkpoint, version.fence, also_keep=self.release.promoted())
+
+            await asyncio.to_thread(write)
+            self.saved = (version.fence, self.training.step)
+            self.status.alarms.pop("checkpoint", None)
+        durable, self.unsaved = self.unsaved, []
+        self.status.checkpoint_update = self.training.step
+        self.tell()
+        if durable:
+            await self.reporter.write()  # before the entries go: a stale report admits less, never more
+            await self.intake.acknowledge(durable)
+
+    async def publish(self, held: Sequence[Held]) -> None:
+        """Publishes the weights as they are now, and pushes them while the next batch is collected and trained."""
+        manifest = await self.release.publish(self.status.version, held)
+        await self.release.push(manifest)
+
+    async def start_release(self) -> None:
+        """Brings the present weights in, or publishes them first if the newest version is another."""
+        servable = await asyncio.to_thread(self.release.store.servable)
+        version = self.status.version
+        if servable and servable[0] == version:
+            if version == BASE:
+                return  # generators start from it
+            try:
+                # Its publisher may have died before any generator had it, and no fresher rollout would ever come.
+                manifest = await asyncio.to_thread(self.release.store.manifest, version)
+            except (DataLoss, NotFound) as error:
+                logger.warning("published again: the version in the store is damaged", extra={"reason": str(error)})
+            else:
+                await self.release.push(manifest)
+                return
+        self.status.version = VersionId(self.lease.claim.fence, self.training.step)
+        await self.publish([])
+
+    async def go_back(self, destination: Destination, *, publish: bool = True) -> None:
+        """Goes on from another point under a new fence. Repeated after a failure half-way, it completes."""
+        await self.release.stop()
+        self.status.fence = fence = (await self.lease.raise_fence()).fence
+        step, unsaved = destination.step, self.unsaved
+        self.intake.put_back(unsaved)
+        self.unsaved = []
+        rollbacks = (*self.intake.rollbacks, (fence, step))[-_ROLLBACKS_KEPT:]
+        if destination.checkpoint is not None:
+            await asyncio.to_thread(self._take_state, destination.checkpoint)
+        else:
+            assert destination.weights is not None
+            self.training.restart(destination.weights, step)
+            self.intake.trained.discard(each.rollout_id for each in unsaved)
+            self.intake.trained.discard(await asyncio.to_thread(self.journal.ids_after, step))
+        self.intake.rollbacks = rollbacks
+        self.rollbacks, self.rolled_to = self.rollbacks + 1, step
+        self.release.refused = None
+        self.status.version, self.saved, self.status.finished = VersionId(fence, step), None, False
+        await self.save()
+        await self._cut_journal()
+        self.tell()
+        await self.reporter.write()
+        if publish:
+            await self.publish([])
+
+    async def record(self, stats: UpdateStats, held: Sequence[Held], staleness: Sequence[int]) -> None:
+        """Writes an update down, with its metrics."""
+        values = {
+            **stats.as_metrics(),
+            "staleness_max": float(max(staleness)),
+            "staleness_mean": sum(staleness) / len(staleness),
+            "waited_seconds": self.status.waited_s,
+            "spare_rollouts": float(self.status.spare),
+            "busy_seconds": self.status.busy.seconds,
+            "wait_seconds": self.status.waiting.seconds,
+        }
+        if stats.sampler_alarm:
+            alarm = (
+                f"sampler and learner disagree on the same weights: mean exp gap {stats.sampler_gap_same_weights:.3g}, "
+                f"above {SAMPLER_GAP_ALARM}"
+            )
+            logger.error(alarm)
+            self.status.alarms["sampler"] = alarm
+        elif stats.sampler_gap_same_weights is not None:
+            self.status.alarms.pop("sampler", None)
+        ids = [each.rollout_id for each in held]
+        record = UpdateRecord(self.training.step, self._clock(), values, ids)
+        self.journal.add_update(record, self.intake.trained.turn)
+        logger.info("update", extra={"step": self.training.step, "score": stats.score_mean, "kl": stats.kl})
+
+    def tell(self) -> None:
+        """Brings the status up to date."""
+        self.status.update = self.training.step
+        self.status.unsaved = len(self.unsaved)
+        self.status.turn = max(self.intake.trained.turn, self.journal.totals.turn)
+
+    async def _cut_journal(self) -> None:
+        journal = self.journal
+        gone = await asyncio.to_thread(journal.ids_after, self.training.step)
+        undone = sum(not self.intake.holds(rollout) for rollout in gone)
+        if undone:
+            logger.warning("training was undone", extra={"rollouts": undone, "back_to": self.training.step})
+        journal.cut(self.training.step, undone)
+        self.tell()
+
+    def _take_state(self, checkpoint: Checkpoint) -> None:
+        self.training.load(checkpoint.trainer)
+        self.intake.trained = checkpoint.progress.trained
+        self.intake.rollbacks = checkpoint.progress.rollbacks
