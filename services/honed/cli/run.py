@@ -185,13 +185,14 @@ async def _up(settings: RunSettings, *, exit_on_failure: bool) -> None:
                 failure = error
             if run.state.loop_started_at is not None:
                 await write_summary(run)
-        if failure is None and not run.stopping.is_set():
+        serving = bool(run.fleet.states()) and not run.stopping.is_set()
+        if failure is None and serving:
             console.print(f"The run is done; report: {run.workspace.report_html}")
             console.print("Everything goes on serving; Ctrl-C ends it.")
-        elif failure is not None and not exit_on_failure and run.fleet.states():
+            await run.stand_by()
+        elif failure is not None and serving and not exit_on_failure:
             console.print(f"Training has failed: {root_cause(failure)}")
             console.print("What was started goes on serving; Ctrl-C ends it.")
-        if failure is None or (not exit_on_failure and run.fleet.states()):
             await run.stopping.wait()
         if failure is not None:
             raise failure

@@ -10,6 +10,7 @@ from honed.conductor.external import ExternalFleet
 from honed.conductor.roster import Roster
 from honed.conductor.run import Run
 from honed.conductor.service import conductor_server
+from honed.conductor.summary import write_summary
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, HonedError, root_cause
 from honed.kit.server import serve_until_signalled
@@ -36,17 +37,24 @@ async def run(settings: RunSettings) -> None:
 
     async def work(stopping: asyncio.Event) -> None:
         await server.ready()
-        executing = asyncio.ensure_future(driven.execute())
+        executing = asyncio.ensure_future(_execute(driven))
         asked = [asyncio.ensure_future(stopping.wait()), asyncio.ensure_future(driven.stopping.wait())]
         try:
             await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
             driven.stopping.set()
             await executing
-        except (HonedError, BaseExceptionGroup) as error:
-            logger.warning("the run has failed", extra={"reason": str(root_cause(error))})
         finally:
             for task in asked:
                 task.cancel()
 
     async with roster.running():
         await serve_until_signalled(server, work)
+
+
+async def _execute(driven: Run) -> None:
+    try:
+        await driven.execute()
+        await write_summary(driven)
+        await driven.stand_by()
+    except (HonedError, ValueError, BaseExceptionGroup) as error:
+        logger.warning("the run has failed", extra={"reason": str(root_cause(error))})

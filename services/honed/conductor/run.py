@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
 import grpc
@@ -45,6 +45,7 @@ class Run:
         self.settings, self.fleet, self.store = settings, fleet, store
         self.state = RunState()
         self.stopping = asyncio.Event()
+        self.again = asyncio.Event()  # the learner went back behind its last update
         self.workspace = Workspace(settings.directory)
         self.loop = OnlineLoop(settings, fleet, self.state)
         self.evaluation = Evaluation(settings, fleet, self.workspace)
@@ -63,7 +64,11 @@ class Run:
         Raises:
             HonedError: training failed; the state says so too.
         """
-        work = asyncio.ensure_future(self._phases(before_loop))
+        await self._supervised(self._phases(before_loop), fail_with_learner=fail_with_learner)
+
+    async def _supervised(self, phases: Coroutine[None, None, None], *, fail_with_learner: bool = False) -> None:
+        """Runs phases until they end, the run is stopped, or a service that training needs is given up."""
+        work = asyncio.ensure_future(phases)
         lost = asyncio.ensure_future(self._lost(fail_with_learner))
         stop = asyncio.ensure_future(self.stopping.wait())
         try:
@@ -85,6 +90,31 @@ class Run:
             for task in (lost, stop, work):
                 task.cancel()
             await asyncio.gather(work, lost, stop, return_exceptions=True)
+
+    async def stand_by(self) -> None:
+        """After training has ended: keeps everything serving until the run is stopped, and trains on after a roll-back.
+
+        Raises:
+            HonedError: that training failed.
+        """
+        while True:
+            waiting = [asyncio.ensure_future(event.wait()) for event in (self.stopping, self.again)]
+            try:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in waiting:
+                    task.cancel()
+            if self.stopping.is_set():
+                return
+            self.again.clear()
+            if self.state.phase == conductor_pb2.RUN_PHASE_FINISHED:
+                await self._supervised(self._train_on())
+
+    async def _train_on(self) -> None:
+        self._enter(conductor_pb2.RUN_PHASE_PPO, "online loop, after a roll-back")
+        self.state.ended_at = None
+        await self.loop.run(self._prompts(), await asyncio.to_thread(self._tokenizer))
+        await self.evaluation.after()
 
     def job_progress(self) -> JobProgress | None:
         """How far the job of the phase is."""
