@@ -42,10 +42,17 @@ def record(method: str, caller: str, code: str, request: Message | None) -> None
 
 
 def _fields(request: Message) -> dict[str, Any]:
-    fields = json_format.MessageToDict(request, preserving_proto_field_name=True)
-    return {name: _shortened(value) for name, value in fields.items() if name not in _LEFT_OUT}
+    return _shortened(json_format.MessageToDict(request, preserving_proto_field_name=True))  # type: ignore[no-any-return]
 
 
 def _shortened(value: Any) -> Any:
-    text = value if isinstance(value, str) else str(value)
-    return value if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+    """Names and numbers as they are. Of lists, such as submitted prompts, the length: their texts have no business here."""
+    match value:
+        case dict():
+            return {name: _shortened(part) for name, part in value.items() if name not in _LEFT_OUT}
+        case list():
+            return f"{len(value)} items"
+        case str() if len(value) > _LONGEST:
+            return value[:_LONGEST] + "…"
+        case _:
+            return value

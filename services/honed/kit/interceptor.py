@@ -112,7 +112,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Ends what would go on for ever, now and from now on: a stop must not wait for it."""
         self._stopping = True
         for limit in self._streams:
-            limit.reschedule(asyncio.get_running_loop().time())
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())
 
 
 class _Method:

@@ -12,7 +12,7 @@ from tests.integration.client import served
 from tests.integration.client.conftest import Run
 from tests.support.judgements import VERDICTS, full
 
-from honed._client.peer import Chance, Peer
+from honed._client.peer import Environment, Peer
 from honed.cli import transfer
 from honed.client import RequestError
 from honed.kit.tokens import read_token
@@ -148,7 +148,7 @@ def test_an_import_rides_out_a_service_that_starts_again(tmp_path: Path) -> None
 
     try:
         token = read_token(tokens / "operator.token")
-        with Peer("preference", f"127.0.0.1:{port}", token, chance=Chance(sleep=start_while_it_waits)) as peer:
+        with Peer("preference", f"127.0.0.1:{port}", token, environment=Environment(sleep=start_while_it_waits)) as peer:
             answers = [answer.stored for answer, _ in transfer.upload(peer, entries, 60)]
     finally:
         loop.close()

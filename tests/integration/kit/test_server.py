@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.calls import failure
 
+from honed.kit import health as health_module
 from honed.kit.channel import connect
 from honed.kit.errors import Overloaded
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
@@ -163,6 +164,29 @@ async def test_health_has_its_own_port_and_turns_off_at_a_drain(running: Running
         await running.server.health.shut_down()
         assert (await watch.read()).status == 2
         assert (await probe.Check(health_pb2.HealthCheckRequest(), timeout=5)).status == 1
+
+
+async def test_a_watcher_of_liveness_hears_of_a_loop_that_stands_still(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_module, "WATCH_EVERY_S", 0.02)
+    pulse = running.server.health.pulse("update", 3600)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.options.health_port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10)
+        assert (await watch.read()).status == 1
+        pulse.limit_s = -1.0  # as if the hour were over
+        assert (await watch.read()).status == 2
+
+
+async def test_watches_of_health_are_limited(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_module, "MAX_WATCHES", 1)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{running.options.health_port}") as channel:
+        probe = health_pb2_grpc.HealthStub(channel)
+        watch = probe.Watch(health_pb2.HealthCheckRequest(service=NAME), timeout=10)
+        assert (await watch.read()).status == 1
+        error, _ = await failure(probe.Watch(health_pb2.HealthCheckRequest(service=NAME), timeout=10).read())
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await probe.Check(health_pb2.HealthCheckRequest(service=NAME), timeout=5)).status == 1
 
 
 async def test_a_drain_lets_the_call_in_flight_finish(running: Running) -> None:
