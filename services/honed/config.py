@@ -247,7 +247,7 @@ class RewardTrainingSettings(Section):
         "ranked_pairs", description="All pairs of a ranking (InstructGPT), or its best against the rest (lm-human-preferences)."
     )
     batch_texts: Annotated[int, Field(ge=2)] = Field(32, description="Different texts of one optimizer step.")
-    microbatch_tokens: Positive = Field(8192, description="Tokens of one forward and backward pass at most; it bounds memory.")
+    microbatch_tokens: Positive = Field(2048, description="Tokens of one forward and backward pass at most; it bounds memory.")
     gradient_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the computation; weights stay float32.")

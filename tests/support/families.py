@@ -1,7 +1,7 @@
 """A tiny random model of each family that honed promises to train, with the byte-level tokenizer of `tiny`.
 
-Sizes are small, everything that sets a family apart is kept: learned positions, biases, soft caps, sliding windows, norms of
-queries and keys, tied embeddings, fused projections.
+Sizes are small, everything that sets a family apart is kept: learned positions, biases, soft caps,
+sliding windows, norms of queries and keys, tied embeddings, fused projections.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class StoreCalls:
         threading.Thread(target=_run, args=(done, operation), name="store", daemon=True).start()
         if not wait([done], self._timeout_s).not_done:
             with self._lock:
-                self._timeouts, self._pause_s = 0, _PAUSES_S[0]
+                self._timeouts, self._pause_s, self._closed_until = 0, _PAUSES_S[0], -1.0
             return done.result()
         with self._lock:
             self._note_timeout()

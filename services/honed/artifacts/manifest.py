@@ -244,13 +244,18 @@ def check_run(run: str) -> str:
     return run
 
 
+def is_name(name: str) -> bool:
+    """Whether `name` may name a reward model."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> str:
     """Returns `name` if it may name a reward model.
 
     Raises:
         InvalidArgument: If it is not lower-case letters, digits, `_` and `-`, at most 64.
     """
-    if _NAME.fullmatch(name) is None:
+    if not is_name(name):
         raise InvalidArgument("name", f"{name!r} must be a lower-case letter, then letters, digits, '_' and '-', at most 64")
     return name
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from honed.artifacts.files import hash_file
-from honed.artifacts.manifest import MANIFEST_NAME, SUFFIXES, Kind, Lineage, Manifest, check_name
+from honed.artifacts.files import hash_file, open_backend
+from honed.artifacts.manifest import MANIFEST_NAME, SUFFIXES, Kind, Lineage, Manifest, check_name, check_run, is_name
 from honed.artifacts.store import ArtifactStore, VersionDraft
 from honed.artifacts.version import VersionId
 from honed.kit.errors import InvalidArgument
@@ -17,6 +17,8 @@ from honed.kit.errors import InvalidArgument
 TRAINED: Final = "trained"
 """The reward model that the run trains itself; as the source of a scorer, its newest version."""
 
+_DIRECTORY: Final = "reward-models"
+_IO_TIMEOUT_S: Final = 60.0
 _REFERENCE: Final = re.compile(r"artifact:([^/]+)/([^/]+)")
 
 
@@ -52,14 +54,20 @@ class RewardModelStore(ArtifactStore):
 
     kind: Kind = "reward-model"
 
-    def __init__(self, location: str | Path, run: str, name: str, *, io_timeout_s: float = 60.0) -> None:
+    def __init__(self, location: str | Path, run: str, name: str, *, io_timeout_s: float = _IO_TIMEOUT_S) -> None:
         """`name` is the reward model's; see `ArtifactStore` for the others."""
-        super().__init__(location, run, "reward-models", check_name(name), io_timeout_s=io_timeout_s)
+        super().__init__(location, run, _DIRECTORY, check_name(name), io_timeout_s=io_timeout_s)
         self.name = name
 
     @property
     def _what(self) -> str:
         return f"reward model {self.name} of run {self.run}"
+
+    @staticmethod
+    def names(location: str | Path, run: str) -> list[str]:
+        """The reward models of a run."""
+        backend = open_backend(str(location), _IO_TIMEOUT_S)
+        return sorted(name for name in backend.list_names(backend.join(check_run(run), _DIRECTORY)) if is_name(name))
 
     def reference(self, version: VersionId) -> ArtifactRef:
         """How run files and calls name a version."""
@@ -101,3 +109,18 @@ def _model_files(source: Path) -> Sequence[str]:
         for path in found
         if path.suffix in SUFFIXES and path.name != MANIFEST_NAME and not any(part.startswith(".") for part in path.parts)
     ]
+
+
+def find_reward_model(location: str | Path, run: str, scorer_version: str) -> Manifest | None:
+    """The artifact whose scores bear `scorer_version`; None if the run's store holds none. Blocks.
+
+    With it the lineage of a policy version names the judgements behind each reward model of its batch
+    (`manifest.lineage.preference_snapshot`).
+    """
+    for name in RewardModelStore.names(location, run):
+        store = RewardModelStore(location, run, name)
+        for version in reversed(store.versions()):
+            manifest = store.manifest(version)
+            if manifest.lineage.reward_model_version == scorer_version:
+                return manifest
+    return None

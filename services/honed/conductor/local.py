@@ -29,8 +29,6 @@ from honed.queue.embedded import stop_leftover
 from honed.settings_file import write_settings
 from honed.workspace import Workspace
 
-TRAINED = "trained"
-
 
 @asynccontextmanager
 async def local_run(settings: RunSettings, *, fresh: bool = False, expendable: Collection[str] = ()) -> AsyncIterator[Run]:
@@ -135,14 +133,8 @@ def _holds_only(database: Path, sources: Collection[str]) -> bool:
 
 
 def _resolved(settings: RunSettings) -> RunSettings:
-    """Makes paths absolute, for child processes, and puts the run's own reward model where a source is `trained`."""
-    settings = settings.model_copy(update={"directory": settings.directory.absolute()})
-    trained = str(Workspace(settings.directory).reward_model)
-    scorers = tuple(
-        scorer.model_copy(update={"source": trained}) if scorer.source == TRAINED else scorer
-        for scorer in settings.reward.scorers
-    )
-    return settings.model_copy(update={"reward": settings.reward.model_copy(update={"scorers": scorers})})
+    """Makes paths absolute, for child processes."""
+    return settings.model_copy(update={"directory": settings.directory.absolute()})
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 
+from honed.artifacts.reward_models import TRAINED
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.tokenizer import fetch_tokenizer
 from honed.conductor.evaluation import Evaluation
@@ -212,7 +213,7 @@ class Run:
 
     def _trains_reward_model(self) -> bool:
         """Whether a scorer reads the reward model that this run trains."""
-        return any(s.source in ("trained", str(self.workspace.reward_model)) for s in self.settings.reward.scorers)
+        return any(scorer.source == TRAINED for scorer in self.settings.reward.scorers)
 
     def _enter(self, phase: conductor_pb2.RunPhase.ValueType, doing: str) -> None:
         self.state.enter(phase, doing)

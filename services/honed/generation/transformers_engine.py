@@ -29,6 +29,8 @@ from honed.generation.engine import (
 )
 from honed.generation.swap import VersionSwap
 from honed.kit.errors import DeadlineExceeded, Unavailable
+from honed.models.facts import ModelFacts
+from honed.models.loader import load_language_model
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +127,8 @@ class TransformersEngine:
         )
         config = model.config
         longest = min(self._settings.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
-        decoder = Decoder(model, candidate.version, _end_tokens(model), self._settings.max_batch)
+        ends = ModelFacts.read(candidate.directory).end_token_ids
+        decoder = Decoder(model, candidate.version, ends, self._settings.max_batch)
         host = _Host(decoder, self._load_model, self._fail_all)
         swap = VersionSwap(host, candidate, self._admission, self._commits, self._clock)
         stepping = asyncio.create_task(self._step(host, swap))
@@ -229,10 +232,7 @@ class TransformersEngine:
             ticket.inbox.put_nowait(None)
 
     def _load_model(self, directory: Path) -> Any:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=self._settings.dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-        return model.to(self._settings.device).eval()
+        return load_language_model(directory, device=torch.device(self._settings.device), dtype=self._settings.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,9 +303,3 @@ class _Host:
     async def halt(self, reason: str) -> None:
         self._thawed.clear()
         self._fail_all()
-
-
-def _end_tokens(model: Any) -> frozenset[int]:
-    """The tokens that end a response, as vLLM takes them: from the model's own configuration."""
-    found = model.config.eos_token_id
-    return frozenset([found] if isinstance(found, int) else found or [])

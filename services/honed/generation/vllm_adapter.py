@@ -19,6 +19,7 @@ from honed.artifacts.version import VersionId
 from honed.generation.engine import Chunk, EngineLimits, EngineRequest, FinishReason, Span
 from honed.generation.vllm_plugin import BACKEND, PARENT_VARIABLE
 from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailable
+from honed.models.facts import ModelFacts
 
 OLDEST, BEYOND = (0, 22), (0, 33)
 
@@ -133,6 +134,9 @@ class VLLM:
         config = llm.vllm_config.model_config
         self.limits = EngineLimits(max_model_len=config.max_model_len, vocab_size=config.get_vocab_size())
         self.tokenizer = llm.get_tokenizer()
+        # vLLM knows the tokenizer's one end of sequence; the ends of turns stand in the generation configuration, which it is
+        # told not to read.
+        self._ends = sorted(ModelFacts.read(Path(config.model)).end_token_ids)
 
     @classmethod
     def create(cls, settings: VLLMSettings, directory: Path) -> VLLM:
@@ -196,7 +200,7 @@ class VLLM:
                     top_k=sampling.top_k,
                     seed=sampling.seed,
                     stop=list(sampling.stop),
-                    stop_token_ids=list(sampling.stop_token_ids),
+                    stop_token_ids=[*sampling.stop_token_ids, *(() if sampling.fixed_length else self._ends)],
                     ignore_eos=sampling.fixed_length,
                     logprobs=0 if request.want_logprobs else None,  # 0: the sampled token's alone
                     flat_logprobs=True,

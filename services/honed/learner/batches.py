@@ -1,12 +1,14 @@
 """Episodes as tensors: micro-batches by token budget for the model, padded rows for the arithmetic on rewards.
 
-Two layouts meet here. The model reads *micro-batches*: sequences of similar length, padded on the right, with the flat
-positions of the action tokens beside them. Rewards and advantages live in *rows*, `[B, T]`, T the longest response.
-`MicroBatch.slots` leads from one to the other. Masks and positions come from lengths, never from token ids: a token that
-equals the padding id is an action like any other.
+Two layouts meet here. The model reads *micro-batches*: sequences of similar length, padded on the
+right, with the flat positions of the action tokens beside them. Rewards and advantages live in
+*rows*, `[B, T]`, T the longest response. `MicroBatch.slots` leads from one to the other. Masks and
+positions come from lengths, never from token ids: a token that equals the padding id is an action
+like any other.
 
-With pads on the right only, causal attention needs no mask, and the position of each token in its row equals the exclusive
-cumulative sum of the attention mask, which lm-human-preferences uses for its pads on the left.
+With pads on the right only, causal attention needs no mask, and the position of each token in its
+row equals the exclusive cumulative sum of the attention mask, which lm-human-preferences uses for
+its pads on the left.
 """
 
 from __future__ import annotations
@@ -84,8 +86,9 @@ class Rows:
 def micro_batches(episodes: Sequence[Episode], chosen: Sequence[int], *, max_tokens: int, width: int) -> list[MicroBatch]:
     """Packs the chosen episodes into as few micro-batches as the budget and their order allow.
 
-    Episodes are sorted by length, ties by their index, and cut wherever one more would make rows times longest row exceed the
-    budget. The same input gives the same micro-batches. An episode longer than the budget gets a micro-batch of its own.
+    Episodes are sorted by length, ties by their index, and cut wherever one more would make rows
+    times longest row exceed the budget. The same input gives the same micro-batches. An episode
+    longer than the budget gets a micro-batch of its own.
 
     Args:
         episodes: the batch.

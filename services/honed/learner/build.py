@@ -65,9 +65,10 @@ def vocabulary_of(base: Path, size: int) -> Vocabulary:
 def make_deterministic(device: torch.device, asked: bool | None) -> None:
     """Makes two runs on the same data give the same bits, on one kind of device with one build of torch (P6).
 
-    On a CPU the kernels that training uses are deterministic and this costs nothing. On a GPU the gradient of reading rows
-    (`index_select`, embeddings) adds in an order that varies; its deterministic form sorts first, and matrix products need a
-    workspace of fixed size. An operation without a deterministic form raises.
+    On a CPU the kernels that training uses are deterministic and this costs nothing. On a GPU the
+    gradient of reading rows (`index_select`, embeddings) adds in an order that varies; its
+    deterministic form sorts first, and matrix products need a workspace of fixed size. An operation
+    without a deterministic form raises.
 
     Args:
         device: Where training runs.

@@ -17,6 +17,7 @@ from typing import Final
 import torch
 from redis.exceptions import ResponseError
 
+from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.artifacts.store import PolicyStore
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
@@ -247,6 +248,7 @@ def _load_weights(directory: Path) -> Weights:
 
 
 def _snapshot(settings: RunSettings) -> str:
-    """The judgements behind the reward model, as its training wrote them down."""
-    path = Workspace(settings.directory).reward_snapshot
-    return path.read_text().strip() if path.exists() else ""
+    """The judgements behind the run's newest reward model."""
+    store = RewardModelStore(settings.policy_url, settings.run, TRAINED)
+    version = store.latest()
+    return "" if version is None else store.manifest(version).lineage.preference_snapshot

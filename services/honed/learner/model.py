@@ -1,7 +1,8 @@
 """The policy with its value head, and the frozen reference, as the learner reads them: action tokens in, numbers out.
 
-Any causal language model of transformers serves. The transformer reads whole sequences; logits and values are made at the
-states that predict an action token and nowhere else. Dropout is off: the models stay in evaluation mode while they train.
+Any causal language model of transformers serves. The transformer reads whole sequences; logits and
+values are made at the states that predict an action token and nowhere else. Dropout is off: the
+models stay in evaluation mode while they train.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class TokenModel(nn.Module):
         """Takes the model over; it is set to evaluation mode and stays on its device.
 
         Raises:
-            FailedPrecondition: when the model is not causal, or does something to its logits that `TokenHead` does not know.
+            FailedPrecondition: when the model is not causal, or does something to its logits that
+                `TokenHead` does not know.
         """
         super().__init__()
         self.language_model = language_model.eval()
@@ -125,7 +127,8 @@ class PolicyModel(TokenModel):
         Args:
             language_model: a causal language model of transformers.
             precision: see `Precision`.
-            shared_trunk: whether the value loss also trains the transformer. False keeps its gradient in the head.
+            shared_trunk: whether the value loss also trains the transformer. False keeps its
+                gradient in the head.
         """
         super().__init__(language_model, precision=precision)
         head: nn.Linear = nn.Linear(int(self.head.weight.shape[1]), 1)

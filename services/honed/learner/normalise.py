@@ -1,10 +1,11 @@
 """Normalisation of scores, so that the KL coefficient keeps its meaning whatever the scorer's scale.
 
-A normaliser is fitted, or takes note of a batch, before it is applied to that batch. Scores are float64 numbers on the host:
-there is one a response.
+A normaliser is fitted, or takes note of a batch, before it is applied to that batch. Scores are
+float64 numbers on the host: there is one a response.
 
-A response without its truncation token has a fixed reward in place of a score (lm-human-preferences). It is put in after
-normalisation, as it is: it is no score, so it neither fits a normaliser nor passes through one (`batch_rewards`).
+A response without its truncation token has a fixed reward in place of a score
+(lm-human-preferences). It is put in after normalisation, as it is: it is no score, so it neither
+fits a normaliser nor passes through one (`batch_rewards`).
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def is_constant(scores: Sequence[float]) -> bool:
 class GainBias:
     """`gain * score + bias`, fixed, and set so that the reference policy's scores have mean 0 and deviation 1.
 
-    lm-human-preferences sets both on 256 samples of the reference policy (`fit`). As constructed it changes nothing.
+    lm-human-preferences sets both on 256 samples of the reference policy (`fit`). As constructed it
+    changes nothing.
     """
 
     def __init__(self, gain: float = 1.0, bias: float = 0.0, *, clip: float | None = None) -> None:
@@ -96,8 +98,8 @@ class GainBias:
 class FittedOnFirstBatch:
     """Gain and bias set on the first batch of a run, which the reference policy sampled, then fixed (lm-human-preferences).
 
-    A batch whose scores are all the same gives no deviation to set a gain by: its rewards are 0, the next batch is tried, and
-    the first with a spread sets both for good.
+    A batch whose scores are all the same gives no deviation to set a gain by: its rewards are 0,
+    the next batch is tried, and the first with a spread sets both for good.
     """
 
     def __init__(self, inner: GainBias) -> None:
@@ -132,8 +134,8 @@ class FittedOnFirstBatch:
 class Running:
     """Divides by the running deviation of all scores so far, trlx's `scale_reward: running`.
 
-    Mean and variance are merged batch by batch (Chan et al. 1979); the deviation is the unbiased one, as trlx's. The mean is
-    kept unless `shift_mean`, as trlx does.
+    Mean and variance are merged batch by batch (Chan et al. 1979); the deviation is the unbiased
+    one, as trlx's. The mean is kept unless `shift_mean`, as trlx does.
     """
 
     def __init__(self, *, shift_mean: bool = False, clip: float | None = None) -> None:

@@ -1,8 +1,9 @@
 """Trains a language model on texts: a tiny Llama from nothing, or any causal model further (supervised fine-tuning).
 
-One loop for both; `texts` makes the batches and masks the prompt where only the response has a loss. The budget is in tokens,
-and optionally in seconds: the learning rate then falls by whichever budget is nearer its end, so that a slow machine ends
-with a finished schedule too. Without a limit in seconds the result depends on nothing but settings, data and seed.
+One loop for both; `texts` makes the batches and masks the prompt where only the response has a
+loss. The budget is in tokens, and optionally in seconds: the learning rate then falls by whichever
+budget is nearer its end, so that a slow machine ends with a finished schedule too. Without a limit
+in seconds the result depends on nothing but settings, data and seed.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class PretrainSettings:
 
     Attributes:
         tokens: training stops after this many, counting padding.
-        learning_rate: its peak, reached over `warmup_steps`; it then falls along half a cosine to `final_rate` of the peak.
+        learning_rate: its peak, reached over `warmup_steps`; it then falls along half a cosine to
+            `final_rate` of the peak.
         weight_decay: of matrices; gains of norms do not decay.
         gradient_norm: gradients are scaled down to this norm.
         max_seconds: training also stops after this time; None for a run that must repeat exactly.
@@ -99,7 +101,8 @@ class TrainingOutcome:
 def new_language_model(shape: ModelShape, *, vocabulary_size: int, rng: torch.Generator) -> LlamaForCausalLM:
     """A Llama with random weights drawn from `rng`: matrices N(0, 0.02), norms 1. No pad token is configured.
 
-    The feed-forward width is 8/3 of the hidden size rounded up to a multiple of 32, as Llama has it.
+    The feed-forward width is 8/3 of the hidden size rounded up to a multiple of 32, as Llama has
+    it.
     """
     heads = shape.hidden_size // shape.head_size
     config = LlamaConfig(
@@ -148,7 +151,8 @@ def train_language_model(
         clock: seconds; for `max_seconds` and the rates that are reported.
 
     Raises:
-        FailedPrecondition: when the loss is no longer finite; the message names the step and what to try.
+        FailedPrecondition: when the loss is no longer finite; the message names the step and what
+            to try.
     """
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]

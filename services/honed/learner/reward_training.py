@@ -1,10 +1,11 @@
 """Trains a reward model from judgements: a language model's body, a linear head read at the last token, one epoch.
 
-The recipe is that of lm-human-preferences (Ziegler et al. 2019): the head starts as N(0, 1/sqrt(d+1)), the learning rate falls
-linearly to 0, and gain and bias make the rewards of the reference policy's samples mean 0, deviation 1, before and after.
-A text that occurs several times in one batch passes through the model once: judgements that share texts and stand near each
-other cost less. Texts pass in micro-batches of a token budget; the gradient is that of the whole batch however it is cut.
-Nothing here reads a rating file: judgements come as token ids.
+The recipe is that of lm-human-preferences (Ziegler et al. 2019): the head starts as N(0,
+1/sqrt(d+1)), the learning rate falls linearly to 0, and gain and bias make the rewards of the
+reference policy's samples mean 0, deviation 1, before and after. A text that occurs several times
+in one batch passes through the model once: judgements that share texts and stand near each other
+cost less. Texts pass in micro-batches of a token budget; the gradient is that of the whole batch
+however it is cut. Nothing here reads a rating file: judgements come as token ids.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Ranking:
     """One judgement: responses to a prompt, best first. Two of them are a comparison.
 
     Attributes:
-        prompt: its token ids with what the tokenizer puts in front of a text; that alone for texts that stand alone.
+        prompt: its token ids with what the tokenizer puts in front of a text; that alone for texts
+            that stand alone.
         responses: token ids of each response, without special tokens.
     """
 
@@ -61,17 +63,22 @@ class RewardTrainingSettings:
     """How to train. Nothing has a default here: the run file's section is where defaults stand.
 
     Attributes:
-        objective: how the responses of one ranking are compared: all pairs of it (InstructGPT), or the best against the rest
-            (lm-human-preferences). The same for two responses. Ratings always have the squared error.
+        objective: how the responses of one ranking are compared: all pairs of it (InstructGPT), or
+            the best against the rest (lm-human-preferences). The same for two responses. Ratings
+            always have the squared error.
         batch_texts: an optimizer step takes judgements until they have this many different texts.
-        microbatch_tokens: most tokens, padding included, of one pass. It bounds memory. A batch that needs more than one such
-            pass is read twice, first for its scores and then, micro-batch by micro-batch, for the gradient.
-        learning_rate: at its peak, after `warmup` (share of the training); it then falls linearly to 0.
-        embedding_dropout: share of the embedding's components that are dropped in training; they are the model's only dropout.
+        microbatch_tokens: most tokens, padding included, of one pass. It bounds memory. A batch
+            that needs more than one such pass is read twice, first for its scores and then,
+            micro-batch by micro-batch, for the gradient.
+        learning_rate: at its peak, after `warmup` (share of the training); it then falls linearly
+            to 0.
+        embedding_dropout: share of the embedding's components that are dropped in training; they
+            are the model's only dropout.
         weight_decay: of matrices; gains of norms do not decay.
         gradient_norm: gradients are scaled down to this norm.
-        max_seconds: training also stops after this time. The learning rate falls by whichever of epoch and time is nearer its
-            end, so that a slow machine ends with a finished schedule too. None for a run that must repeat exactly.
+        max_seconds: training also stops after this time. The learning rate falls by whichever of
+            epoch and time is nearer its end, so that a slow machine ends with a finished schedule
+            too. None for a run that must repeat exactly.
     """
 
     objective: Literal["ranked_pairs", "best_of_k"]
@@ -133,7 +140,8 @@ class JudgementBatch:
 def batch_judgements(judgements: Iterable[Judgement], *, texts: int) -> list[JudgementBatch]:
     """Cuts the judgements, in order, where a batch would get more than `texts` different texts.
 
-    A judgement that has more texts than that makes a batch alone. Every judgement lands in exactly one batch.
+    A judgement that has more texts than that makes a batch alone. Every judgement lands in exactly
+    one batch.
     """
     batches: list[JudgementBatch] = []
     index: dict[Tokens, int] = {}
@@ -200,7 +208,8 @@ def train_reward_model(
         judgements: read once. Near ones that share texts make it faster.
         settings: rates and sizes.
         rng: of the order of batches and of dropout.
-        prefix: what the tokenizer puts in front of a text; kept where a text is cut because the model cannot read it whole.
+        prefix: what the tokenizer puts in front of a text; kept where a text is cut because the
+            model cannot read it whole.
         progress: called after every step; raising from it ends the training.
         clock: seconds.
 
@@ -243,9 +252,10 @@ def _accumulate_gradients(
 ) -> float:
     """Adds the gradient of the batch's loss to the parameters; returns the loss.
 
-    A loss over rankings needs the scores of texts from several micro-batches at once. So where the batch does not fit in one
-    budget, its scores are made without gradient, the loss is differentiated by the scores alone, and each micro-batch is read
-    again with the gradient of its own scores (as GradCache: Gao et al. 2021). Both readings drop the same components.
+    A loss over rankings needs the scores of texts from several micro-batches at once. So where the
+    batch does not fit in one budget, its scores are made without gradient, the loss is
+    differentiated by the scores alone, and each micro-batch is read again with the gradient of its
+    own scores (as GradCache: Gao et al. 2021). Both readings drop the same components.
     """
     texts = [model.fitted(sequence, prefix)[0] for sequence in batch.sequences]
     groups = pack([len(ids) for ids in texts], settings.microbatch_tokens)
@@ -276,13 +286,13 @@ def _accumulate_gradients(
     return float(loss.detach())
 
 
-def accuracy(model: RewardModel, comparisons: Sequence[Ranking]) -> float:
+def accuracy(model: RewardModel, comparisons: Sequence[Ranking], prefix: Tokens = ()) -> float:
     """The share of comparisons whose first response has the higher score than the second; equal scores count one half."""
     if not comparisons:
         raise InvalidArgument("comparisons", "there are none to agree with")
     pairs = [(item.prompt + item.responses[0], item.prompt + item.responses[1]) for item in comparisons]
     index = {sequence: place for place, sequence in enumerate(dict.fromkeys(text for pair in pairs for text in pair))}
-    scores = model.rewards(list(index))
+    scores = model.rewards([model.fitted(sequence, prefix)[0] for sequence in index])
     margins = torch.tensor([scores[index[better]] - scores[index[worse]] for better, worse in pairs])
     return float(((margins > 0).float() + 0.5 * (margins == 0).float()).mean())
 

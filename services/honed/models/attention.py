@@ -1,8 +1,8 @@
 """Attention in float32 inside a bfloat16 model, for CPUs.
 
-PyTorch's CPU kernel for attention's gradient is about five times slower in bfloat16 than in float32 (62 sequences of 33 tokens,
-4 heads of 64: 26 ms against 5 ms on one core), while matrix products are more than twice as fast. So products run in bfloat16
-and attention does not.
+PyTorch's CPU kernel for attention's gradient is about five times slower in bfloat16 than in float32
+(62 sequences of 33 tokens, 4 heads of 64: 26 ms against 5 ms on one core), while matrix products
+are more than twice as fast. So products run in bfloat16 and attention does not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _attend(
 
 
 def use_float32_attention(language_model: Any) -> None:
-    """Switches a model of transformers that attends by SDPA to attend in float32; leaves any other as it is."""
+    """Makes a model of transformers that attends by SDPA attend in float32; no other changes."""
     if language_model.config._attn_implementation != "sdpa":
         return
     AttentionInterface.register(NAME, _attend)

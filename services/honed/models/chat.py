@@ -1,7 +1,8 @@
 """Chat templates: a conversation as the text that a model was trained to continue.
 
-Renders as transformers' `apply_chat_template` does, in the same sandbox and with the same functions, and without importing
-torch: the conductor reads prompts that way. The template belongs to the model, so a version of the policy carries it.
+Renders as transformers' `apply_chat_template` does, in the same sandbox and with the same
+functions, and without importing torch: the conductor reads prompts that way. The template belongs
+to the model, so a version of the policy carries it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class ChatTemplate:
 
     @classmethod
     def read(cls, directory: Path) -> ChatTemplate | None:
-        """The template of a model directory: chat_template.jinja, else the one in tokenizer_config.json; None without either.
+        """Of a model directory: chat_template.jinja, else that of tokenizer_config.json, else None.
 
         Raises:
             DataLoss: A file is damaged.
@@ -91,7 +92,8 @@ class ChatTemplate:
             field: What the caller calls them, for errors.
 
         Raises:
-            InvalidArgument: There are none, or the template refuses or leaves out one of them; names the field.
+            InvalidArgument: There are none, or the template refuses or leaves out one of them;
+                names the field.
         """
         if not messages:
             raise InvalidArgument(field, "is empty; send at least one message")
@@ -138,7 +140,7 @@ def _to_json(
 
 
 def _default(templates: object) -> str | None:
-    """The template in tokenizer_config.json: a text, or a list of named ones of which `default` is meant."""
+    """Of tokenizer_config.json: a text, or a list of named ones of which `default` is meant."""
     if isinstance(templates, list):
         named = {row.get("name"): row.get("template") for row in templates if isinstance(row, dict)}
         templates = named.get("default")

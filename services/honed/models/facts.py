@@ -1,4 +1,7 @@
-"""What the JSON files of a model directory say, read without torch: limits, special tokens, kind of model."""
+"""What the JSON files of a model directory say: limits, special tokens, kind of model.
+
+Read without torch.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,14 @@ class ModelFacts:
     Attributes:
         directory: Where it was read from.
         model_type: transformers' name of the family, such as `gpt2` or `gemma3_text`.
-        vocabulary_size: Token ids that the model knows, often more than its tokenizer's; None if the
-            configuration does not say.
+        vocabulary_size: Token ids that the model knows, often more than its tokenizer's; None if
+            the configuration does not say.
         longest_sequence: The most tokens that it can read; None if nothing limits them.
-        end_token_ids: Tokens that end a response: those of generation_config.json, else of config.json. Real chat models have
-            several, and name the one that ends a turn only in generation_config.json.
-        pad_token_id: The padding token; None if there is none, or if it is one that also ends a response: such a token can be
-            sampled, and says nothing of padding.
+        end_token_ids: Tokens that end a response: those of generation_config.json, else of
+            config.json. Real chat models have several, and name the one that ends a turn only in
+            generation_config.json.
+        pad_token_id: The padding token; None if there is none, or if it is one that also ends a
+            response: such a token can be sampled, and says nothing of padding.
     """
 
     directory: Path

@@ -1,7 +1,7 @@
-"""The one loader of Hugging Face models: safetensors only, no code of the directory, no network, nothing filled in.
+"""The one loader of Hugging Face models: safetensors only, no code, no network, nothing filled in.
 
-transformers fills weights that a checkpoint lacks with random numbers, skips those that it does not know, and warns. Here
-either is an error that names the weight.
+transformers fills weights that a checkpoint lacks with random numbers, skips those that it does not
+know, and warns. Here either is an error that names the weight.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ from honed.models.facts import read_json
 _CPU = torch.device("cpu")
 
 
-def load_language_model(directory: Path, *, device: torch.device = _CPU, dtype: torch.dtype = torch.float32) -> Any:
+def load_language_model(directory: Path, *, device: torch.device = _CPU, dtype: torch.dtype | str = torch.float32) -> Any:
     """Loads a causal language model of transformers in evaluation mode.
 
     Args:
         directory: A Hugging Face model directory.
         device: Where the weights go.
-        dtype: Of the weights.
+        dtype: Of the weights; also by name, or `auto` for the checkpoint's own.
 
     Raises:
-        DataLoss: Files are missing or damaged, or weights are missing, unknown, of another shape or not finite.
+        DataLoss: Files are missing or damaged, or weights are missing, unknown, of another shape or
+            not finite.
         FailedPrecondition: It is no causal language model of text that transformers knows.
     """
     return _load(AutoModelForCausalLM, directory, device, dtype)
 
 
 def load_classifier(directory: Path, *, device: torch.device = _CPU, new_head: bool = False) -> Any:
-    """Loads a sequence classifier with one label and a linear head `score`, in float32 and in evaluation mode.
+    """Loads a sequence classifier with one label and a linear head `score`, in float32.
 
     Args:
-        directory: A Hugging Face model directory: a classifier, or with `new_head` a causal language model.
+        directory: A Hugging Face model directory: a classifier, or with `new_head` a causal
+            language model.
         device: Where the weights go.
-        new_head: Take the body of a language model and leave its output layer out. The head has random weights then.
+        new_head: Take the body of a language model and leave its output layer out. The head has
+            random weights then.
 
     Raises:
         DataLoss: See `load_language_model`.
@@ -64,12 +67,12 @@ def _load(
     kind: Any,
     directory: Path,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     may_lack: Sequence[str] = (),
     may_hold: Sequence[str] = (),
     **options: Any,
 ) -> Any:
-    """`may_lack` names weights, `may_hold` beginnings of the names of weights, that need not fit."""
+    """`may_lack` has names, `may_hold` beginnings of names, of weights that need not fit."""
     _check_files(directory)
     try:
         with _quiet():
@@ -84,6 +87,7 @@ def _load(
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
                 **options,
             )
@@ -122,7 +126,7 @@ def _check_config(config: Any, directory: Path) -> None:
 
 def _check_report(report: dict[str, Any], directory: Path, may_lack: Sequence[str], may_hold: Sequence[str]) -> None:
     missing = sorted(set(report["missing_keys"]) - set(may_lack))
-    misshapen = sorted(str(key) for key in report["mismatched_keys"])
+    misshapen = sorted(name for name, *_ in report["mismatched_keys"])
     unexpected = sorted(key for key in report["unexpected_keys"] if not key.startswith(tuple(may_hold)))
     for names, complaint in (
         (missing, "lacks weights of the model"),
@@ -135,7 +139,7 @@ def _check_report(report: dict[str, Any], directory: Path, may_lack: Sequence[st
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps transformers' own report of the load out of the logs: what it would say is an error here or expected."""
+    """Keeps transformers' report of the load out of the logs: it is an error here, or expected."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()

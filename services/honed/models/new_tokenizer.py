@@ -1,7 +1,8 @@
 """Trains a byte-level BPE tokenizer and saves it in the form that transformers and vLLM load.
 
-One special token ends texts and begins them: `<|endoftext|>`, id 0. There is no pad token. Whoever pads a batch keeps the
-lengths and never looks for padding by token id, so that no token that the policy may sample is mistaken for padding.
+One special token ends texts and begins them: `<|endoftext|>`, id 0. There is no pad token. Whoever
+pads a batch keeps the lengths and never looks for padding by token id, so that no token that the
+policy may sample is mistaken for padding.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ _SMALLEST_VOCABULARY = 257  # every byte and the end of text
 def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int, max_length: int) -> PreTrainedTokenizerFast:
     """Returns a tokenizer fitted to `texts`; deterministic.
 
-    Encoding with special tokens puts the end-of-text token in front, which is how every training text begins. A text's first
-    word is encoded like any other (a space is put before it), so a prompt cut between words has a prefix of the text's tokens.
+    Encoding with special tokens puts the end-of-text token in front, which is how every training
+    text begins. A text's first word is encoded like any other (a space is put before it), so a
+    prompt cut between words has a prefix of the text's tokens.
 
     Args:
         texts: what to learn the merges from.
-        vocabulary_size: tokens in all, at least 257. Fewer come out when the texts do not give as many merges.
+        vocabulary_size: tokens in all, at least 257. Fewer come out when the texts do not give as
+            many merges.
         max_length: the longest sequence that the model takes, in tokens.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Divides sequences among forward passes: neighbours in length go together, so that little is padding."""
+"""Divides sequences among forward passes: neighbours in length together, to pad little."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ _WORTH_A_PASS: Final = 128  # padding tokens whose cost is about that of startin
 
 
 def pack(lengths: Sequence[int], budget: int, *, spare_padding: bool = True) -> list[list[int]]:
-    """Groups indices of `lengths`, shortest first, ties by index: the same lengths give the same groups.
+    """Groups indices of `lengths`, shortest first, ties by index.
 
     Args:
         lengths: Tokens of each sequence, at least 1.
-        budget: Tokens of a group at most, padding included. A sequence that is longer makes a group alone.
-        spare_padding: Also end a group where one more sequence would cost more in padding than another pass; False makes as
-            few groups as budget and order allow.
+        budget: Tokens of a group at most, padding included. A sequence that is longer makes a group
+            alone.
+        spare_padding: Also end a group where one more sequence would cost more in padding than
+            another pass; False makes as few groups as budget and order allow.
 
     Returns:
         Groups of indices; each index once.

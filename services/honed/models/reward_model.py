@@ -1,14 +1,16 @@
-"""A reward model: a language model's body and one linear head, read at the last token, in Hugging Face form.
+"""A reward model in Hugging Face form: a language model's body, one head at the last token.
 
-It is transformers' own `...ForSequenceClassification` with one label. transformers finds a text's last token by looking for a
-pad token, and misses it when a policy samples that id; here the lengths decide, and a model needs no pad token. Padding stands
-on the right of causal attention, so it changes no score. The model stays in evaluation mode: its only dropout is that of
-`raw_scores`.
+It is transformers' own `...ForSequenceClassification` with one label. transformers finds a text's
+last token by looking for a pad token, and misses it when a policy samples that id; here the lengths
+decide, and a model needs no pad token. Padding stands on the right of causal attention, so it
+changes no score. The model stays in evaluation mode: its only dropout is that of `raw_scores`.
 
-A reward is `gain * head + bias`. When saved, the gain is multiplied into the head's weights; the head has no bias, so that goes
-into the configuration as `reward_bias`. A reader that leaves it out gets the same rewards up to a constant.
+A reward is `gain * head + bias`. When saved, the gain is multiplied into the head's weights; the
+head has no bias, so that goes into the configuration as `reward_bias`. A reader that leaves it out
+gets the same rewards up to a constant.
 
-The reward is read at the last token and the head drawn as in lm-human-preferences (Ziegler et al. 2019).
+The reward is read at the last token and the head drawn as in lm-human-preferences (Ziegler et al.
+2019).
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ _CPU = torch.device("cpu")
 
 
 class RewardModel:
-    """Scores token sequences. `gain` and `bias` are 1 and 0 until `normalise` sets them or `load` reads them."""
+    """Scores token sequences. `gain` and `bias` are 1 and 0 until `normalise` sets them."""
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class RewardModel:
         max_tokens: int = 0,
         precision: Precision = "float32",
     ) -> None:
-        """Takes over a sequence classifier of transformers with one label and a linear head named `score`.
+        """Takes over a sequence classifier with one label and a linear head named `score`.
 
         Args:
             classifier: Of `load_classifier`; it stays on its device.
@@ -76,13 +78,13 @@ class RewardModel:
         device: torch.device = _CPU,
         precision: Precision = "float32",
     ) -> RewardModel:
-        """Body of the language model in `directory`; head drawn from N(0, 1/sqrt(d+1)) (lm-human-preferences).
+        """Body of the language model in `directory`, head drawn from N(0, 1/sqrt(d+1)).
 
         Args:
             directory: A Hugging Face directory with a causal language model.
             rng: Of the head; on the host.
-            layers: Keep the body's first so many layers and drop the rest; None keeps all. On little data fewer generalise as
-                well and train faster.
+            layers: Keep the body's first so many layers and drop the rest; None keeps all. On
+                little data fewer generalise as well and train faster.
             device: Where it computes.
             precision: See `RewardModel`.
 
@@ -101,7 +103,7 @@ class RewardModel:
 
     @classmethod
     def load(cls, directory: Path, *, device: torch.device = _CPU) -> RewardModel:
-        """Reads what `save` wrote, or any classifier of transformers with one label and a head `score`.
+        """Reads what `save` wrote, or any classifier with one label and a head `score`.
 
         Raises:
             DataLoss: Files or weights are missing or damaged; names them.
@@ -118,7 +120,7 @@ class RewardModel:
         return cls(classifier, bias=float(bias), max_tokens=ModelFacts.read(directory).longest_sequence or 0)
 
     def save(self, directory: Path, base: Path) -> None:
-        """Writes configuration, float32 safetensors and the tokenizer files of `base`; this object's own weights stay.
+        """Writes configuration, float32 safetensors and the tokenizer files of `base`.
 
         Raises:
             FailedPrecondition: The directory cannot be written.
@@ -150,8 +152,8 @@ class RewardModel:
     def fitted(self, ids: Sequence[int], prefix: Sequence[int] = ()) -> tuple[list[int], int]:
         """As much of `ids` as the model can read, and how many tokens are left out.
 
-        The end is kept: the whole response where it fits, and the end of the prompt. So is a beginning-of-text token, without
-        which the model never saw a text.
+        The end is kept: the whole response where it fits, and the end of the prompt. So is a
+        beginning-of-text token, without which the model never saw a text.
 
         Args:
             ids: prompt and response together.
@@ -166,7 +168,7 @@ class RewardModel:
     def raw_scores(
         self, sequences: Sequence[Sequence[int]], *, dropout: float = 0.0, rng: torch.Generator | None = None
     ) -> Tensor:
-        """The head's value at the last token of each sequence in one forward pass, `[n]` float32, with gradients.
+        """The head's value at the last token of each sequence, `[n]` float32, in one pass.
 
         Args:
             sequences: Token ids, none empty; prompt and response together.
@@ -194,7 +196,7 @@ class RewardModel:
 
     @torch.no_grad()
     def rewards(self, sequences: Sequence[Sequence[int]], *, pass_tokens: int = _PASS_TOKENS) -> list[float]:
-        """`gain * head + bias` of each sequence, in order; `pass_tokens` bounds one forward pass, padding included."""
+        """`gain * head + bias` of each sequence; `pass_tokens` bounds one pass with its padding."""
         found = [0.0] * len(sequences)
         for rows in pack([len(sequence) for sequence in sequences], pass_tokens):
             scores = self.raw_scores([sequences[row] for row in rows]).double().cpu()
@@ -203,9 +205,10 @@ class RewardModel:
         return found
 
     def normalise(self, samples: Sequence[Sequence[int]], *, mean: float = 0.0, std: float = 1.0) -> None:
-        """Sets gain and bias so that the rewards of `samples` have this mean and population deviation.
+        """Sets gain and bias so that `samples` have this mean and population deviation.
 
-        lm-human-preferences does so on 256 samples of the reference policy before and after training.
+        lm-human-preferences does so on 256 samples of the reference policy before and after
+        training.
 
         Raises:
             InvalidArgument: With fewer than two samples, or when the model says the same of all.
@@ -228,14 +231,14 @@ class RewardModel:
 
 
 def reward_model_version(directory: Path) -> str:
-    """A sha256 over the digests of the files that decide a score: configuration, tokenizer and weights."""
+    """A sha256 over the digests of configuration, tokenizer and weights."""
     paths = sorted({*(directory / name for name in _DECIDING), *directory.glob("*.safetensors")})
     listing = "".join(f"{hash_file(path)[1]}  {path.name}\n" for path in paths if path.is_file())
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _keep_layers(classifier: Any, layers: int) -> None:
-    """Drops all but the first `layers` blocks of the body, whatever the family calls their list (`layers`, `h`)."""
+    """Drops all but the first `layers` blocks, whatever the family calls their list."""
     body, config = classifier.base_model, classifier.config
     depth = int(config.num_hidden_layers)
     names = [n for n, module in body.named_children() if isinstance(module, nn.ModuleList) and len(module) == depth]

@@ -1,8 +1,8 @@
-"""Log-probabilities of chosen tokens from hidden states, without keeping more `[N, V]` tensors alive than the formula needs.
+"""Log-probabilities of chosen tokens from hidden states, with as few `[N, V]` tensors as can be.
 
-Autograd through `log_softmax` and `gather` keeps the normalised logits and makes two more tensors of that size on the way
-back. The gradient is known in closed form, `d logp_y / d logits = onehot(y) - p`, so one buffer serves from first to last; a
-head that caps its logits needs a second one.
+Autograd through `log_softmax` and `gather` keeps the normalised logits and makes two more tensors
+of that size on the way back. The gradient is known in closed form, `d logp_y / d logits = onehot(y)
+- p`, so one buffer serves from first to last; a head that caps its logits needs a second one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class TokenHead:
         bias: Of the output layer, `[V]`, or None.
         scale: Multiplies the logits; 1 in most models (Granite divides by `logits_scaling`, Cohere
             multiplies by `logit_scale`).
-        cap: Soft cap, `cap * tanh(logits / cap)` (Gemma 2's `final_logit_softcapping`); None for none.
+        cap: Soft cap, `cap * tanh(logits / cap)` (Gemma 2's `final_logit_softcapping`); None for
+            none.
     """
 
     weight: Tensor
@@ -36,7 +37,8 @@ class TokenHead:
     def of(cls, language_model: Any) -> TokenHead:
         """The head of a causal language model of transformers, as its configuration describes it.
 
-        Whoever uses it compares it with the model's own logits once: a family may do something that is not known here.
+        Whoever uses it compares it with the model's own logits once: a family may do something that
+        is not known here.
         """
         layer, config = language_model.get_output_embeddings(), language_model.config
         scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
@@ -115,8 +117,9 @@ def chosen_logprobs(
         head: Of the model.
         targets: `[N]`.
         temperatures: Divide the logits, `[N]`.
-        backward_dtype: In which the two products of the way back are made; bfloat16 for mixed precision. The way forward is
-            float32 always: the ratio of two policies is exp of a small difference of its results.
+        backward_dtype: In which the two products of the way back are made; bfloat16 for mixed
+            precision. The way forward is float32 always: the ratio of two policies is exp of a
+            small difference of its results.
 
     Returns:
         `[N]`, float32, nats.
@@ -135,7 +138,7 @@ def chosen_logprobs(
 def chosen_logprobs_and_entropy(
     hidden: Tensor, head: TokenHead, targets: Tensor, temperatures: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `chosen_logprobs` without gradient, with the entropy of each distribution, both `[N]`, nats."""
+    """As `chosen_logprobs` without gradient, and each entropy, both `[N]`, nats."""
     arguments = (_scaled(hidden, head), head.weight, _scaled_bias(head), temperatures.reciprocal())
     log_probs = _log_probs(*arguments) if head.cap is None else _capped_log_probs(*arguments, head.cap)[1]
     chosen = log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
@@ -169,7 +172,7 @@ def _capped_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, cold:
 
 
 def _to_logits(ctx: Any, upstream: Tensor, targets: Tensor, cold: Tensor) -> Tensor:
-    """Gradient of the logits before the temperature; it takes the buffer of the log-probabilities."""
+    """Gradient of the logits before the temperature, in the buffer of the log-probabilities."""
     if ctx.log_probs is None:
         raise RuntimeError("token log-probabilities can be differentiated once only: the buffer was reused")
     gradient, ctx.log_probs = ctx.log_probs, None

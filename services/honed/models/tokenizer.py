@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from honed.artifacts.files import hash_file
 from honed.kit.errors import DataLoss, InvalidArgument
@@ -26,6 +26,17 @@ TOKENIZER_FILES = (
 """Everything that makes a tokenizer; a directory has some of them, `tokenizer.json` always."""
 
 
+class ChatTokenizer(Protocol):
+    """What `render_chat` needs of a tokenizer."""
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """Its chat template; None if the model has none."""
+
+    def encode(self, text: str, *, special_tokens: bool) -> list[int]:
+        """Token ids of `text`, with or without what the tokenizer puts around a text."""
+
+
 class TextTokenizer:
     """A tokenizer of transformers. Not for two threads at once."""
 
@@ -34,7 +45,8 @@ class TextTokenizer:
 
         Args:
             tokenizer: Of transformers.
-            digest: The sha256 of its `tokenizer.json`: two tokenizers of one digest give the same ids for the same text.
+            digest: The sha256 of its `tokenizer.json`: two tokenizers of one digest give the same
+                ids for the same text.
             template: Its chat template; None if it has none.
         """
         self._tokenizer = tokenizer
@@ -49,7 +61,7 @@ class TextTokenizer:
         return ids
 
     def encode_all(self, texts: Iterable[str]) -> list[list[int]]:
-        """Token ids of each text without any special token; many at once are faster than one by one."""
+        """Token ids of each text without special tokens; faster than one by one."""
         batch = list(texts)
         ids: list[list[int]] = self._tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"] if batch else []
         return ids
@@ -61,7 +73,7 @@ class TextTokenizer:
 
 
 def load_tokenizer(directory: Path) -> TextTokenizer:
-    """Loads the tokenizer of a model directory; never from the network, and no code of the directory runs.
+    """Loads the tokenizer of a model directory; no network, no code of the directory.
 
     Raises:
         DataLoss: It is missing or damaged.
@@ -88,8 +100,8 @@ def tokenizer_digest(directory: Path) -> str:
         raise DataLoss(f"{directory} holds no readable tokenizer.json ({error.strerror})") from error
 
 
-def render_chat(tokenizer: TextTokenizer, messages: Sequence[ChatMessage], *, field: str = "messages") -> list[int]:
-    """Token ids of a conversation by the model's own chat template, up to where the assistant's answer begins.
+def render_chat(tokenizer: ChatTokenizer, messages: Sequence[ChatMessage], *, field: str = "messages") -> list[int]:
+    """Token ids of a conversation, by the model's chat template, up to the assistant's answer.
 
     The template writes every special token itself, so none is added around its text.
 
@@ -99,7 +111,8 @@ def render_chat(tokenizer: TextTokenizer, messages: Sequence[ChatMessage], *, fi
         field: What the caller calls them, for errors.
 
     Raises:
-        InvalidArgument: The model has no chat template, or it refuses the messages; names the field.
+        InvalidArgument: The model has no chat template, or it refuses the messages; names the
+            field.
     """
     if tokenizer.template is None:
         raise InvalidArgument(
@@ -109,7 +122,7 @@ def render_chat(tokenizer: TextTokenizer, messages: Sequence[ChatMessage], *, fi
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokenizer files of `source` as they are: saving a loaded tokenizer anew would change its digest.
+    """Copies the tokenizer files as they are: saving a loaded one would change its digest.
 
     Raises:
         InvalidArgument: `source` has none.

@@ -13,12 +13,12 @@ from typing import Final
 import torch
 
 from honed.artifacts.promotions import PromotionRecord
+from honed.artifacts.store import PolicyStore
 from honed.config import RewardSettings, RunSettings, ScorerSettings
 from honed.kit.aio import unless
 from honed.kit.errors import FailedPrecondition, HonedError, Unavailable
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, redis_url, server_options
-from honed.models.tokenizer import load_tokenizer
 from honed.queue.connection import Link, Outage
 from honed.queue.keys import ROLLOUTS, RunKeys
 from honed.queue.members import Member, Members, registered
@@ -40,6 +40,7 @@ from honed.v1 import reward_pb2_grpc
 logger = logging.getLogger(__name__)
 
 _GROUP: Final = 256  # rollouts that the worker takes at once
+_WAIT_S: Final = 60.0  # for a policy that is not there yet, before the log says so
 _CONTROL_OUTAGE_S: Final = 5.0  # promotions say soon that Redis is away; heartbeats come again anyhow
 
 SERVICE = "honed.v1.RewardService"
@@ -127,7 +128,7 @@ class _Process:
 
     async def _load(self) -> None:
         section = self._settings.reward
-        codec = self._codec = load_tokenizer(await _tokenizer(self._settings))
+        codec = self._codec = await _tokenizer(self._settings)
         await self._promoter.start(make_builder(section, codec, self._sources), make_truncation(section, codec))
 
     async def _become_ready(self) -> None:
@@ -164,11 +165,12 @@ async def _cancel(task: asyncio.Task[None]) -> None:
         await task
 
 
-async def _tokenizer(settings: RunSettings) -> Path:
-    """The directory of the policy's tokenizer, as soon as the run has one."""
+async def _tokenizer(settings: RunSettings) -> TokenCodec:
+    """The policy's tokenizer, as soon as the run has one."""
+    store = PolicyStore(settings.policy_url, settings.run)
     while True:
         try:
-            return await policy_tokenizer(settings)
+            return await policy_tokenizer(store, _WAIT_S)
         except FailedPrecondition as error:
             logger.warning("not ready: the run has no policy yet", extra={"reason": str(error)})
 

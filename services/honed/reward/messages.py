@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from honed.kit.errors import InvalidArgument, Unavailable
+from honed.models.chat import ChatMessage
 from honed.queue.messages import Delivery, Message
 from honed.reward.batching import Result
 from honed.reward.registry import LoadedScorer
 from honed.reward.reward import Reward
 from honed.reward.scorer import BadSample, ScorerFailed, ScorerInput, TokenCodec, is_outage
-from honed.v1 import common_pb2, reward_pb2
+from honed.v1 import common_pb2, generation_pb2, reward_pb2
 
 
 def item_input(item: reward_pb2.ScoreItem, codec: TokenCodec) -> ScorerInput:
@@ -18,6 +19,7 @@ def item_input(item: reward_pb2.ScoreItem, codec: TokenCodec) -> ScorerInput:
         codec,
         prompt_tokens=tuple(item.prompt.token_ids.ids) if prompt == "token_ids" else None,
         prompt=item.prompt.text if prompt == "text" else None,
+        messages=_messages(item.prompt.messages) if prompt == "messages" else None,
         response_tokens=tuple(item.token_ids.ids) if response == "token_ids" else None,
         response=item.text if response == "text" else None,
     )
@@ -44,7 +46,9 @@ def score_messages(reward: Reward) -> list[common_pb2.Score]:
 
 def scored_message(delivery: Delivery, rollout: common_pb2.Rollout, reward: Reward) -> Message:
     """The entry of the next stage."""
-    scored = common_pb2.ScoredRollout(rollout=rollout, scores=score_messages(reward), reward=reward.value)
+    scored = common_pb2.ScoredRollout(
+        rollout=rollout, scores=score_messages(reward), reward=reward.value, missing=reward.missing
+    )
     return Message(rollout.rollout_id, scored.SerializeToString(), delivery.message.traceparent)
 
 
@@ -74,7 +78,13 @@ def reward_of(result: Result, index: int, item: str) -> Reward:
         if is_outage(result):
             raise Unavailable(str(result.at(index))) from result
         raise result.at(index) from result
+    if isinstance(result, InvalidArgument):
+        raise InvalidArgument(f"{item}.{result.field}", result.reason) from result
     raise result
+
+
+def _messages(messages: generation_pb2.ChatMessages) -> tuple[ChatMessage, ...]:
+    return tuple(ChatMessage(message.role, message.content) for message in messages.messages)
 
 
 def scorer_message(loaded: LoadedScorer) -> reward_pb2.ScorerInfo:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from honed.models.reward_model import RewardModel, reward_model_version
-from honed.models.tokenizer import load_tokenizer, tokenizer_digest
+from honed.models.tokenizer import load_tokenizer, render_chat, tokenizer_digest
 from honed.reward.scorer import BadSample, Kind, ScorerFailed, ScorerInput, ScorerOutput, TokenCodec
 
 
@@ -31,11 +31,13 @@ class ModelScorer:
 
         Args:
             name: The scorer's name in the settings.
-            directory: A model with one linear output named `score`, as AutoModelForSequenceClassification with one label has.
-            policy: The policy's tokenizer. A model with the same one takes token ids as they are; for a model with another one
-                the text is tokenised again.
+            directory: A model with one linear output named `score`, as
+                AutoModelForSequenceClassification with one label has.
+            policy: The policy's tokenizer. A model with the same one takes token ids as they are;
+                for a model with another one the text is tokenised again.
             sees_prompt: Whether it reads the prompt too.
-            batch_tokens: Tokens of one forward pass at most, padding included (a longer single sample passes alone).
+            batch_tokens: Tokens of one forward pass at most, padding included (a longer single
+                sample passes alone).
             device: Where it runs.
 
         Raises:
@@ -68,7 +70,7 @@ class ModelScorer:
     def _tokens(self, sample: ScorerInput, index: int) -> list[int]:
         codec = self._codec
         if self._own_tokenizer:
-            prompt = codec.encode(sample.prompt_text, special_tokens=True) if self._sees_prompt and sample.prompt_text else []
+            prompt = self._own_prompt(sample) if self._sees_prompt else []
             ids = [*(prompt or codec.prefix), *codec.encode(sample.response_text, special_tokens=False)]
         else:
             prompt_ids = sample.prompt_ids if self._sees_prompt else ()
@@ -85,3 +87,9 @@ class ModelScorer:
                 index,
             )
         return ids
+
+    def _own_prompt(self, sample: ScorerInput) -> list[int]:
+        """The prompt in this model's own tokens, a conversation by its own chat template where it has one."""
+        if sample.messages is not None and self._codec.template is not None:
+            return render_chat(self._codec, sample.messages, field="prompt.messages")
+        return self._codec.encode(sample.prompt_text, special_tokens=True) if sample.prompt_text else []

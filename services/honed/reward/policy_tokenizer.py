@@ -1,38 +1,47 @@
-"""Finds the policy's tokenizer: in the model that the run starts from, or in a version of the policy store."""
+"""The policy's tokenizer, out of the policy store: its few small files, never the weights."""
 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from pathlib import Path
 from typing import Final
 
 from honed.artifacts.store import PolicyStore
-from honed.config import RunSettings
+from honed.artifacts.tokenizer import fetch_tokenizer
 from honed.kit.errors import FailedPrecondition
+from honed.models.tokenizer import TextTokenizer, load_tokenizer
 
 _POLL_S: Final = 0.5
 
 
-async def policy_tokenizer(settings: RunSettings) -> Path:
-    """A directory that holds it. All versions of a run share one tokenizer.
+async def policy_tokenizer(store: PolicyStore, timeout_s: float) -> TextTokenizer:
+    """Loads it from the base version: all versions of a run share one tokenizer.
 
-    Waits for the first version of a run that begins with pretraining.
+    Nothing stays on the local disk. Waits for the first version of a run that begins with
+    pretraining.
+
+    Args:
+        store: Of the run.
+        timeout_s: How long to wait for a version.
 
     Raises:
-        FailedPrecondition: `conductor.start_from` is not set, and no version appeared in time.
+        FailedPrecondition: No version appeared in time.
+        DataLoss: The files are damaged.
     """
-    if settings.conductor.start_from is not None:
-        return Path(settings.conductor.start_from)
-    store = PolicyStore(settings.policy_url, settings.run)
-    into = settings.directory / "reward" / "tokenizer"
     try:
-        async with asyncio.timeout(settings.conductor.start_timeout_s):
+        async with asyncio.timeout(timeout_s):
             # A store tells nobody that something was published.
-            while (version := await asyncio.to_thread(store.latest)) is None:  # noqa: ASYNC110
+            while await asyncio.to_thread(store.latest) is None:  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_S)
-            return await asyncio.to_thread(store.fetch, version, into)
     except TimeoutError as error:
         raise FailedPrecondition(
-            f"the policy store {settings.policy_url} holds no version of run {settings.run!r}, whose tokenizer scoring needs: "
+            f"the policy store holds no version of run {store.run!r}, whose tokenizer scoring needs: "
             "run the pretraining phase, or set conductor.start_from to a model"
         ) from error
+    return await asyncio.to_thread(_load, store)
+
+
+def _load(store: PolicyStore) -> TextTokenizer:
+    with tempfile.TemporaryDirectory(prefix="honed-tokenizer-") as directory:
+        return load_tokenizer(fetch_tokenizer(store, Path(directory)))

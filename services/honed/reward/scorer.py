@@ -14,6 +14,8 @@ from typing import Final, Literal, Protocol, Self
 import grpc
 
 from honed.kit.errors import DeadlineExceeded, HonedError, Overloaded, Unavailable
+from honed.models.chat import ChatMessage
+from honed.models.tokenizer import ChatTokenizer, render_chat
 
 Kind = Literal["reward_model", "function"]
 
@@ -59,7 +61,7 @@ def is_outage(error: BaseException) -> bool:
     return False
 
 
-class TokenCodec(Protocol):
+class TokenCodec(ChatTokenizer, Protocol):
     """A tokenizer, as far as scoring needs it. Not for two threads at once."""
 
     @property
@@ -69,9 +71,6 @@ class TokenCodec(Protocol):
     @property
     def prefix(self) -> tuple[int, ...]:
         """The special tokens that it puts in front of a text, such as the beginning of text; often none."""
-
-    def encode(self, text: str, *, special_tokens: bool) -> list[int]:
-        """Token ids of `text`, with or without what the tokenizer puts around a text."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids`, without special tokens."""
@@ -89,6 +88,7 @@ class ScorerInput:
         prompt: The prompt's text, if it came as text.
         response_tokens: The response's token ids, None if it came as text.
         response: The response's text, if it came as text.
+        messages: The prompt as a conversation, for the policy's chat template; None if it came otherwise.
     """
 
     codec: TokenCodec
@@ -96,13 +96,14 @@ class ScorerInput:
     prompt: str | None = None
     response_tokens: tuple[int, ...] | None = None
     response: str | None = None
+    messages: tuple[ChatMessage, ...] | None = None
 
     @cached_property
     def prompt_text(self) -> str:
         """The prompt as text; empty if there is none."""
         if self.prompt is not None:
             return self.prompt
-        return self.codec.decode(self.prompt_tokens) if self.prompt_tokens else ""
+        return self.codec.decode(self.prompt_ids) if self.prompt_ids else ""
 
     @cached_property
     def response_text(self) -> str:
@@ -115,8 +116,8 @@ class ScorerInput:
             return self.response
         if not self.response_tokens:
             return ""
-        if self.prompt_tokens:
-            whole = self.codec.decode(self.prompt_tokens + self.response_tokens)
+        if self.prompt is None and self.prompt_ids:
+            whole = self.codec.decode(self.prompt_ids + self.response_tokens)
             if whole.startswith(self.prompt_text):
                 return whole[len(self.prompt_text) :]
         return self.codec.decode(self.response_tokens)
@@ -130,19 +131,26 @@ class ScorerInput:
 
     @cached_property
     def prompt_ids(self) -> tuple[int, ...]:
-        """The prompt in the policy's tokens, as generation encodes it; empty if there is none."""
+        """The prompt in the policy's tokens, as generation encodes it; empty if there is none.
+
+        Raises:
+            InvalidArgument: The policy's chat template refuses the messages, or there is none.
+        """
         if self.prompt_tokens is not None:
             return self.prompt_tokens
+        if self.messages is not None:
+            return tuple(render_chat(self.codec, self.messages, field="prompt.messages"))
         return tuple(self.codec.encode(self.prompt, special_tokens=True)) if self.prompt else ()
 
     @property
     def cost(self) -> int:
         """About how many tokens the pair has, without tokenising: what a dynamic batch counts."""
-        return max(1, _tokens(self.prompt_tokens, self.prompt) + _tokens(self.response_tokens, self.response))
+        said = sum(len(message.content) for message in self.messages or ()) // 3
+        return max(1, said + _tokens(self.prompt_tokens, self.prompt) + _tokens(self.response_tokens, self.response))
 
     def cut(self, end: int) -> ScorerInput:
         """The same prompt with the first `end` tokens of the response."""
-        return ScorerInput(self.codec, self.prompt_tokens, self.prompt, self.response_ids[:end])
+        return ScorerInput(self.codec, self.prompt_tokens, self.prompt, self.response_ids[:end], messages=self.messages)
 
 
 @dataclass(frozen=True, slots=True)

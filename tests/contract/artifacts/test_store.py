@@ -4,13 +4,11 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from safetensors.numpy import save_file
+from tests.contract.artifacts.stores import damage, make_source
 
 from honed.artifacts import Canary, Lineage, Mark, PolicyStore, StoreFull, VersionDraft, VersionId, verify_directory
 from honed.artifacts.files import RemoteBackend
@@ -20,44 +18,13 @@ V1, V2, V3, V4 = (VersionId(1, step) for step in range(1, 5))
 CANARY = Canary((5, 6, 7), 1, (-0.5, -1.5))
 
 
-@pytest.fixture(params=["local", "memory"])
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "local":
-        yield str(tmp_path / "store")
-    else:
-        url = f"memory://honed-{tmp_path.name}"
-        yield url
-        fsspec.filesystem("memory").store.clear()
-
-
 @pytest.fixture
 def store(location: str) -> PolicyStore:
     return PolicyStore(location, "demo")
 
 
-def make_source(directory: Path, value: float = 0.0) -> Path:
-    import numpy
-
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text("{}")
-    (directory / "tokenizer.json").write_text('{"t": 1}')
-    save_file(
-        {"a": numpy.full((3, 4), value, numpy.float32), "b": numpy.zeros(5, numpy.float16)}, directory / "model.safetensors"
-    )
-    return directory
-
-
 def draft(version: VersionId, created_at: str = "now") -> VersionDraft:
     return VersionDraft(version, (CANARY,), Lineage(parent="1.0", created_at=created_at))
-
-
-def damage(location: str, path: str, data: bytes | None) -> None:
-    """Overwrites (or removes) a stored file behind the store's back."""
-    file_system, root = fsspec.core.url_to_fs(location)
-    if data is None:
-        file_system.rm_file(f"{root}/demo/{path}")
-    else:
-        file_system.pipe_file(f"{root}/demo/{path}", data)
 
 
 def test_what_was_published_is_fetched_and_is_a_model_directory(store: PolicyStore, tmp_path: Path) -> None:

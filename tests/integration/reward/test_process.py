@@ -16,8 +16,10 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.integration.queue.servers import Server
 from tests.integration.reward.test_worker import rollout
+from tests.support.tiny import make_tiny_model, publish_version
 from tests.unit.reward.support import make_reward_model
 
+from honed.artifacts import PolicyStore, VersionId
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
 from honed.queue.connection import Link
@@ -45,10 +47,10 @@ class Run:
         self.port, self.health_port = free_port(), free_port()
         self.model = make_reward_model(directory / "models" / "a", seed=1)
         make_reward_model(directory / "models" / "b", seed=2)
+        publish_version(PolicyStore(directory / "policy", keys.run), make_tiny_model(directory / "base", 3), VersionId(0, 0))
         tree = {
             "run": keys.run,
             "directory": str(directory),
-            "conductor": {"start_from": str(self.model)},
             "queue": {"lease_s": 1.0},
             "reward": {
                 "scorers": [{"name": "rm", "kind": "reward_model", "source": str(self.model)}],

@@ -22,7 +22,7 @@ from honed.reward.batching import BatchSettings, DynamicBatcher
 from honed.reward.registry import ScorerRegistry
 from honed.reward.scorer import Scorer
 from honed.reward.service import RewardService
-from honed.v1 import common_pb2, reward_pb2, reward_pb2_grpc
+from honed.v1 import common_pb2, generation_pb2, reward_pb2, reward_pb2_grpc
 
 NAME = "honed.v1.RewardService"
 BATCH = BatchSettings(max_tokens=64, max_wait_s=0.002, max_queued=32)
@@ -178,6 +178,36 @@ async def test_a_stream_ends_with_the_first_failure_and_names_the_item(rig: Rig)
     await call.write(reward_pb2.StreamScoreRequest(item=score_item("bad", "raise")))
     with pytest.raises(grpc.aio.AioRpcError, match="failed on sample 1"):
         await call.read()
+
+
+async def test_an_item_of_a_stream_that_cannot_be_read_is_the_callers_mistake(rig: Rig) -> None:
+    answers = rig.stub.StreamScore(iter([reward_pb2.StreamScoreRequest(item=reward_pb2.ScoreItem(id="none"))]), timeout=10)
+    with pytest.raises(grpc.aio.AioRpcError, match=r"item\.response") as caught:
+        _ = [answer async for answer in answers]
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def conversation(*turns: tuple[str, str]) -> generation_pb2.Prompt:
+    messages = [generation_pb2.ChatMessage(role=role, content=content) for role, content in turns]
+    return generation_pb2.Prompt(messages=generation_pb2.ChatMessages(messages=messages))
+
+
+async def test_a_prompt_of_messages_is_scored_by_the_policys_chat_template(rig: Rig) -> None:
+    seen = rig.scorers["v1"]
+    seen.sees = lambda sample: bytes(sample.prompt_ids).decode()
+    item = reward_pb2.ScoreItem(id="chat", prompt=conversation(("system", "be brief"), ("user", "hello")), text="2")
+    await rig.stub.Score(reward_pb2.ScoreRequest(items=[item]), timeout=10)
+    assert seen.prompts[-1] == "s:be brief;u:hello;"
+
+
+async def test_a_policy_without_a_chat_template_says_which_item_and_field(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(CODEC), "template", None)
+    rig.scorers["v1"].sees = lambda sample: str(sample.prompt_ids)
+    good = reward_pb2.ScoreItem(id="text", text="1")
+    bad = reward_pb2.ScoreItem(id="chat", prompt=conversation(("user", "hello")), text="2")
+    with pytest.raises(grpc.aio.AioRpcError, match=r"items\[1\]\.prompt\.messages: this model has no chat template") as caught:
+        await rig.stub.Score(reward_pb2.ScoreRequest(items=[good, bad]), timeout=10)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_a_version_is_loaded_and_promoted_in_the_middle_of_traffic_and_no_batch_mixes(rig: Rig) -> None:

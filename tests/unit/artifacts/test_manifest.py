@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,6 +31,25 @@ def test_a_manifest_survives_its_bytes() -> None:
     assert read.total_bytes == 13
 
 
+def test_what_a_newer_build_adds_leaves_the_bytes_of_an_older_manifest_as_they_were() -> None:
+    document = json.loads(MANIFEST.to_bytes())
+    assert not {"kind", "name"} & document.keys()
+    assert sorted(document["lineage"]) == [
+        "config_hash", "created_at", "first_entry", "last_entry", "parent", "preference_snapshot", "reward_model_version",
+    ]  # fmt: skip
+    assert MANIFEST.digest == "41c38684ef0cf1e5c8817dd14a3411733f7538f3f85af69864c2674ad2c2b3a4"
+
+
+def test_a_reward_models_manifest_says_what_it_is_and_how_good() -> None:
+    lineage = Lineage(preference_snapshot="s", figures={"agreement": 0.74})
+    manifest = replace(MANIFEST, kind="reward-model", name="trained", canaries=(), lineage=lineage)
+    read = Manifest.from_bytes(manifest.to_bytes())
+    assert read == manifest
+    assert read.lineage.figures == {"agreement": 0.74}
+    with pytest.raises(InvalidArgument, match=r"lineage\.figures\.agreement"):
+        Lineage(figures={"agreement": float("nan")})
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -48,6 +68,11 @@ def test_a_manifest_survives_its_bytes() -> None:
         (lambda d: d.update(run="../x"), "run"),
         (lambda d: d.update(version="one"), "version"),
         (lambda d: d.update(files={}), "files"),
+        (lambda d: d.update(kind="other", name="x"), "kind"),
+        (lambda d: d.update(kind="reward-model"), "name: missing"),
+        (lambda d: d.update(kind="reward-model", name="../x"), "name"),
+        (lambda d: d["lineage"].update(figures=[1]), "lineage.figures"),
+        (lambda d: d["lineage"].update(figures={"a": "b"}), "lineage.figures.a"),
     ],
 )
 def test_a_wrong_field_is_named(change: Callable[[dict[str, Any]], object], says: str) -> None:

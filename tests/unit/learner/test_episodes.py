@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -88,3 +89,31 @@ def test_a_bad_rollout_is_refused_and_the_field_is_named(
     with pytest.raises(InvalidArgument, match=f"^{re.escape(field)}: ") as caught:
         Episode.from_scored("1-0", message, VOCABULARY, max_tokens=10)
     assert caught.value.field == field
+
+
+def stopped(last: int, **sampling: Any) -> common_pb2.ScoredRollout:
+    message = scored()
+    message.rollout.finish_reason = common_pb2.FINISH_REASON_STOP
+    message.rollout.response_token_ids[-1] = last
+    message.rollout.sampling.MergeFrom(common_pb2.SamplingParams(**sampling))
+    return message
+
+
+def test_a_response_that_stopped_by_itself_holds_the_token_that_ended_it() -> None:
+    vocabulary = Vocabulary(size=50, end_token_ids=frozenset({7, 8}))
+    assert Episode.from_scored("1-0", stopped(8), vocabulary).response[-1] == 8
+    with pytest.raises(InvalidArgument, match="last token 6 is none that ends one"):
+        Episode.from_scored("1-0", stopped(6), vocabulary)
+    # It ended for another reason, or nobody knows what ends a response.
+    assert Episode.from_scored("1-0", stopped(6, stop_token_ids=[6]), vocabulary).response[-1] == 6
+    assert Episode.from_scored("1-0", stopped(6, stop=["."]), vocabulary).response[-1] == 6
+    assert Episode.from_scored("1-0", stopped(6), Vocabulary(size=50)).response[-1] == 6
+    assert Episode.from_scored("1-0", scored(), vocabulary).response[-1] == 6
+
+
+def test_a_missing_truncation_token_is_kept_with_its_price() -> None:
+    message = scored()
+    assert not Episode.from_scored("1-0", message, VOCABULARY).missing
+    message.missing, message.reward = True, -1.0
+    episode = Episode.from_scored("1-0", message, VOCABULARY)
+    assert (episode.missing, episode.reward) == (True, -1.0)

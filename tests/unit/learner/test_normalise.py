@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import random
 import statistics
 
 import pytest
+from tests.unit.learner.samples import random_episodes
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.normalise import GainBias, Running
+from honed.learner.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running, batch_rewards
 
 _SOURCE = random.Random(0)
 SCORES = [_SOURCE.gauss(3.0, 5.0) for _ in range(256)]
@@ -51,3 +54,39 @@ def test_a_normaliser_goes_on_from_its_state() -> None:
     first(SCORES[:100])
     second.load_state(first.state())
     assert second(SCORES[100:]) == first(SCORES[100:])
+
+
+def test_a_first_batch_whose_scores_are_all_equal_gives_rewards_of_zero_and_the_next_one_fits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    normaliser = FittedOnFirstBatch(GainBias())
+    with caplog.at_level(logging.WARNING):
+        assert normaliser([3.0, 3.0, 3.0]) == [0.0, 0.0, 0.0]
+    assert "all scores of the batch are the same" in caplog.text
+    assert normaliser([4.0]) == [0.0]
+    restarted = FittedOnFirstBatch(GainBias())
+    restarted.load_state(normaliser.state())
+    for each in (normaliser, restarted):
+        assert each([1.0, 3.0]) == [-1.0, 1.0]
+        assert each([5.0, 5.0]) == [3.0, 3.0], "fitted for good"
+
+
+def test_the_price_of_a_missing_token_neither_fits_the_normalisation_nor_passes_through_it() -> None:
+    scores = [-10.0, -12.0, -1.0, -8.0, -1.0]
+    missing = [False, False, True, False, True]
+    episodes = [
+        dataclasses.replace(episode, reward=score, missing=lacks)
+        for episode, score, lacks in zip(random_episodes(5), scores, missing, strict=True)
+    ]
+    rewards = batch_rewards(FittedOnFirstBatch(GainBias(clip=0.5)), episodes)
+    alone = FittedOnFirstBatch(GainBias(clip=0.5))([-10.0, -12.0, -8.0])
+    assert rewards == [alone[0], alone[1], -1.0, alone[2], -1.0]
+    assert statistics.fmean([rewards[0], rewards[1], rewards[3]]) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("normaliser", [FittedOnFirstBatch(GainBias()), Running(), GainBias()])
+def test_a_batch_in_which_every_token_is_missing_has_its_price_alone(normaliser: RewardNormaliser) -> None:
+    before = normaliser.state()
+    episodes = [dataclasses.replace(episode, reward=-1.0, missing=True) for episode in random_episodes(3)]
+    assert batch_rewards(normaliser, episodes) == [-1.0, -1.0, -1.0]
+    assert normaliser.state() == before

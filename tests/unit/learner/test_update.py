@@ -15,7 +15,7 @@ from honed.artifacts import VersionId
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.learner.episodes import Episode, TokenSpan
 from honed.learner.kl import FixedKL
-from honed.learner.normalise import GainBias, Running
+from honed.learner.normalise import FittedOnFirstBatch, GainBias, Running
 from honed.learner.update import PPOSettings, PPOTrainer
 
 EPISODES = random_episodes(24, seed=5)
@@ -189,3 +189,13 @@ def test_settings_that_cannot_work_are_refused_by_name() -> None:
         PPOSettings(importance_cap=0.5)
     with pytest.raises(InvalidArgument, match="episodes"):
         make_trainer(PPOSettings(minibatches=4)).update(EPISODES[:3])
+
+
+def test_scores_that_are_all_equal_train_on_the_penalty_alone_and_are_counted() -> None:
+    equal = [dataclasses.replace(episode, reward=2.5) for episode in EPISODES]
+    trainer = make_trainer(normaliser=FittedOnFirstBatch(GainBias()))
+    stats = trainer.update(equal)
+    assert stats.as_metrics()["reward_constant"] == 1.0
+    assert stats.reward_mean == pytest.approx(-stats.beta * stats.kl, rel=1e-3)
+    assert trainer.update(EPISODES).as_metrics()["reward_constant"] == 0.0
+    assert trainer.normaliser.state()["fitted"] == 1.0

@@ -180,3 +180,80 @@ def test_a_body_of_fewer_layers_loads_as_such(tokenizer, tmp_path):
     assert RewardModel.load(tmp_path / "rm").rewards(SEQUENCES) == pytest.approx(model.rewards(SEQUENCES), abs=1e-6)
     with pytest.raises(InvalidArgument, match="has 3, cannot keep 4"):
         RewardModel.from_language_model(tmp_path / "lm", rng=rng(), layers=4)
+
+
+def gradients(model, judgements, **settings):
+    """Of one step that moves nothing."""
+    seen = {}
+    settings = replace(REWARD_TRAINING, learning_rate=1e-12, gradient_norm=1e9, batch_texts=64, **settings)
+    step = torch.optim.AdamW.step
+
+    def watched(self, *arguments):
+        seen.update({index: parameter.grad.clone() for index, parameter in enumerate(model.parameters())})
+        return step(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", watched)
+        outcome = train_reward_model(model, judgements, settings, rng=rng(5))
+    assert outcome.steps == 1
+    return seen, outcome.loss
+
+
+@pytest.mark.parametrize("objective", ["ranked_pairs", "best_of_k"])
+def test_the_gradient_is_that_of_the_whole_batch_however_it_is_cut(language_model, tokenizer, objective):
+    ids = [tuple(row) for row in TextTokenizer(tokenizer).encode_all(TEXTS)]
+    judgements = [Ranking((0,), tuple(ids[:5])), Ranking((0,), (ids[2][:3], ids[7])), Rating((0,), ids[9], 0.7)]
+
+    def cut_at(budget):
+        model = RewardModel.from_language_model(language_model, rng=rng())
+        return gradients(model, judgements, objective=objective, embedding_dropout=0.0, microbatch_tokens=budget)
+
+    whole, loss = cut_at(10_000)
+    for budget in (1, 12, 40):
+        cut, other = cut_at(budget)
+        assert other == pytest.approx(loss, abs=1e-5)
+        for index, gradient in whole.items():
+            torch.testing.assert_close(cut[index], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_both_readings_of_a_micro_batch_drop_the_same_components(model, rankings):
+    drawn = []
+    raw_scores = RewardModel.raw_scores
+
+    def watched(self, sequences, *, dropout=0.0, rng=None):
+        scores = raw_scores(self, sequences, dropout=dropout, rng=rng)
+        drawn.append((tuple(map(tuple, sequences)), scores.detach().clone()))
+        return scores
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RewardModel, "raw_scores", watched)
+        settings = replace(REWARD_TRAINING, batch_texts=12, microbatch_tokens=20, embedding_dropout=0.5, learning_rate=1e-12)
+        train_reward_model(model, rankings[:6], settings, rng=rng(4))
+    half = len(drawn) // 2
+    assert half > 1
+    for (first, scores), (second, again) in zip(drawn[:half], drawn[half:], strict=True):
+        assert first == second
+        assert torch.equal(scores, again)
+
+
+def test_a_text_longer_than_the_model_reads_loses_the_prompts_beginning_and_never_the_response(model, rankings):
+    assert model.max_tokens == 64
+    long = tuple(range(5, 85))
+    assert model.fitted((0, *long), prefix=(0,)) == ([0, *long[-63:]], 17)
+    assert model.fitted(long[:64]) == (list(long[:64]), 0)
+    outcome = train_reward_model(
+        model, [Ranking((0, *long), ((1,), (2,))), *rankings[:2]], REWARD_TRAINING, rng=rng(), prefix=(0,)
+    )
+    assert outcome.finished
+    assert 0 <= accuracy(model, [Ranking((0, *long), ((1,), (2,)))], (0,)) <= 1
+
+
+def test_bfloat16_computes_faster_numbers_and_keeps_float32_weights(language_model, rankings):
+    exact, fast = (
+        RewardModel.from_language_model(language_model, rng=rng(), precision=precision) for precision in ("float32", "bfloat16")
+    )
+    torch.testing.assert_close(fast.raw_scores(SEQUENCES), exact.raw_scores(SEQUENCES), atol=0.1, rtol=0)
+    assert not torch.equal(fast.raw_scores(SEQUENCES), exact.raw_scores(SEQUENCES))
+    train_reward_model(fast, rankings * 3, replace(REWARD_TRAINING, batch_texts=4, learning_rate=5e-3), rng=rng(1))
+    assert {p.dtype for p in fast.parameters()} == {torch.float32}
+    assert accuracy(fast, rankings) > 0.95

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tests.support.tiny import make_tokenizer
 
+from honed.kit.errors import DataLoss
+from honed.models.chat import ChatTemplate
 from honed.reward.scorer import Kind, ScorerInput, ScorerOutput
 
 
@@ -17,6 +19,7 @@ class ByteCodec:
 
     digest = "bytes"
     prefix = (256,)
+    template = ChatTemplate("{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}", {})
 
     def encode(self, text: str, *, special_tokens: bool) -> list[int]:
         return [*(self.prefix if special_tokens else ()), *text.encode()]
@@ -60,8 +63,12 @@ class FakeScorer:
         self.gate = threading.Event()
         self.gate.set()
         self._value = value
+        self.sees: Callable[[ScorerInput], str] = lambda _: ""
+        """What of each sample to note in `prompts`."""
+        self.prompts: list[str] = []
 
     def score(self, batch: Sequence[ScorerInput]) -> list[ScorerOutput]:
+        self.prompts.extend([self.sees(sample) for sample in batch])
         self.batches.append([sample.response_text for sample in batch])
         self.entered.set()
         assert self.gate.wait(20)
@@ -96,6 +103,31 @@ def make_reward_model(
         model = LlamaForSequenceClassification(config)
     model.save_pretrained(directory)
     return directory
+
+
+def make_version(directory: Path, version: str) -> Path:
+    """The least that can be published as a reward model; `read_version` gives `version` back."""
+    import numpy
+    from safetensors.numpy import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps({"version": version}))
+    (directory / "tokenizer.json").write_text("{}")
+    save_file({"score.weight": numpy.zeros((1, 2), numpy.float32)}, directory / "model.safetensors")
+    return directory
+
+
+def read_version(directory: Path) -> str:
+    """What `make_version` wrote.
+
+    Raises:
+        DataLoss: The directory does not hold it.
+    """
+    try:
+        version: str = json.loads((directory / "config.json").read_text())["version"]
+    except (OSError, KeyError) as error:
+        raise DataLoss(f"{directory} is damaged") from error
+    return version
 
 
 def edit_config(directory: Path, **changes: object) -> None:

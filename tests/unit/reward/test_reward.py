@@ -63,6 +63,7 @@ def test_the_scored_text_ends_behind_the_first_token_at_or_after_the_position() 
     cut = Truncation(DOT, not_before=2, missing_score=-1.0)
     rewards = WeightedSum([Term(seen, 1.0)], cut).score([item(list(b"a.b.c.")), item(list(b"ab.c")), item(list(b"abc"))])
     assert [reward.value for reward in rewards] == [4.0, 3.0, -1.0]
+    assert [reward.missing for reward in rewards] == [False, False, True]
     assert seen.batches == [["a.b.", "ab.", "abc"]]
     assert rewards[2].scores[0].version == "v1", "the version is known of a response without the token too"
 

@@ -1,154 +1,303 @@
-"""The reward-model job: judgements from the preference service in, `models/reward` out."""
+"""The reward-model job: judgements of the preference service in, the next version of the reward model `trained` out.
+
+Each time it trains it freezes a new snapshot of the judgements. If the newest version was made from the
+same judgements, base and settings, nothing is trained: the phase of a run may be entered any number of
+times, and running the job again refreshes the reward model if people have said more.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import itertools
-import os
+import json
+import logging
 import shutil
-from collections.abc import AsyncIterable, AsyncIterator
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
 
+import grpc
 import torch
 
+from honed.artifacts.manifest import Lineage, Manifest
+from honed.artifacts.promotions import PromotionRecord
+from honed.artifacts.reward_models import TRAINED, RewardModelStore
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.config import RunSettings
+from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import FailedPrecondition
 from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.kit.wiring import internal_channel
 from honed.learner import rng
 from honed.learner.build import choose_device
-from honed.learner.jobs.samples import sample_reference
+from honed.learner.jobs.judged import Judged, encode, read_judgement, read_pairs
+from honed.learner.jobs.samples import OtherPolicy, Sampled, sample_reference, served_samples
 from honed.learner.reward_training import (
     Judgement,
     Ranking,
-    Rating,
     RewardProgress,
     RewardTrainingSettings,
+    accuracy,
     train_reward_model,
 )
-from honed.models.reward_model import RewardModel
-from honed.models.tokenizer import TextTokenizer, load_tokenizer
+from honed.models.chat import ChatMessage
+from honed.models.reward_model import RewardModel, reward_model_version
+from honed.models.tokenizer import TextTokenizer, load_tokenizer, render_chat
 from honed.v1 import preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace
 
+logger = logging.getLogger(__name__)
+
 NAME = "reward-model"
+BASE: Final = VersionId(0, 0)
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """Frozen judgements, in the order in which they were recorded."""
+
+    snapshot_id: str
+    sha256: str
 
 
 async def run(settings: RunSettings) -> None:
-    """Makes `models/reward`, unless it is there.
+    """Publishes the next version of `trained`, unless the newest one is of the same judgements and settings.
 
     Raises:
-        FailedPrecondition: the preference service holds no judgements to learn from.
-        AioRpcError: the preference service does not answer.
+        FailedPrecondition: The preference service holds no judgements to learn from, or the run has no prompts.
+        NotFound: The run has no base version yet.
+        AioRpcError: The preference service does not answer.
     """
-    place, mine = Workspace(settings.directory), settings.reward_training
-    progress = ProgressFile(place.progress / f"{NAME}.json")
-    if not place.reward_model.exists():
-        torch.set_num_threads(mine.threads)
-        tokenizer = load_tokenizer(place.base_model)
-        progress.report(JobProgress(0.0, "judgements from the preference service"), final=True)
-        digest, judgements = await _exported(settings, tokenizer)
-        chance = rng.generator(settings.seed)
-        model = RewardModel.from_language_model(
-            place.base_model,
-            rng=chance,
-            layers=mine.layers,
-            device=choose_device(mine.device, setting="reward_training.device"),
-            precision=mine.precision,
+    progress = ProgressFile(Workspace(settings.directory).progress / f"{NAME}.json")
+    progress.report(JobProgress(0.0, "judgements from the preference service"), final=True)
+    store = RewardModelStore(settings.policy_url, settings.run, TRAINED)
+    base = await asyncio.to_thread(PolicyStore(settings.policy_url, settings.run).manifest, BASE)
+    digest = _settings_digest(settings, base)
+    async with internal_channel(settings, settings.preference.target) as channel:
+        stub = preference_pb2_grpc.PreferenceServiceStub(channel)
+        snapshot = await _freeze(stub, settings.run)
+        manifest = await asyncio.to_thread(_newest, store)
+        made_of = (snapshot.sha256, digest)
+        if manifest is None or (manifest.lineage.preference_snapshot, manifest.lineage.config_hash) != made_of:
+            manifest = await _Training(settings, store, progress).run(stub, snapshot, digest)
+    label = f"reward model {TRAINED}/{manifest.version}"
+    progress.report(JobProgress(1.0, label, dict(manifest.lineage.figures)), final=True)
+
+
+def _newest(store: RewardModelStore) -> Manifest | None:
+    version = store.latest()
+    return None if version is None else store.manifest(version)
+
+
+async def _freeze(stub: preference_pb2_grpc.PreferenceServiceAsyncStub, run: str) -> _Snapshot:
+    key = f"{run}/{NAME}/{uuid.uuid4().hex}"  # a key of its own: one that was used would give the judgements of then
+    request = preference_pb2.CreateSnapshotRequest(idempotency_key=key)
+    answer = await stub.CreateSnapshot(request, timeout=60)
+    return _Snapshot(answer.snapshot_id, answer.content_sha256)
+
+
+def _settings_digest(settings: RunSettings, base: Manifest) -> str:
+    """Digest of the base model and the settings that decide what a reward model learns."""
+    tree = {
+        "base": base.digest,
+        "seed": settings.seed,
+        "reward_training": settings.reward_training.model_dump(mode="json", exclude={"threads", "device", "microbatch_tokens"}),
+        "sampling": settings.conductor.model_dump(mode="json", include={"temperature", "response_tokens", "fixed_length"}),
+        "truncate": settings.reward.truncate.model_dump(mode="json") if settings.reward.truncate else None,
+        "sees_prompt": _sees_prompt(settings),
+    }
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _sees_prompt(settings: RunSettings) -> bool:
+    return any(scorer.sees_prompt for scorer in settings.reward.scorers if scorer.source == TRAINED)
+
+
+class _Training:
+    """One training, from the snapshot to the published version."""
+
+    def __init__(self, settings: RunSettings, store: RewardModelStore, progress: ProgressFile) -> None:
+        self._settings, self._store, self._progress = settings, store, progress
+        self._directory = settings.directory / "jobs" / NAME
+        self._generator = rng.generator(settings.seed)
+
+    async def run(
+        self, stub: preference_pb2_grpc.PreferenceServiceAsyncStub, snapshot: _Snapshot, settings_digest: str
+    ) -> Manifest:
+        """Trains, measures and publishes."""
+        settings = self._settings
+        torch.set_num_threads(settings.reward_training.threads)
+        policies = PolicyStore(settings.policy_url, settings.run)
+        base = await asyncio.to_thread(policies.fetch, BASE, self._directory)
+        tokenizer = load_tokenizer(base)
+        async with asyncio.TaskGroup() as group:  # the generation service may still be starting
+            sampling = group.create_task(self._samples(base, tokenizer))
+            exporting = group.create_task(self._exported(stub, snapshot, tokenizer))
+        model = await asyncio.to_thread(self._trained, base, tokenizer, exporting.result(), sampling.result())
+        figures = {"judgements": float(len(exporting.result())), **await asyncio.to_thread(self._agreement, model, tokenizer)}
+        return await asyncio.to_thread(self._publish, model, base, snapshot, settings_digest, figures)
+
+    async def _exported(
+        self, stub: preference_pb2_grpc.PreferenceServiceAsyncStub, snapshot: _Snapshot, tokenizer: TextTokenizer
+    ) -> list[Judgement]:
+        request = preference_pb2.ExportJudgementsRequest(snapshot_id=snapshot.snapshot_id)
+        stream = stub.ExportJudgements(request, timeout=600)
+        rows = [row async for message in stream if (row := read_judgement(message.judgement)) is not None]
+        if not rows:
+            raise FailedPrecondition(
+                "the preference service holds no comparison, ranking or rating: import some by `honed judge import`, or name "
+                "files in data.judgements"
+            )
+        return await asyncio.to_thread(self._encoded, tokenizer, rows)
+
+    def _encoded(self, tokenizer: TextTokenizer, rows: Sequence[Judged]) -> list[Judgement]:
+        return encode(tokenizer, rows, sees_prompt=_sees_prompt(self._settings))
+
+    async def _samples(self, base: Path, tokenizer: TextTokenizer) -> list[list[int]]:
+        """Samples of the reference policy, as the scorer will see those of the policy."""
+        prompts = await asyncio.to_thread(self._prompts, tokenizer)
+        pairs = await self._sampled(base, prompts)
+        truncate = self._settings.reward.truncate
+        if truncate is not None:
+            [token] = tokenizer.encode(truncate.token_text, special_tokens=False)
+            pairs = [(prompt, _cut(response, token, truncate.not_before)) for prompt, response in pairs]
+        if _sees_prompt(self._settings):
+            return [prompt + response for prompt, response in pairs]
+        return [[*tokenizer.prefix, *response] for _, response in pairs]
+
+    async def _sampled(self, base: Path, prompts: list[list[int]]) -> Sampled:
+        settings, section = self._settings, self._settings.conductor
+        if settings.generation.address is not None or settings.generation.port:
+            try:
+                async with internal_channel(settings, settings.generation.target) as channel:
+                    return await served_samples(
+                        channel,
+                        BASE,
+                        prompts,
+                        section,
+                        seed=settings.seed,
+                        start_timeout_s=section.start_timeout_s,
+                        waiting=lambda: self._progress.report(
+                            JobProgress(0.0, "waiting for the generation service"), final=True
+                        ),
+                    )
+            except (OtherPolicy, grpc.aio.AioRpcError, TimeoutError) as error:
+                reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+                logger.warning("the reference policy is sampled in this process", extra={"reason": reason})
+        self._progress.report(JobProgress(0.0, "sampling the reference policy"), final=True)
+        return await asyncio.to_thread(
+            sample_reference, base, prompts, section.response_tokens, temperature=section.temperature, rng=self._generator
         )
-        samples = [model.fitted(ids, tokenizer.prefix)[0] for ids in _reference_samples(settings, place, tokenizer, chance)]
+
+    def _prompts(self, tokenizer: TextTokenizer) -> list[list[int]]:
+        settings = self._settings
+        if settings.data.prompts is None:
+            raise FailedPrecondition("data.prompts is not set: the reward's gain and bias are set on samples of the policy")
+        longest = min(
+            settings.generation.max_prompt_tokens, settings.generation.max_model_tokens - settings.conductor.response_tokens
+        )
+        encoded = (_prompt_ids(tokenizer, row) for _, row in read_lines(settings.data.prompts))
+        fitting = (ids for ids in encoded if 0 < len(ids) <= longest)
+        prompts = list(itertools.islice(fitting, settings.reward_training.normalising_samples))
+        if len(prompts) < 2:
+            raise FailedPrecondition(f"{settings.data.prompts} holds fewer than 2 prompts of at most {longest} tokens")
+        return prompts
+
+    def _trained(
+        self, base: Path, tokenizer: TextTokenizer, judgements: list[Judgement], samples: list[list[int]]
+    ) -> RewardModel:
+        section = self._settings.reward_training
+        model = RewardModel.from_language_model(
+            base,
+            rng=self._generator,
+            layers=section.layers,
+            device=choose_device(section.device, setting="reward_training.device"),
+            precision=section.precision,
+        )
+        samples = [model.fitted(ids, tokenizer.prefix)[0] for ids in samples]
         # So that the penalty for leaving the reference keeps its meaning: reward gain and bias are set on the reference
         # policy's own samples, before and after (lm-human-preferences).
         model.normalise(samples)
         model.fold_gain()
 
-        def tell(at: RewardProgress) -> None:
+        def report(at: RewardProgress) -> None:
             figures = {"loss": at.loss, "judgements": float(at.judgements)}
-            progress.report(JobProgress(at.done, f"step {at.step} of {at.steps}", figures))
+            self._progress.report(JobProgress(at.done, f"step {at.step} of {at.steps}", figures))
 
         train_reward_model(
             model,
             judgements,
             RewardTrainingSettings(
-                objective=mine.objective,
-                batch_texts=mine.batch_texts,
-                microbatch_tokens=mine.microbatch_tokens,
-                learning_rate=mine.learning_rate,
-                warmup=mine.warmup,
-                embedding_dropout=mine.embedding_dropout,
-                weight_decay=mine.weight_decay,
-                gradient_norm=mine.gradient_norm,
-                max_seconds=mine.seconds,
+                objective=section.objective,
+                batch_texts=section.batch_texts,
+                microbatch_tokens=section.microbatch_tokens,
+                learning_rate=section.learning_rate,
+                warmup=section.warmup,
+                embedding_dropout=section.embedding_dropout,
+                weight_decay=section.weight_decay,
+                gradient_norm=section.gradient_norm,
+                max_seconds=section.seconds,
             ),
-            rng=chance,
+            rng=self._generator,
             prefix=tokenizer.prefix,
-            progress=tell,
+            progress=report,
         )
         model.normalise(samples)
-        partial = place.reward_model.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save(partial, place.base_model)
-        place.reward_snapshot.write_text(digest + "\n")
-        os.replace(partial, place.reward_model)
-    progress.report(JobProgress(1.0, "the reward model is trained"), final=True)
+        return model
 
+    def _agreement(self, model: RewardModel, tokenizer: TextTokenizer) -> dict[str, float]:
+        """The share of held-out pairs that the model orders as people did, and how many pairs there are; none without data."""
+        source = self._settings.data.evaluation.judgements
+        if source is None:
+            return {}
+        self._progress.report(JobProgress(1.0, "agreement with held-out judgements"), final=True)
+        entries = read_judgements(source.file, source.format, Defaults(source.source, source.annotator))
+        pairs = [pair for entry in entries for pair in read_pairs(entry.judgement)]
+        rankings = [row for row in self._encoded(tokenizer, pairs) if isinstance(row, Ranking)]
+        if not rankings:
+            logger.warning("no held-out judgement orders two responses", extra={"file": str(source.file)})
+            return {}
+        return {"agreement": accuracy(model, rankings, tokenizer.prefix), "held_out": float(len(rankings))}
 
-def _reference_samples(
-    settings: RunSettings, place: Workspace, tokenizer: TextTokenizer, chance: torch.Generator
-) -> list[list[int]]:
-    """Samples of the reference policy, as the scorer will see those of the policy."""
-    if settings.data.prompts is None:
-        raise FailedPrecondition("data.prompts is not set: the reward's gain and bias are set on samples of the policy")
-    rows = itertools.islice((row for _, row in read_lines(settings.data.prompts)), settings.reward_training.normalising_samples)
-    prompts = [row.get("token_ids") or tokenizer.encode(row["text"], special_tokens=True) for row in rows]
-    mine = settings.conductor
-    pairs = sample_reference(place.base_model, prompts, mine.response_tokens, temperature=mine.temperature, rng=chance)
-    whole = any(s.sees_prompt for s in settings.reward.scorers if s.source == str(place.reward_model))
-    return [prompt + response if whole else [*tokenizer.prefix, *response] for prompt, response in pairs]
-
-
-async def _exported(settings: RunSettings, tokenizer: TextTokenizer) -> tuple[str, list[Judgement]]:
-    """A snapshot's content hash, and its judgements as token ids, in the order in which they were recorded."""
-    async with internal_channel(settings, settings.preference.target) as channel:
-        stub = preference_pb2_grpc.PreferenceServiceStub(channel)
-        snapshot = await stub.CreateSnapshot(
-            preference_pb2.CreateSnapshotRequest(idempotency_key=f"{settings.run}/reward-model"), timeout=60
+    def _publish(
+        self, model: RewardModel, base: Path, snapshot: _Snapshot, settings_digest: str, figures: dict[str, float]
+    ) -> Manifest:
+        settings = self._settings
+        directory = self._directory / "model"
+        shutil.rmtree(directory, ignore_errors=True)
+        model.save(directory, base)
+        lineage = Lineage(
+            parent=BASE.label,
+            config_hash=settings_digest,
+            reward_model_version=reward_model_version(directory),
+            preference_snapshot=snapshot.sha256,
+            created_at=datetime.now(tz=UTC).isoformat(),
+            figures=figures,
         )
-        request = preference_pb2.ExportJudgementsRequest(snapshot_id=snapshot.snapshot_id)
-        rows = [row async for row in _texts(stub.ExportJudgements(request, timeout=600))]
-    if not rows:
-        raise FailedPrecondition(
-            "the preference service holds no comparison, ranking or rating: import some by `honed judge import`"
-        )
-    encoded = iter(tokenizer.encode_all([text for _, texts, _ in rows for text in texts]))
-    # As the scorer reads them: a text that stands alone begins with what the tokenizer puts in front of every text.
-    prompts = {
-        prompt: tuple(tokenizer.encode(prompt, special_tokens=True)) if prompt else tokenizer.prefix
-        for prompt in {row[0] for row in rows}
-    }
-    judgements: list[Judgement] = []
-    for prompt, texts, value in rows:
-        responses = tuple(tuple(next(encoded)) for _ in texts)
-        head = prompts[prompt]
-        judgements.append(Ranking(head, responses) if value is None else Rating(head, responses[0], value))
-    return snapshot.content_sha256, judgements
+        manifest = self._store.publish_next(directory, lineage)
+        promoted = PromotionRecord(settings.policy_url, settings.run).read().by_scorer.values()
+        self._store.retire(settings.policy.keep, [row.source for row in promoted])
+        shutil.rmtree(directory)
+        return manifest
 
 
-async def _texts(
-    stream: AsyncIterable[preference_pb2.ExportJudgementsResponse],
-) -> AsyncIterator[tuple[str, list[str], float | None]]:
-    """Yields (prompt, responses best first, None) for comparisons and rankings, (prompt, [response], value) for ratings.
+def _prompt_ids(tokenizer: TextTokenizer, row: dict[str, Any]) -> list[int]:
+    if "token_ids" in row:
+        return list(row["token_ids"])
+    if "messages" in row:
+        return render_chat(tokenizer, [ChatMessage(**message) for message in row["messages"]])
+    return tokenizer.encode(row["text"], special_tokens=True)
 
-    Ties say nothing of an order and are left out, as InstructGPT leaves them out.
-    """
-    async for message in stream:
-        judgement = message.judgement
-        texts = [response.text for response in judgement.responses]
-        match judgement.WhichOneof("verdict"):
-            case "pairwise" if not judgement.pairwise.tie:
-                yield judgement.prompt, [texts[judgement.pairwise.preferred], texts[judgement.pairwise.other]], None
-            case "ranking" if len(set(judgement.ranking.ranks)) == len(texts):
-                order = sorted(range(len(texts)), key=lambda i, ranks=judgement.ranking.ranks: ranks[i])  # type: ignore[misc]
-                yield judgement.prompt, [texts[i] for i in order], None
-            case "rating":
-                rating = judgement.rating
-                yield judgement.prompt, [texts[rating.response]], (rating.value - rating.low) / (rating.high - rating.low)
+
+def _cut(response: list[int], token: int, not_before: int) -> list[int]:
+    """The response as truncation leaves it (`honed.reward.reward.Truncation`)."""
+    try:
+        return response[: response.index(token, not_before) + 1]
+    except ValueError:
+        return response

@@ -1,0 +1,86 @@
+"""Judgements of people as token ids, in the form in which a scorer reads prompt and response."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from honed.learner.reward_training import Judgement, Ranking, Rating
+from honed.models.tokenizer import TextTokenizer
+from honed.v1 import preference_pb2
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one judgement says of texts.
+
+    Attributes:
+        prompt: Empty for texts that stand alone.
+        responses: Best first; the rated one alone for a rating.
+        rating: From 0 to 1; None for an order.
+    """
+
+    prompt: str
+    responses: tuple[str, ...]
+    rating: float | None = None
+
+
+def read_judgement(judgement: preference_pb2.Judgement) -> Judged | None:
+    """What a judgement says; None where it says nothing of an order or a rating.
+
+    Ties say nothing of an order and are left out, as InstructGPT leaves them out.
+    """
+    texts = [response.text for response in judgement.responses]
+    match judgement.WhichOneof("verdict"):
+        case "pairwise" if not judgement.pairwise.tie:
+            return Judged(judgement.prompt, (texts[judgement.pairwise.preferred], texts[judgement.pairwise.other]))
+        case "ranking" if len(set(judgement.ranking.ranks)) == len(texts):
+            ranks = judgement.ranking.ranks
+            return Judged(judgement.prompt, tuple(texts[i] for i in sorted(range(len(texts)), key=lambda i: ranks[i])))
+        case "rating":
+            rating = judgement.rating
+            value = (rating.value - rating.low) / (rating.high - rating.low)
+            return Judged(judgement.prompt, (texts[rating.response],), value)
+    return None
+
+
+def read_pairs(judgement: preference_pb2.Judgement) -> list[Judged]:
+    """The pairs of responses that a judgement orders, the better one first; of a ranking also those beside its ties."""
+    if judgement.WhichOneof("verdict") == "ranking":
+        ranked = sorted(
+            zip(judgement.ranking.ranks, (r.text for r in judgement.responses), strict=True), key=lambda row: row[0]
+        )
+        return [
+            Judged(judgement.prompt, (better, worse))
+            for (rank, better), (other, worse) in combinations(ranked, 2)
+            if rank < other
+        ]
+    judged = read_judgement(judgement)
+    return [judged] if judged is not None and judged.rating is None else []
+
+
+def encode(tokenizer: TextTokenizer, rows: Sequence[Judged], *, sees_prompt: bool) -> list[Judgement]:
+    """Judgements as token ids, in their order.
+
+    Args:
+        tokenizer: Of the policy.
+        rows: What people said.
+        sees_prompt: Whether the scorer reads the prompt too; without it each response stands alone, behind the special
+            tokens that begin a text.
+    """
+    prefix = tokenizer.prefix
+    prompts = {"": prefix}
+    if sees_prompt:
+        prompts |= {text: tuple(tokenizer.encode(text, special_tokens=True)) for text in {row.prompt for row in rows} if text}
+    encoded = iter(tokenizer.encode_all(_texts(rows)))
+    judgements: list[Judgement] = []
+    for row in rows:
+        head = prompts.get(row.prompt, prefix)
+        responses = tuple(tuple(next(encoded)) for _ in row.responses)
+        judgements.append(Ranking(head, responses) if row.rating is None else Rating(head, responses[0], row.rating))
+    return judgements
+
+
+def _texts(rows: Iterable[Judged]) -> list[str]:
+    return [text for row in rows for text in row.responses]
