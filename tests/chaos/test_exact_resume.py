@@ -10,7 +10,7 @@ import pytest
 from tests.integration.learner.harness import Learner, a_generator, recorded
 from tests.integration.queue.servers import Server
 
-from honed.learner.ledger import read_steps
+from honed.learner.journal import read_updates
 from honed.queue.connection import Link
 from honed.queue.keys import SCORED, RunKeys
 from honed.queue.messages import Message
@@ -36,22 +36,27 @@ def bits(directory: Path) -> Mapping[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
 
 
+@pytest.mark.parametrize("every", [1, 4])
 async def test_a_learner_killed_again_and_again_ends_with_the_same_bits(
-    link: Link, redis_server: Server, tmp_path: Path
+    link: Link, redis_server: Server, tmp_path: Path, every: int
 ) -> None:
+    """With `every` 4 it is killed between checkpoints: updates are made again from what is not yet acknowledged."""
     async with a_generator() as (_, address):
-        steady = Learner(tmp_path / "steady", "steady", redis_server.url, [address], batch=BATCH, steps=STEPS)
-        killed = Learner(tmp_path / "killed", "killed", redis_server.url, [address], batch=BATCH, steps=STEPS)
-        queues = [await stream(link, "steady"), await stream(link, "killed")]
+        names = [f"steady-{every}", f"killed-{every}"]
+        steady, killed = (
+            Learner(tmp_path / name, name, redis_server.url, [address], batch=BATCH, steps=STEPS, checkpoint_every=every)
+            for name in names
+        )
+        queues = [await stream(link, name) for name in names]
 
         async def undisturbed() -> Path:
             async with steady.process() as process:
                 return await steady.checkpointed(STEPS, process)
 
         async def disturbed() -> Path:
-            for step in (2, 5):  # wherever the learner is just then: in an update, a checkpoint, an export, a push
+            for step in (2, 6):  # wherever the learner is just then: in an update, a checkpoint, an export, a push
                 async with killed.process() as process:
-                    await killed.checkpointed(step, process)
+                    await killed.updated(step, process)
                     process.kill()
                     await process.wait()
             async with killed.process() as process:
@@ -60,9 +65,9 @@ async def test_a_learner_killed_again_and_again_ends_with_the_same_bits(
         ends = await asyncio.gather(undisturbed(), disturbed())
     assert bits(ends[0]).keys() >= {"model.safetensors", "optimizer.safetensors", "generator.safetensors"}
     assert bits(ends[0]) == bits(ends[1])
-    books = [read_steps(learner.place.learner) for learner in (steady, killed)]
-    assert [step.rollout_ids for step in books[0]] == [step.rollout_ids for step in books[1]]
-    assert [step.step for step in books[1]] == list(range(1, STEPS + 1))
+    updates = [read_updates(learner.place.learner) for learner in (steady, killed)]
+    assert [update.rollout_ids for update in updates[0]] == [update.rollout_ids for update in updates[1]]
+    assert [update.step for update in updates[1]] == list(range(1, STEPS + 1))
     for queue in queues:
         stats = await queue.stats()
         assert (stats.dead, stats.dropped, stats.balance) == (1, {"stale": STALE}, 0)

@@ -14,9 +14,10 @@ this process stood still. Then it stays in hand once, under the newer delivery.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from google.protobuf.message import DecodeError
 
@@ -29,6 +30,7 @@ from honed.queue.messages import Delivery, Message
 from honed.queue.stream import WorkQueue
 from honed.v1 import common_pb2
 
+_BLOCK_MS: Final = 500
 OnPromotion = Literal["rescore", "drop", "keep"]
 
 
@@ -114,6 +116,7 @@ class Intake:
         """The newest delivery of each entry that waits, or is collected and not yet let go."""
         self._ids: dict[str, str] = {}
         """Rollout id to entry, of the same."""
+        self._taking: asyncio.Future[list[Delivery]] | None = None
 
     @property
     def waiting(self) -> int:
@@ -154,7 +157,7 @@ class Intake:
             if len(self._waiting) >= size:
                 batch, self._waiting = self._waiting[:size], self._waiting[size:]
                 return batch
-            await self._accept(await self._queue.take(size - len(self._waiting), block_ms=500))
+            await self._accept(await self._take(size - len(self._waiting)))
 
     async def acknowledge(self, held: Sequence[Held]) -> None:
         """Ends rollouts that trained, once their effect is durable."""
@@ -170,14 +173,37 @@ class Intake:
 
     async def discard(self, reason: str) -> int:
         """Drops whatever waits, here and in the stream, under a reason; returns how many. For after the last update."""
-        await self._accept(await self._queue.take(1024, block_ms=500))
+        await self._accept(await self._take(1024))
         waiting, self._waiting = self._waiting, []
         return await self._queue.drop(self._let_go(waiting), reason)
 
     async def release(self) -> None:
         """Gives back what waits, at a stop."""
+        if self._taking is not None:
+            await self._accept(await self._take(1))
         waiting, self._waiting = self._waiting, []
         await self._queue.release(self._let_go(waiting))
+
+    async def close(self) -> None:
+        """Ends what is under way; what Redis gave meanwhile comes again after its lease."""
+        if self._taking is not None:
+            self._taking.cancel()
+            await asyncio.wait([self._taking])
+            self._taking = None
+
+    async def _take(self, count: int) -> list[Delivery]:
+        """Takes from the stream; a cancelled call goes on, and the next one gets its answer.
+
+        Redis may have given entries away that nobody has heard of yet: they would come again after their lease, out of order.
+        """
+        if self._taking is None:
+            self._taking = asyncio.ensure_future(self._queue.take(count, block_ms=_BLOCK_MS))
+        taking = self._taking
+        try:
+            return await asyncio.shield(taking)
+        finally:
+            if taking.done():
+                self._taking = None
 
     async def _accept(self, deliveries: Iterable[Delivery]) -> None:
         duplicates: list[Delivery] = []

@@ -136,6 +136,7 @@ async def _train(
         stack.push_async_callback(generators.close)
         held = await stack.enter_async_context(holding(queue))
         intake = _intake(settings, queue, held, trainer, status)
+        stack.push_async_callback(intake.close)
         training = Training(trainer, checkpoints, timeout_s=section.update_timeout_s, stop_within_s=section.drain_s / 2)
         release = Release(
             store,

@@ -79,15 +79,11 @@ class Pusher:
         version = common_pb2.PolicyVersion(run=manifest.run, fence=manifest.version.fence, step=manifest.version.step)
         # Without a key: after a failed commit it has to be done again.
         prepare = generation_pb2.PrepareVersionRequest(version=version, manifest_sha256=manifest.digest)
-        prepared = await asyncio.gather(
-            *(self._attempt("prepare", g.PrepareVersion(prepare, timeout=self._timeout_s)) for g in generators)
-        )
+        prepared = await asyncio.gather(*(self._attempt("prepare", g.PrepareVersion, prepare) for g in generators))
         key = f"{manifest.run}/{manifest.version}"
         commit = generation_pb2.CommitVersionRequest(version=version, idempotency_key=key)
         ready = [g for g, answer in zip(generators, prepared, strict=True) if not isinstance(answer, _Failure)]
-        answers = await asyncio.gather(
-            *(self._attempt("commit", g.CommitVersion(commit, timeout=self._timeout_s)) for g in ready)
-        )
+        answers = await asyncio.gather(*(self._attempt("commit", g.CommitVersion, commit) for g in ready))
         done = [answer for answer in answers if not isinstance(answer, _Failure)]
         failures = [answer for answer in (*prepared, *answers) if isinstance(answer, _Failure)]
         if not generators:
@@ -102,9 +98,9 @@ class Pusher:
             refusals=sum(failure.refusal for failure in failures),
         )
 
-    async def _attempt(self, what: str, call: Awaitable[Any]) -> Any:
+    async def _attempt(self, what: str, call: Any, request: Any) -> Any:
         try:
-            return await call
+            return await call(request, timeout=self._timeout_s)
         except grpc.aio.AioRpcError as error:
             return _Failure(f"{what}: {error.code().name}: {error.details()}", error.code() in REFUSALS)
 

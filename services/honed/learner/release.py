@@ -70,7 +70,7 @@ class Release:
         self._attempt = asyncio.Lock()
         self._attempted = asyncio.Event()
         self.changed: Callable[[], None] = lambda: None
-        """Called when a push has ended, well or not."""
+        """Called when generators have refused a version, or the push has failed for good."""
         self.refused: PushReport | None = None
         """The push that generators refused, until somebody has dealt with it."""
 
@@ -174,9 +174,13 @@ class Release:
             self._status.alarms.pop("push", None)
             await self._retain()
             await self._journal.announce()
+        except Exception:
+            self.changed()
+            raise
         finally:
             self._attempted.set()
-            self.changed()
+            if self.refused is not None:
+                self.changed()
 
     def _record(self, report: PushReport) -> None:
         for failure in report.failures:

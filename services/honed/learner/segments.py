@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -146,8 +146,7 @@ class Segments:
                 path.unlink()
         paths = self.paths()
         path = paths[-1] if paths else self.directory / f"{number + 1:012d}.jsonl"
-        head = {"format": FORMAT, "totals": wanted["totals"]}
-        content = b"".join(json.dumps(each, separators=(",", ":")).encode() + b"\n" for each in (head, *rows))
+        content = encoded(wanted["totals"], rows)
         _write(path, content)
         intent.unlink()
         _sync(self.directory)
@@ -167,6 +166,12 @@ class Segments:
         elif self._path.exists():
             with self._path.open("r+b") as file:
                 file.truncate(self._size)
+
+
+def encoded(totals: Mapping[str, float], rows: Iterable[Row]) -> bytes:
+    """A file of these rows; `totals` are those before it."""
+    head: Row = {"format": FORMAT, "totals": dict(totals)}
+    return b"".join(json.dumps(each, separators=(",", ":")).encode() + b"\n" for each in (head, *rows))
 
 
 def _parse(path: Path, content: bytes) -> tuple[Totals, list[Row]]:

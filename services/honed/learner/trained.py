@@ -18,7 +18,7 @@ from honed.kit.errors import DataLoss
 FOREIGN: Final = 100_000
 """Ids of another form that are remembered."""
 
-_ID: Final = re.compile(r"(0|[1-9][0-9]{0,11})/(0|[1-9][0-9]{0,4})")
+_ID: Final = re.compile(r"(0|[1-9][0-9]{0,11})/(0|[1-9][0-9]{0,3})")
 _MOST_BYTES: Final = 1 << 28
 """Of one bitmap: two thousand million turns. A larger turn is a foreign id, not a reason to fill the memory."""
 
@@ -34,6 +34,15 @@ class TrainedIds:
         self._foreign: dict[str, None] = {}
         self.turn = 0
         """First turn after all that are in the set."""
+
+    @classmethod
+    def all_before(cls, run: str, turn: int) -> Self:
+        """Sample 0 of each turn before one."""
+        found = cls(run)
+        full, rest = divmod(turn, 8)
+        found._bitmaps = [bytearray(b"\xff" * full + bytes([(1 << rest) - 1]))]
+        found.turn = turn
+        return found
 
     def __contains__(self, rollout_id: str) -> bool:
         found = self._parsed(rollout_id)

@@ -317,7 +317,7 @@ class PPOTrainer:
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         if not bool(torch.isfinite(norm)):
             raise BadBatch(
-                f"update {self.step + 1}: the gradient's norm is {float(norm)}; the batch is not applied. Lower the learning "
+                f"update {self.step + 1}: the gradient's norm is {float(norm)}; the batch was not applied. Lower the learning "
                 "rate if it happens again"
             )
         if self.settings.max_grad_norm is not None:
@@ -331,14 +331,14 @@ class PPOTrainer:
         if not 1 / bound <= mean <= bound:
             raise BadBatch(
                 f"update {self.step + 1}: the mean ratio to the {to} is {mean:.3g}, learner.max_ratio allows {1 / bound:g} to "
-                f"{bound:g}; the batch is not applied"
+                f"{bound:g}; the batch was not applied"
             )
 
     def _check_finite(self, kl: float) -> None:
         """Checks what the next update starts from: the weights, and the KL that moves the coefficient."""
         norm = torch.nn.utils.get_total_norm([p.detach() for p in self.policy.trainable().values()], foreach=True)
         if not (bool(torch.isfinite(norm)) and math.isfinite(kl)):
-            raise BadBatch(f"update {self.step + 1}: norm of the weights {float(norm)}, KL {kl}; the batch is not applied")
+            raise BadBatch(f"update {self.step + 1}: norm of the weights {float(norm)}, KL {kl}; the batch was not applied")
 
     def _stop_if_asked(self) -> None:
         if self._interrupted():

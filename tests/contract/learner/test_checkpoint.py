@@ -13,26 +13,39 @@ import torch
 from tests.unit.learner.samples import make_trainer, random_episodes
 
 import honed.learner.checkpoint as checkpoint_module
-from honed.kit.errors import DataLoss, NotFound, Overloaded
+from honed.kit.errors import DataLoss, FailedPrecondition, NotFound, Overloaded
 from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress, load
 from honed.learner.normalise import Running
+from honed.learner.trained import TrainedIds
 from honed.learner.update import PPOSettings, PPOTrainer
 
 SETTINGS = PPOSettings(learning_rate=1e-3, epochs=2, minibatches=2, total_updates=10)
-PROGRESS = Progress(
-    stream_position="17-3",
-    consumed=("g1/0", "g2/0"),
-    drops={"too_stale": 3},
-    totals={"episodes": 512.0, "kl": 0.1 + 0.2},
-)
+
+
+def progress(*rollout_ids: str) -> Progress:
+    trained = TrainedIds("g")
+    trained.add(rollout_ids)
+    return Progress(trained, "3.1", ((2, 7),))
+
+
+PROGRESS = progress("g-1/0", "g-2/1", "elsewhere")
 
 
 def new_trainer() -> PPOTrainer:
     return make_trainer(SETTINGS, normaliser=Running(clip=10.0))
 
 
-def saved(store: CheckpointStore, trainer: PPOTrainer, progress: Progress = PROGRESS) -> Path:
-    return store.save(Checkpoint(trainer.state(), progress))
+def saved(store: CheckpointStore, trainer: PPOTrainer, progress: Progress = PROGRESS, fence: int = 3) -> Path:
+    return store.save(Checkpoint(trainer.state(), progress), fence)
+
+
+def same(one: Progress, other: Progress) -> bool:
+    return (one.trained.to_bytes(), one.version, one.rollbacks) == (other.trained.to_bytes(), other.version, other.rollbacks)
+
+
+def step_made(trainer: PPOTrainer, step: int) -> PPOTrainer:
+    trainer.step = step
+    return trainer
 
 
 def flip_a_bit(path: Path) -> None:
@@ -54,7 +67,7 @@ def test_a_run_killed_and_resumed_from_disk_equals_one_that_was_never_killed(tmp
         assert (found is None) == (start == 0)
         if found is not None:
             trainer.load_state(found.trainer)
-            assert found.progress == PROGRESS
+            assert same(found.progress, PROGRESS)
         assert trainer.step == start
         for batch in batches[start : {0: 2, 2: 5, 5: 6}[start]]:
             got.append(trainer.update(batch))
@@ -72,16 +85,16 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     trainer.update(random_episodes(8))
     checkpoint = load(saved(CheckpointStore(tmp_path), trainer))
     state = trainer.state()
-    assert checkpoint.progress == PROGRESS
+    assert same(checkpoint.progress, PROGRESS)
     assert checkpoint.trainer.step == 1
     assert torch.equal(checkpoint.trainer.generator, state.generator)
     assert checkpoint.trainer.model.keys() == state.model.keys()
     assert checkpoint.trainer.optimizer.keys() == state.optimizer.keys()
 
 
-def test_a_checkpoint_is_safetensors_and_json_and_nothing_else(tmp_path: Path) -> None:
+def test_a_checkpoint_is_safetensors_json_and_one_bitmap_and_nothing_else(tmp_path: Path) -> None:
     directory = saved(CheckpointStore(tmp_path), new_trainer())
-    assert {p.suffix for p in directory.iterdir()} == {".safetensors", ".json"}
+    assert {p.suffix for p in directory.iterdir()} == {".safetensors", ".json", ".bin"}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +108,9 @@ def test_a_checkpoint_is_safetensors_and_json_and_nothing_else(tmp_path: Path) -
         lambda d: (d / "manifest.json").write_text("{"),
         lambda d: (d / "manifest.json").write_text("[]"),
         lambda d: (d / "progress.json").write_text("{}"),
-        lambda d: (d / "manifest.json").write_text(json.dumps({"format": 1, "step": 1, "files": 7})),
+        lambda d: flip_a_bit(d / "trained.bin"),
+        lambda d: (d / "trained.bin").unlink(),
+        lambda d: (d / "manifest.json").write_text(json.dumps({"format": 2, "step": 1, "files": 7})),
         lambda d: (d / "manifest.json").write_text(json.dumps({"format": 99})),
         lambda d: shutil.rmtree(d) or d.mkdir(),
     ],
@@ -126,18 +141,70 @@ def test_when_none_is_whole_it_says_so_instead_of_starting_over(tmp_path: Path) 
         store.latest()
 
 
-def test_the_last_n_are_kept_and_a_step_made_again_is_newer(tmp_path: Path) -> None:
+def test_the_last_n_are_kept_and_an_update_made_again_is_newer(tmp_path: Path) -> None:
     store, trainer = CheckpointStore(tmp_path, keep=2), new_trainer()
-    for _ in range(3):
-        saved(store, trainer)
-    assert [p.name for p in store.list()] == ["00000002-step-0", "00000003-step-0"]
-    saved(store, trainer, Progress(stream_position="9-9"))
+    for step in (0, 1, 2):
+        saved(store, step_made(trainer, step))
+    assert [p.name for p in store.list()] == ["000003-00000002-step-1", "000003-00000003-step-2"]
+    saved(store, step_made(trainer, 1), progress("g-9/0"))
     latest = store.latest()
     assert latest is not None
-    assert latest.progress.stream_position == "9-9"
-    assert store.at_step(0).progress.stream_position == "9-9"
-    with pytest.raises(NotFound, match="step 7"):
+    assert "g-9/0" in latest.progress.trained
+    assert "g-9/0" in store.at_step(1).progress.trained
+    with pytest.raises(NotFound, match="update 7"):
         store.at_step(7)
+
+
+def test_saving_the_same_update_again_and_again_leaves_the_one_to_fall_back_to(tmp_path: Path) -> None:
+    store, trainer = CheckpointStore(tmp_path, keep=2), new_trainer()
+    for step in (1, 2, 2, 2):
+        saved(store, step_made(trainer, step))
+    assert [int(p.name.rpartition("-")[2]) for p in store.list()] == [1, 2]
+
+
+def test_what_is_to_be_kept_stays(tmp_path: Path) -> None:
+    store, trainer = CheckpointStore(tmp_path, keep=1), new_trainer()
+    for step in (1, 2, 3):
+        store.save(Checkpoint(step_made(trainer, step).state(), PROGRESS), 3, also_keep={"3.1"})
+    assert [int(p.name.rpartition("-")[2]) for p in store.list()] == [1, 3]
+
+
+def test_a_learner_that_was_replaced_writes_nothing_and_removes_nothing_of_its_successors(tmp_path: Path) -> None:
+    """M1: it was frozen between its check of the lease and the write."""
+    store, trainer = CheckpointStore(tmp_path, keep=1), new_trainer()
+    saved(store, step_made(trainer, 5), fence=3)
+    theirs = saved(store, step_made(trainer, 4), fence=4)
+    partial = tmp_path / ".partial-000004-00000003-step-5"
+    partial.mkdir()
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(FailedPrecondition, match="written under fence 4, this learner has 3"):
+        saved(store, step_made(trainer, 6), fence=3)
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert store.list()[-1] == theirs
+    assert store.newest_fence() == 4
+
+
+def test_a_late_write_of_a_lower_fence_is_not_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, but frozen after the check of the directory."""
+    store, trainer = CheckpointStore(tmp_path, keep=1), new_trainer()
+    write = checkpoint_module._write
+
+    def frozen(directory: Path, checkpoint: Checkpoint) -> None:
+        write(directory, checkpoint)
+        monkeypatch.setattr(checkpoint_module, "_write", write)
+        saved(CheckpointStore(tmp_path, keep=1), step_made(new_trainer(), 6), fence=4)
+        raise InterruptedError  # the successor has removed what was left half-written
+
+    monkeypatch.setattr(checkpoint_module, "_write", frozen)
+    with pytest.raises(InterruptedError):
+        saved(store, step_made(trainer, 9), fence=3)
+    assert [p.name for p in store.list()] == ["000004-00000001-step-6"]
+
+
+def test_checkpoints_of_the_format_before_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "00000007-step-7").mkdir()
+    with pytest.raises(FailedPrecondition, match=r"00000007-step-7 has format 1.*begin another run"):
+        CheckpointStore(tmp_path).latest()
 
 
 @pytest.mark.parametrize("at", ["model.safetensors", "progress.json", "manifest.json"])
@@ -175,7 +242,7 @@ def test_safetensors_own_report_of_a_full_disk_is_understood(tmp_path: Path, mon
 
 def test_what_a_killed_writer_left_is_neither_read_nor_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
-    left = tmp_path / ".partial-00000001-step-5"
+    left = tmp_path / ".partial-000001-00000001-step-5"
     left.mkdir()
     (left / "manifest.json").write_text("{}")
     assert store.latest() is None

@@ -19,6 +19,7 @@ from tests.support.tiny import publish_version
 from honed.artifacts import PolicyStore, VersionId
 from honed.config import RunSettings
 from honed.kit.tokens import ensure_local_tokens
+from honed.learner.journal import read_updates
 from honed.queue.messages import Message
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace
@@ -125,3 +126,13 @@ class Learner:
 
         path: Path = await until(there, timeout_s, f"a checkpoint of step {step}", every_s=0.005)
         return path
+
+    async def updated(self, step: int, process: asyncio.subprocess.Process, timeout_s: float = 120.0) -> None:
+        """Waits until the journal has an update."""
+
+        def there() -> bool:
+            assert process.returncode is None, self.log.read_text()[-2000:]
+            updates = read_updates(self.place.learner)
+            return bool(updates) and updates[-1].step >= step
+
+        await until(there, timeout_s, f"update {step}", every_s=0.005)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
@@ -11,11 +11,12 @@ from tests.integration.learner.harness import recorded
 from tests.support.run import until
 
 from honed.learner.episodes import Vocabulary
-from honed.learner.intake import Held, Intake
+from honed.learner.intake import Held, Intake, IntakeSettings, OnPromotion
+from honed.learner.trained import TrainedIds
 from honed.queue.connection import Link
 from honed.queue.dead import DeadLetters
 from honed.queue.holding import holding
-from honed.queue.keys import SCORED, RunKeys
+from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
 from honed.queue.messages import Message
 from honed.queue.stream import QueueSettings, WorkQueue
 from honed.v1 import common_pb2
@@ -36,10 +37,19 @@ def queue(link: Link, keys: RunKeys) -> Callable[..., WorkQueue]:
 @pytest.fixture
 def intake(queue: Callable[..., WorkQueue]) -> Open:
     @asynccontextmanager
-    async def open_intake(consumer: str = "learner-1", staleness: int = 1) -> AsyncIterator[Intake]:
-        mine = queue(consumer)
-        async with holding(mine) as held, asyncio.timeout(30):
-            yield Intake(mine, held, Vocabulary(258), max_staleness=staleness)
+    async def open_intake(
+        consumer: str = "learner-1",
+        staleness: int = 1,
+        trained: Iterable[str] = (),
+        promoted: Mapping[str, str] | None = None,
+        on_promotion: OnPromotion = "rescore",
+    ) -> AsyncIterator[Intake]:
+        own, known = queue(consumer), TrainedIds("small")
+        known.add(trained)
+        async with holding(own) as held, asyncio.timeout(30):
+            settings = IntakeSettings(staleness, on_promotion=on_promotion)
+            async with closing(Intake(own, held, Vocabulary(258), settings, known, lambda: promoted or {})) as taking:
+                yield taking
 
     return open_intake
 
@@ -56,6 +66,14 @@ def expire(link: Link, keys: RunKeys) -> Callable[..., Awaitable[None]]:
     return expire
 
 
+@asynccontextmanager
+async def closing(intake: Intake) -> AsyncIterator[Intake]:
+    try:
+        yield intake
+    finally:
+        await intake.close()
+
+
 def ids(held: list[Held]) -> list[str]:
     return [each.episode.rollout_id for each in held]
 
@@ -70,6 +88,24 @@ async def take_up(taking: Intake, count: int) -> None:
 
 def work(count: int, batch: int = 4) -> list[Message]:
     return list(recorded(count, batch))
+
+
+async def dropped(queue: Callable[..., WorkQueue]) -> Mapping[str, int]:
+    stats = await queue("test").stats()
+    assert stats.balance == 0
+    return {**stats.dropped, **({"dead_letter": stats.dead} if stats.dead else {})}
+
+
+def scored_by(message: Message, version: str) -> Message:
+    scored = common_pb2.ScoredRollout.FromString(message.body)
+    scored.scores.add(scorer="rm", scorer_version=version, value=scored.reward)
+    return Message(message.id, scored.SerializeToString())
+
+
+async def finish(taking: Intake, held: list[Held]) -> None:
+    """As the loop: it has trained, and the checkpoint is durable."""
+    taking.trained.add(ids(held))
+    await taking.acknowledge(held)
 
 
 def at_version(message: Message, step: int) -> Message:
@@ -95,7 +131,7 @@ async def test_staleness_is_checked_when_a_batch_is_made_not_when_its_rollouts_c
         await take_up(taking, len(messages))  # fresh as they all are at step 0
         batch = await taking.collect(4, 2)
         assert ids(batch) == [message.id for message in messages[2:6]]
-        assert await taking.dropped() == {"stale": 2}
+        assert await dropped(queue) == {"stale": 2}
 
 
 async def test_one_old_token_makes_a_rollout_as_old(queue: Callable[..., WorkQueue], intake: Open) -> None:
@@ -108,7 +144,7 @@ async def test_one_old_token_makes_a_rollout_as_old(queue: Callable[..., WorkQue
     await queue("test").put([Message(message.id, scored.SerializeToString()), at_version(fresh, 5)])
     async with intake(staleness=1) as taking:
         assert ids(await taking.collect(1, 5)) == [fresh.id]
-        assert await taking.dropped() == {"stale": 1}
+        assert await dropped(queue) == {"stale": 1}
 
 
 async def test_what_cannot_be_read_is_a_dead_letter_with_the_reason(
@@ -120,7 +156,7 @@ async def test_what_cannot_be_read_is_a_dead_letter_with_the_reason(
     await queue("test").put([Message("junk", b"\xff\xff"), Message(broken.id, scored.SerializeToString()), good])
     async with intake() as taking:
         assert ids(await taking.collect(1, 0)) == [good.id]
-        assert await taking.dropped() == {"dead_letter": 2}
+        assert await dropped(queue) == {"dead_letter": 2}
     reasons = [letter.death.reason for letter in await DeadLetters(link, keys, SCORED).list()]
     assert "rollout.logprobs[1]" in reasons[1]
 
@@ -134,8 +170,8 @@ async def test_a_successor_trains_what_its_predecessors_held_and_acknowledges_wh
         trained = await first.collect(4, 0)
     async with intake("learner-2") as second:
         await second.collect(4, 0)
-    async with intake("learner-3") as third:  # the others' acknowledgements never arrived
-        await third.take_over(["learner-1", "learner-2"], frozenset(ids(trained)))
+    async with intake("learner-3", trained=ids(trained)) as third:  # the acknowledgement never arrived
+        await third.take_over(["learner-1", "learner-2"])
         assert ids(await third.collect(8, 1)) == [message.id for message in messages[4:]]
         stats = await queue("test").stats()
         assert (stats.acked, stats.depth, stats.balance) == (4, 8, 0)
@@ -152,7 +188,7 @@ async def test_a_rollout_whose_lease_ran_out_while_it_waited_is_taken_up_once(
         await queue("test").put(messages[2:])
         batch = await taking.collect(4, 0)
         assert ids(batch) == [message.id for message in messages]
-        await taking.acknowledge(batch)
+        await finish(taking, batch)
     stats = await queue("test").stats()
     assert (stats.acked, stats.depth, stats.balance) == (4, 0, 0)
 
@@ -168,30 +204,102 @@ async def test_a_rollout_whose_lease_ran_out_while_it_trained_does_not_train_aga
         await queue("test").put(messages[4:])
         second = await taking.collect(4, 1)
         assert ids(first) + ids(second) == [message.id for message in messages]
-        await taking.acknowledge([*first, *second])
+        await finish(taking, [*first, *second])
     stats = await queue("test").stats()
     assert (stats.acked, stats.depth, stats.balance) == (8, 0, 0)
 
 
-async def test_a_rollout_that_trained_and_comes_again_is_acknowledged_and_does_not_train(
+async def test_a_rollout_that_trained_and_comes_again_is_a_counted_duplicate(
     queue: Callable[..., WorkQueue], intake: Open
 ) -> None:
-    """As after a crash of Redis that lost its last second: the checkpoint knows what the stream has forgotten."""
+    """L3, as after a crash of Redis that lost its last second: the checkpoint knows what the stream has forgotten."""
     messages = work(8)
     await queue("test").put(messages[:4])
     async with intake() as taking:
-        await taking.acknowledge(await taking.collect(4, 0))
+        await finish(taking, await taking.collect(4, 0))
         await queue("test").put([*messages[:4], *messages[4:]])
         assert ids(await taking.collect(4, 1)) == [message.id for message in messages[4:]]
         stats = await queue("test").stats()
-        assert (stats.acked, stats.dropped, stats.depth) == (8, {}, 4)
+        assert (stats.acked, stats.dropped, stats.depth) == (4, {"duplicate": 4}, 4)
+
+
+@pytest.mark.parametrize("where", ["waiting", "training"])
+async def test_a_rollout_that_comes_under_another_entry_while_it_is_in_hand_trains_once(
+    queue: Callable[..., WorkQueue], intake: Open, where: str
+) -> None:
+    """H1: Redis lost the hand-on, and the rollout was scored again, within a second."""
+    messages = work(8)
+    await queue("test").put(messages[:4])
+    async with intake() as taking:
+        held = await taking.collect(4, 0)
+        if where == "waiting":
+            taking.put_back(held)
+        await queue("test").put([*messages[:4], *messages[4:]])
+        batch = await taking.collect(8 if where == "waiting" else 4, 1)
+        assert ids(batch) == [message.id for message in (messages if where == "waiting" else messages[4:])]
+        await finish(taking, batch if where == "waiting" else [*held, *batch])
+    stats = await queue("test").stats()
+    assert (stats.acked, stats.dropped, stats.depth, stats.balance) == (8, {"duplicate": 4}, 0, 0)
+
+
+async def test_an_entry_id_that_comes_a_second_time_for_another_rollout_is_that_rollout(
+    queue: Callable[..., WorkQueue], intake: Open, link: Link, keys: RunKeys
+) -> None:
+    """After a failover to a Redis whose clock is behind."""
+    first, other = work(2)
+    await queue("test").put([first])
+    async with intake() as taking:
+        held = await taking.collect(1, 0)
+        entry = held[0].delivery.entry
+        await link.redis.delete(keys.stream(SCORED))  # the new master has never seen it
+        await link.redis.xadd(keys.stream(SCORED), {"id": other.id, "body": other.body, "traceparent": ""}, id=entry)
+        assert ids(await taking.collect(1, 0)) == [other.id]
+
+
+async def test_what_a_roll_back_abandoned_is_dropped_and_counted(queue: Callable[..., WorkQueue], intake: Open) -> None:
+    messages = [at_version(message, step) for message, step in zip(work(4), (3, 5, 6, 5), strict=True)]
+    scored = common_pb2.ScoredRollout.FromString(messages[3].body)
+    scored.rollout.version_spans[0].version.fence = 4
+    messages[3] = Message(messages[3].id, scored.SerializeToString())
+    await queue("test").put(messages)
+    async with intake(staleness=9) as taking:
+        taking.rollbacks = ((4, 4),)
+        assert ids(await taking.collect(2, 5)) == [messages[0].id, messages[3].id]
+        assert await dropped(queue) == {"rolled_back": 2}
+
+
+@pytest.mark.parametrize("on_promotion", ["rescore", "drop", "keep"])
+async def test_what_a_replaced_reward_model_scored_does_as_the_run_says(
+    queue: Callable[..., WorkQueue], intake: Open, link: Link, keys: RunKeys, on_promotion: OnPromotion
+) -> None:
+    """H11: also if it waits already when the promotion comes."""
+    messages = [scored_by(message, version) for message, version in zip(work(4), "1121", strict=True)]
+    await queue("test").put(messages)
+    promoted: dict[str, str] = {}
+    async with intake(promoted=promoted, on_promotion=on_promotion) as taking:
+        await take_up(taking, 4)
+        promoted["rm"] = "2"
+        taking._promoted = lambda: promoted
+        if on_promotion == "keep":
+            assert len(await taking.collect(4, 0)) == 4
+            return
+        assert ids(await taking.collect(1, 0)) == [messages[2].id]
+        back = await WorkQueue(link, keys, ROLLOUTS, "reward").take(9)
+        if on_promotion == "drop":
+            assert back == []
+            assert await dropped(queue) == {"old_reward_model": 3}
+            return
+        assert [delivery.message.id for delivery in back] == [messages[0].id, messages[1].id, messages[3].id]
+        rollout = common_pb2.Rollout.FromString(back[0].message.body)
+        assert rollout == common_pb2.ScoredRollout.FromString(messages[0].body).rollout
+        assert await dropped(queue) == {}
 
 
 async def test_after_the_last_step_the_rest_is_dropped_and_counted(queue: Callable[..., WorkQueue], intake: Open) -> None:
     await queue("test").put(work(5))
     async with intake() as taking:
         assert await taking.discard("run_finished") == 5
-        assert await taking.dropped() == {"run_finished": 5}
+        assert await dropped(queue) == {"run_finished": 5}
 
 
 async def test_at_a_stop_what_waits_goes_back(queue: Callable[..., WorkQueue], intake: Open) -> None:
@@ -212,3 +320,17 @@ async def test_a_cancelled_wait_ends_whenever_the_cancellation_comes(queue: Call
                 await asyncio.sleep(0)
             collecting.cancel()
             assert await asyncio.wait([collecting], timeout=5) == ({collecting}, set())
+
+
+async def test_what_redis_gave_to_a_cancelled_wait_is_in_the_next_batch_in_its_order(
+    queue: Callable[..., WorkQueue], intake: Open
+) -> None:
+    """A pause or a roll-back ends the wait; what was on its way must not come back after its lease, out of order."""
+    messages = work(4)
+    async with intake() as taking:
+        collecting = asyncio.ensure_future(taking.collect(4, 0))
+        await asyncio.sleep(0.05)  # it waits in Redis
+        collecting.cancel()
+        await asyncio.wait([collecting])
+        await queue("test").put(messages)
+        assert ids(await taking.collect(4, 0)) == [message.id for message in messages]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
 import pytest
-from tests.unit.learner_loop.conftest import FakeGenerator, FakeIntake, World, batches, spoiled
+from tests.support.learner_world import FakeGenerator, FakeIntake, World, batches, make_world, spoiled
 
 from honed.artifacts import VersionId
 from honed.learner.checkpoint import CheckpointStore
@@ -278,21 +277,20 @@ async def test_a_batch_that_explodes_is_skipped_and_leaves_the_weights_as_they_w
     steady = await world.start()
     await world.to_the_end(steady)
     expected = steady.state.training.trainer.policy.tensors()
-    other = World(world.root / "other", world.store, [FakeGenerator()], FakeIntake([good[0], spoiled(batches(1, start=7)[0]), *good[1:]]))
-    (other.root / "base").parent.mkdir()
-    shutil.copytree(world.root / "base", other.root / "base")
-    other.store = type(world.store)(other.root / "policy", "r")
+    came = FakeIntake([good[0], spoiled(batches(1, start=7)[0]), *good[1:]])
+    other = make_world(world.root / "other")
+    other.intake = came
     learner = await other.start()
     await other.to_the_end(learner)
     assert other.intake.dropped == [(i, "bad_batch") for i in ids(range(28, 32))]
     assert learner.journal.totals.skipped == 1
-    assert learner.status.alarm == ""
+    assert "training" not in learner.status.alarms
     got = learner.state.training.trainer.policy.tensors()
     assert all(bool((value == expected[name]).all()) for name, value in got.items()), "as if it had never come"
 
 
 async def test_bad_batches_in_a_row_roll_back_then_stop_training_with_an_alarm_while_the_process_goes_on(world: World) -> None:
-    good, bad = batches(1), [spoiled(batch) for batch in batches(6, start=1)]
+    good, bad = batches(1), [spoiled(batch) for batch in [*batches(3, start=1), *batches(3, fence=2, start=4)]]
     world.settings, world.intake.batches = {"failures": 3}, [*good, *bad, *batches(2, fence=2, start=7)]
     learner = await world.start()
     running = asyncio.ensure_future(learner.loop.run())
@@ -307,7 +305,7 @@ async def test_bad_batches_in_a_row_roll_back_then_stop_training_with_an_alarm_w
     learner.loop.resume()
     async with asyncio.timeout(60):
         await world.intake.discarding.wait()
-    assert learner.status.alarm == ""
+    assert "training" not in learner.status.alarms
     learner.stopping.set()
     await running
 
@@ -359,7 +357,7 @@ async def test_with_no_staleness_allowed_the_same_weights_come_again_under_anoth
 async def test_a_version_that_is_refused_again_and_again_stops_training(world: World) -> None:
     world.settings = {"failures": 2}
     world.generator.refuses = {1}
-    world.intake.batches = [batches(1, start=k)[0] for k in range(0, 1)] + [batches(1, fence=f, start=10 + f)[0] for f in range(2, 12)]
+    world.intake.batches = [*batches(1), *(batches(1, fence=fence, start=10 + fence)[0] for fence in range(2, 12))]
     world.steps = 9
     learner = await world.start()
     await world.until(learner, lambda: learner.status.state == learner_pb2.LEARNER_STATE_FAILED)

@@ -1,0 +1,286 @@
+"""A training loop whose trainer, checkpoints, journal and policy store are real, and whose surroundings are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from tests.support.tiny import make_tokenizer
+from tests.unit.learner.samples import make_trainer, random_episodes
+
+from honed.artifacts import PolicyStore, VersionDraft, VersionId
+from honed.learner.checkpoint import CheckpointStore
+from honed.learner.episodes import TokenSpan
+from honed.learner.exporter import Exporter
+from honed.learner.intake import Held
+from honed.learner.journal import Journal
+from honed.learner.loop import LoopSettings, TrainingLoop
+from honed.learner.model import load_language_model
+from honed.learner.push import Pusher
+from honed.learner.release import Release
+from honed.learner.rollback import History
+from honed.learner.run_state import RunState
+from honed.learner.status import LearnerStatus
+from honed.learner.trained import TrainedIds
+from honed.learner.training import Training
+from honed.queue.lease import Claim, LeaseLost
+from honed.queue.messages import Delivery, Message
+from honed.v1 import generation_pb2
+
+
+class FakeGenerator:
+    """A generator's control stub."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.broken: dict[str, int] = {}
+        """How many more times a call fails."""
+        self.refuses: set[int] = set()
+        """Updates whose canaries do not fit."""
+        self.code = grpc.StatusCode.UNAVAILABLE
+        self.serving = ""
+        self.commit_takes_s = 0.0
+
+    async def PrepareVersion(self, request: Any, timeout: float) -> Any:
+        self._note("prepare", request)
+        return generation_pb2.PrepareVersionResponse()
+
+    async def CommitVersion(self, request: Any, timeout: float) -> Any:
+        await asyncio.sleep(self.commit_takes_s)
+        label = self._note("commit", request)
+        if request.version.step in self.refuses:
+            raise rpc_error(grpc.StatusCode.ABORTED, "the canaries do not fit")
+        if label == self.serving:
+            return generation_pb2.CommitVersionResponse(version=request.version)
+        self.serving = label
+        return generation_pb2.CommitVersionResponse(
+            version=request.version, pause=Duration(nanos=2_000_000), requests_carried=3
+        )
+
+    def _note(self, what: str, request: Any) -> str:
+        label = f"{request.version.fence}.{request.version.step}"
+        self.calls.append(f"{what} {label}")
+        if self.broken.get(what, 0) > 0:
+            self.broken[what] -= 1
+            raise rpc_error(self.code, f"cannot {what}")
+        return label
+
+
+def rpc_error(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
+    empty = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(code, empty, empty, details)
+
+
+@dataclass
+class FakeIntake:
+    """Hands out batches as long as there are some."""
+
+    batches: list[list[Held]]
+    trained: TrainedIds = field(default_factory=lambda: TrainedIds("r"))
+    rollbacks: tuple[tuple[int, int], ...] = ()
+    acknowledged: list[str] = field(default_factory=list)
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+    waiting: int = 0
+    discarding: asyncio.Event = field(default_factory=asyncio.Event)
+    starved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def take_over(self, predecessors: list[str]) -> None:
+        pass
+
+    async def collect(self, size: int, step: int) -> list[Held]:
+        await self.drop([h for batch in self.batches for h in batch if h.is_abandoned(self.rollbacks)], "rolled_back")
+        self.batches = [batch for batch in self.batches if not any(h.is_abandoned(self.rollbacks) for h in batch)]
+        if not self.batches:
+            self.starved.set()
+            await asyncio.Event().wait()
+        return self.batches.pop(0)
+
+    async def acknowledge(self, held: Sequence[Held]) -> None:
+        self.acknowledged += [each.rollout_id for each in held]
+
+    async def drop(self, held: Sequence[Held], reason: str) -> None:
+        self.dropped += [(each.rollout_id, reason) for each in held]
+
+    def put_back(self, held: Sequence[Held]) -> None:
+        if held:
+            self.batches.insert(0, list(held))
+
+    def holds(self, rollout_id: str) -> bool:
+        return any(each.rollout_id == rollout_id for batch in self.batches for each in batch)
+
+    async def discard(self, reason: str) -> int:
+        self.discarding.set()
+        await asyncio.sleep(0.001)
+        return 0
+
+    async def release(self) -> None:
+        pass
+
+
+class FakeLease:
+    """A held lease that a successor can take."""
+
+    def __init__(self, fence: int) -> None:
+        self.claim = Claim("learner", "me", fence)
+        self.lost = False
+
+    async def check(self) -> None:
+        if self.lost:
+            raise LeaseLost("learner", self.claim.fence, self.claim.fence + 1)
+
+    async def raise_fence(self, above: int = 0) -> Claim:
+        await self.check()
+        self.claim = Claim("learner", "me", self.claim.fence + 1)
+        return self.claim
+
+
+@dataclass
+class FakeReporter:
+    """Remembers what was reported."""
+
+    status: LearnerStatus
+    reports: list[tuple[int, int]] = field(default_factory=list)
+    """Update and rollouts unsaved."""
+
+    async def write(self) -> None:
+        self.reports.append((self.status.update, self.status.unsaved))
+
+
+@dataclass
+class Learner:
+    """A loop with all that belongs to it."""
+
+    loop: TrainingLoop
+    state: RunState
+    release: Release
+    journal: Journal
+    lease: FakeLease
+    status: LearnerStatus
+    reporter: FakeReporter
+    stopping: asyncio.Event
+    slept: list[float]
+
+
+@dataclass
+class World:
+    """What outlives a learner."""
+
+    root: Path
+    store: PolicyStore
+    generators: list[FakeGenerator]
+    intake: FakeIntake
+    steps: int | None = 3
+    checkpoint_every: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def home(self) -> Path:
+        return self.root / "learner"
+
+    @property
+    def generator(self) -> FakeGenerator:
+        return self.generators[0]
+
+    def pusher(self) -> Pusher:
+        async def generators() -> list[Any]:
+            return list(self.generators)
+
+        return Pusher(generators, timeout_s=5)
+
+    def learner(self, *, fence: int = 1, keep: int = 100, load: bool = True, paused: bool = False) -> Learner:
+        trainer, slept, stopping = make_trainer(), [], asyncio.Event()
+        status, lease = LearnerStatus(), FakeLease(fence)
+        journal, checkpoints = Journal(self.home), CheckpointStore(self.home / "checkpoints")
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            await asyncio.sleep(0.001)
+
+        release = Release(
+            self.store,
+            Exporter(trainer.policy, self.root / "base", self.root / "export"),
+            self.pusher(),
+            journal,
+            lease,  # type: ignore[arg-type]
+            status,
+            keep=keep,
+            config_hash="hash",
+            clock=lambda: 0.0,
+            sleep=sleep,
+        )
+        reporter = FakeReporter(status)
+        state = RunState(
+            Training(trainer, checkpoints), self.intake, checkpoints, journal, release, lease, status, reporter,  # type: ignore[arg-type]
+            clock=lambda: 0.0,
+        )  # fmt: skip
+        history = History(
+            checkpoints, self.store, journal, self.root / "fetched",
+            lambda directory: load_language_model(directory, device=trainer.policy.device).state_dict(),
+        )  # fmt: skip
+        if load:
+            state.load()
+        settings = LoopSettings(4, self.steps, self.checkpoint_every, **self.settings)
+        loop = TrainingLoop(state, history, settings, stopping, paused=paused, sleep=sleep)
+        return Learner(loop, state, release, journal, lease, status, reporter, stopping, slept)
+
+    async def start(self, **options: Any) -> Learner:
+        """A learner that has taken over from its predecessor."""
+        learner = self.learner(**options)
+        await learner.state.take_over([])
+        return learner
+
+    async def until(self, learner: Learner, event: asyncio.Event | Callable[[], bool]) -> None:
+        """Runs it until something has happened, then stops it."""
+        running = asyncio.ensure_future(learner.loop.run())
+        async with asyncio.timeout(60):
+            if isinstance(event, asyncio.Event):
+                happened = asyncio.ensure_future(event.wait())
+                await asyncio.wait({running, happened}, return_when=asyncio.FIRST_COMPLETED)
+                happened.cancel()
+            else:
+                while not event() and not running.done():
+                    await asyncio.sleep(0.001)
+            learner.stopping.set()
+            await running
+
+    async def to_the_end(self, learner: Learner) -> None:
+        """Runs it until the updates are done."""
+        await self.until(learner, self.intake.discarding)
+
+
+def batches(count: int, size: int = 4, fence: int = 1, start: int = 0) -> list[list[Held]]:
+    """Batch k was sampled by the version before its own."""
+    ids = itertools.count(start * size)
+    result = []
+    for number in range(start, start + count):
+        batch = []
+        for episode in random_episodes(size, seed=number):
+            index = next(ids)
+            span = TokenSpan(VersionId(fence, max(0, number - 1)), 0, len(episode.response))
+            episode = replace(episode, rollout_id=f"r-{index}/0", spans=(span,))
+            delivery = Delivery(f"{index}-0", Message(f"r-{index}/0", b""), 1, "me", "scored")
+            batch.append(Held(delivery, episode, {"rm": "1"}))
+        result.append(batch)
+    return result
+
+
+def spoiled(batch: list[Held]) -> list[Held]:
+    """A batch whose sampler was another model's: the mean ratio explodes."""
+    return [replace(h, episode=replace(h.episode, logprobs=(-40.0,) * len(h.episode.response))) for h in batch]
+
+
+def make_world(root: Path) -> World:
+    """A run whose base version is published, three batches waiting, and one generator."""
+    trainer = make_trainer()
+    (root / "base").mkdir(parents=True)
+    make_tokenizer(root / "base")
+    store = PolicyStore(root / "policy", "r")
+    directory, canaries = Exporter(trainer.policy, root / "base", root / "first").export(VersionId(0, 0))
+    store.publish(directory, VersionDraft(VersionId(0, 0), canaries))
+    return World(root, store, [FakeGenerator()], FakeIntake(batches(3)))
