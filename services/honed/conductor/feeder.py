@@ -21,7 +21,7 @@ from honed.kit.errors import Unavailable
 from honed.queue.admission import AdmissionPolicy, Cursor, CursorMoved, LoopState, PromptAdmitter
 from honed.queue.connection import Link
 from honed.queue.inbox import PromptInbox
-from honed.queue.keys import PROMPTS, ROLLOUTS, SCORED, RunKeys
+from honed.queue.keys import APPLICATION, PROMPTS, ROLLOUTS, SCORED, SUBMITTED, RunKeys
 from honed.queue.lease import HeldLease
 from honed.queue.progress import LearnerProgress
 from honed.queue.snapshot import LoopReader, LoopSnapshot
@@ -120,6 +120,18 @@ class Feeder:
             max(0, stages[SCORED].depth - unsaved),
             sum(stats.dead for stats in stages.values()),
         )
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Figures for people, as `Run.figures` of the contract has them."""
+        waiting = self.snapshot.waiting if self.snapshot else {}
+        return {
+            "lead": self.lead,
+            "prompts_submitted_waiting": waiting.get(SUBMITTED, 0),
+            "prompts_application_waiting": waiting.get(APPLICATION, 0),
+            "prompts_refused": self.refused,
+            "duplicates": self.accounts.duplicates,
+        }
 
     @property
     def accounts(self) -> Accounts:

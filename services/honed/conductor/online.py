@@ -57,7 +57,8 @@ class OnlineLoop:
         """
         settings = self._settings
         keys = RunKeys(settings.run)
-        encoder, mix = await asyncio.to_thread(self._mix, prompts, tokenizer)
+        encoder, file = await asyncio.to_thread(self._opened, prompts, tokenizer)
+        mix = PromptMix(settings.run, file, encoder, settings.seed, settings.conductor)
         async with (
             Link(self._fleet.redis_url or redis_url(settings), outage=Outage(settings.queue.outage_s)) as link,
             # One holder, so that two conductors never feed one run.
@@ -76,6 +77,7 @@ class OnlineLoop:
                 await self._drained(feeder)
             finally:
                 self._submissions = None
+                file.close()
 
     async def submit_prompts(self, request: conductor_pb2.SubmitPromptsRequest) -> conductor_pb2.SubmitPromptsResponse:
         """Adds prompts to those that the run trains on; raises as `honed.conductor.submission.submit_prompts` does.
@@ -130,6 +132,7 @@ class OnlineLoop:
         """Copies what the feeder saw last, for those who ask where the run stands."""
         state = self._state
         state.depths, state.admitted, state.accounts = feeder.depths, feeder.admitted, feeder.accounts.by_name()
+        state.figures = feeder.figures
         if feeder.snapshot is not None:
             state.stages = feeder.snapshot.stages
 
@@ -155,7 +158,7 @@ class OnlineLoop:
             await asyncio.sleep(0.2)
         self._note(feeder)
 
-    def _mix(self, path: Path, tokenizer: Path) -> tuple[PromptEncoder, PromptMix]:
+    def _opened(self, path: Path, tokenizer: Path) -> tuple[PromptEncoder, PromptFile]:
         section, limits = self._settings.conductor, self._settings.generation
         encoder = prompt_encoder(tokenizer, min(limits.max_prompt_tokens, limits.max_model_tokens - section.response_tokens))
-        return encoder, PromptMix(self._settings.run, PromptFile(path, encoder), encoder, self._settings.seed, section)
+        return encoder, PromptFile(path, encoder)

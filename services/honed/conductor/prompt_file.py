@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 from tokenizers import Tokenizer
 
+from honed.conductor.prompt_rows import at_line, check_row
 from honed.kit.errors import InvalidArgument
 from honed.v1 import generation_pb2
 
@@ -98,25 +100,6 @@ class PromptEncoder:
                 raise InvalidArgument("content", "needs `text`, `token_ids` or `messages`")
 
 
-def check_row(row: dict[str, Any]) -> str:
-    """Which of `text`, `token_ids` and `messages` a row has.
-
-    Raises:
-        InvalidArgument: none, several, or one of the wrong shape.
-    """
-    given = [name for name in ("text", "token_ids", "messages") if name in row]
-    if len(given) != 1:
-        raise InvalidArgument("prompt", "needs `text`, `token_ids` or `messages`" + (", one of them" if given else ""))
-    kind, value = given[0], row[given[0]]
-    if kind == "text" and not isinstance(value, str):
-        raise InvalidArgument(kind, "must be a string")
-    if kind == "token_ids" and not isinstance(value, list):
-        raise InvalidArgument(kind, "must be a list of token ids")
-    if kind == "messages" and not (isinstance(value, list) and value and all(_is_message(each) for each in value)):
-        raise InvalidArgument(kind, "must be a list of objects with the strings `role` and `content`")
-    return kind
-
-
 def check_prompts(path: Path, on_progress: OnProgress | None = None) -> int:
     """Reads a file of prompts as far as that goes without a tokenizer, to find a bad one before any work is done.
 
@@ -126,7 +109,7 @@ def check_prompts(path: Path, on_progress: OnProgress | None = None) -> int:
     Raises:
         ValueError: the file is missing, damaged, empty, or a line has no prompt; names file and line.
     """
-    return len(_index(path, check_row, on_progress))
+    return len(_index(path, check_row, on_progress)) - 1
 
 
 class PromptFile:
@@ -140,15 +123,21 @@ class PromptFile:
         """
         self._path, self._encode = path, encode
         self._offsets = _index(path, encode, on_progress)
-        self._file = path.open("rb")  # stays the same file if another takes its name
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # stays the same file if another takes its name
         self._cached = lru_cache(_CACHED)(self._read)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        os.close(self._file)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._offsets) - 1
 
     def __getitem__(self, number: int) -> list[int]:
         """Token ids of a prompt, by its place in the file without empty lines.
@@ -167,8 +156,8 @@ class PromptFile:
         return self[permuted(place, len(self), f"{seed}/epoch/{epoch}")]
 
     def _read(self, number: int) -> list[int]:
-        self._file.seek(self._offsets[number])
-        line = self._file.readline()
+        start, end = self._offsets[number : number + 2]
+        line = os.pread(self._file, end - start, start)
         try:
             return self._encode(json.loads(line))
         except (ValueError, InvalidArgument) as error:
@@ -193,10 +182,10 @@ def permuted(place: int, size: int, key: str) -> int:
 
 
 def _index(path: Path, check: Callable[[dict[str, Any]], object], on_progress: OnProgress | None) -> array[int]:
-    """Where each line with a prompt begins."""
+    """Where each line with a prompt begins, and where the file ends."""
     offsets = array("Q")
     try:
-        total = max(1, path.stat().st_size)
+        total = path.stat().st_size
         for number, offset, line in _lines(path):
             try:
                 row = json.loads(line)
@@ -208,7 +197,7 @@ def _index(path: Path, check: Callable[[dict[str, Any]], object], on_progress: O
             try:
                 check(row)
             except InvalidArgument as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
+                raise at_line(path, number, error) from error
             offsets.append(offset)
             if on_progress is not None and len(offsets) % _CHECK_ROWS == 0:
                 on_progress(offset / total)
@@ -218,6 +207,7 @@ def _index(path: Path, check: Callable[[dict[str, Any]], object], on_progress: O
         raise ValueError(f"{path} holds no prompts")
     if on_progress is not None:
         on_progress(1.0)
+    offsets.append(total)
     return offsets
 
 
@@ -228,7 +218,3 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             if line.strip():
                 yield number, offset, line
             offset += len(line)
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)

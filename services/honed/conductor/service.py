@@ -119,7 +119,7 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
         state, learner = self._run.state, self._run.state.learner
         progress = self._run.job_progress()
         share = progress.done if progress else 0.0
-        figures = dict(progress.figures) if progress else {}
+        figures = dict(progress.figures if progress else state.figures)
         target = self._run.settings.learner.steps or 0
         if learner is not None and target:
             share = learner.version.step / target

@@ -36,6 +36,7 @@ class RunState:
         admitted: prompts.
         stages: counters of each stage, after the last update.
         accounts: where every admitted rollout is.
+        figures: of the feeder, by name.
         phase_seconds: how long each phase took.
     """
 
@@ -53,6 +54,7 @@ class RunState:
     admitted: int = 0
     stages: Mapping[str, StageStats] = field(default_factory=dict)
     accounts: Mapping[str, int] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
     phase_seconds: dict[str, float] = field(default_factory=dict)
     _phase_started: float = field(default_factory=time.monotonic)
 

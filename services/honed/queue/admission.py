@@ -126,10 +126,8 @@ class Cursor:
     carried: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def from_fields(cls, flat: Sequence[bytes]) -> Self:
-        """Reads the hash's flat fields; an empty hash is a run that has not begun."""
-        pairs = iter(flat)
-        fields = dict(zip(pairs, pairs, strict=True))
+    def from_fields(cls, fields: Mapping[bytes, bytes]) -> Self:
+        """Reads the hash; an empty one is a run that has not begun."""
         position = int(fields.get(b"position", 0))
         if b"state" not in fields:
             return cls(position=position, file=position)

@@ -44,7 +44,7 @@ class LoopReader:
         progress, cursor, submitted, application, *stages = await self._scripts.run("snapshot", self._keys, [GROUP])
         return LoopSnapshot(
             LearnerProgress.from_json(progress) if progress else None,
-            Cursor.from_fields(cursor),
+            Cursor.from_fields(dict(zip(cursor[::2], cursor[1::2], strict=True))),
             {name: StageStats.from_reply(reply) for name, reply in zip(STAGES, stages, strict=True)},
             {SUBMITTED: submitted, APPLICATION: application},
         )

@@ -6,7 +6,6 @@ It writes its progress, acknowledges at checkpoints, drops what is stale or come
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -188,7 +187,10 @@ class FakeLoop:
 
 
 async def stop(*tasks: asyncio.Task[None]) -> None:
+    """Cancels tasks; raises what one of them had failed with."""
     for task in tasks:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()

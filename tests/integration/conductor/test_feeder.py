@@ -6,15 +6,29 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.integration.conductor.fake_loop import FakeLoop
+from tests.integration.conductor.fake_loop import FakeLoop, NumberFile
 from tests.integration.queue.servers import Server
+from tests.support.tiny import make_tokenizer
 
 from honed.conductor.feeder import Feeder
+from honed.conductor.prompt_file import PromptEncoder
+from honed.conductor.prompts import PromptMix
+from honed.conductor.submission import submit_prompts
+from honed.config import ConductorSettings, PromptMixSettings
+from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.queue.admission import AdmissionPolicy
 from honed.queue.connection import Link, Outage
-from honed.queue.keys import PROMPTS, STAGES, RunKeys
+from honed.queue.inbox import PromptInbox
+from honed.queue.keys import PROMPTS, SCORED, STAGES, SUBMITTED, RunKeys
+from honed.queue.lease import Leases
+from honed.queue.messages import Message
+from honed.queue.progress import LearnerProgress, ProgressBoard
+from honed.queue.stream import WorkQueue
+from honed.v1 import conductor_pb2, generation_pb2
 
 pytestmark = pytest.mark.redis
 
@@ -246,3 +260,80 @@ async def test_a_step_that_nobody_heard_of_leaves_its_turns_out_and_skips_no_pro
     assert sorted(loop.prompts.values()) == [(1, 0, number) for number in range(feeder.admitted)]
     assert f"{keys.run}-{admitted}" not in loop.prompts
     assert (await link.command("HGET", keys.tally(PROMPTS), "came_in")) == str(feeder.admitted).encode()
+
+
+async def test_submitted_prompts_take_their_share_and_each_is_trained_on_once(
+    link: Link, keys: RunKeys, tmp_path: Path
+) -> None:
+    make_tokenizer(tmp_path)
+    loop = FakeLoop(link, keys, steps=12)
+    settings = ConductorSettings(prompt_mix=PromptMixSettings(submitted=1.0))
+    encoder = PromptEncoder.of_model(tmp_path, longest=40)
+    mix = PromptMix(keys.run, NumberFile(), encoder, 0, settings)  # type: ignore[arg-type]
+    inbox = PromptInbox(link, keys)
+    request = conductor_pb2.SubmitPromptsRequest(
+        prompts=[generation_pb2.Prompt(text=f"submitted {number}") for number in range(20)], idempotency_key="once"
+    )
+    for _ in range(2):
+        assert (await submit_prompts(request, inbox, encoder, settings.prompt_mix)).waiting == 20
+    async with loop.workers(), loop.learner(), loop.feeder(mix) as feeder:
+        await finish(loop, feeder)
+    check(loop, feeder)
+    assert loop.sources.count("submitted") == 20
+    first = loop.sources[:40].count("submitted")
+    assert 15 <= first <= 20, "while they last, one in two"
+    submitted = [prompt for prompt in loop.prompts.values() if len(prompt) > 3]
+    assert len(set(submitted)) == 20
+    assert feeder.figures["prompts_submitted_waiting"] == 0
+
+
+async def test_a_submission_with_a_prompt_that_cannot_be_used_names_it_and_adds_none(
+    link: Link, keys: RunKeys, tmp_path: Path
+) -> None:
+    make_tokenizer(tmp_path)
+    encoder, inbox = PromptEncoder.of_model(tmp_path, longest=8), PromptInbox(link, keys)
+    texts = [generation_pb2.Prompt(text="short"), generation_pb2.Prompt(text="much too long")]
+    request = conductor_pb2.SubmitPromptsRequest(prompts=texts)
+    with pytest.raises(InvalidArgument, match=r"prompts\[1\]\.text: has 13 tokens"):
+        await submit_prompts(request, inbox, encoder, PromptMixSettings())
+    with pytest.raises(FailedPrecondition, match=r"prompt_mix\.submitted is 0"):
+        await submit_prompts(request, inbox, encoder, PromptMixSettings(submitted=0))
+    assert await inbox.peek(SUBMITTED, 10) == []
+
+
+async def test_unsaved_rollouts_that_went_with_redis_make_no_room_for_more(link: Link, keys: RunKeys) -> None:
+    loop, board = FakeLoop(link, keys, batch=8), ProgressBoard(link, keys)
+    scored = WorkQueue(link, keys, SCORED, "test")
+    said = LearnerProgress(fence=1, update=3, served=3, unsaved=24, turn=24)
+    await board.write(said)
+    async with Leases(link, keys).held("conductor", "me", 5_000) as lease:
+        feeder = Feeder(link, keys, lease, loop.mix(), AdmissionPolicy(8, 2, 1000), steps=None)
+        await scored.put([Message(f"{keys.run}-{turn}/0", b"") for turn in range(24)])
+        assert (await feeder.step(), feeder.depths.scored) == (True, 0)
+        await feeder.look()
+        await link.command("FLUSHALL")
+        await feeder.step()
+        await board.write(said)
+        await scored.put([Message(f"{keys.run}-{turn}/0", b"") for turn in range(100, 116)])
+        await feeder.step()
+        assert feeder.depths.scored == 16, "these wait; the 24 that had trained are gone"
+        await board.write(replace(said, unsaved=32, update=4, served=4))
+        await feeder.look()
+        assert feeder.depths.scored == 8, "8 of those that wait have trained"
+        await board.write(replace(said, unsaved=8, update=5, served=5))
+        await feeder.look()
+        assert feeder.depths.scored == 8, "after a checkpoint the learner's count is right again"
+
+
+async def test_waiting_prompts_that_cannot_be_used_do_not_hold_up_the_others(link: Link, keys: RunKeys, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    loop = FakeLoop(link, keys, batch=4, steps=1)
+    settings = ConductorSettings(prompt_mix=PromptMixSettings(file=0.0))
+    mix = PromptMix(keys.run, None, PromptEncoder.of_model(tmp_path, longest=8), 0, settings)
+    inbox = PromptInbox(link, keys)
+    await inbox.submit([generation_pb2.Prompt(text="much too long")] * 1000, limit=2000)
+    await inbox.submit([generation_pb2.Prompt(text=f"short {number}") for number in range(4)], limit=2000)
+    async with loop.workers(), loop.learner(), loop.feeder(mix) as feeder:
+        await finish(loop, feeder)
+    assert (feeder.refused, feeder.admitted) == (1000, 4)
+    check(loop, feeder)

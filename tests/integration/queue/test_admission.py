@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from honed.queue.admission import Admission, CursorMoved
+from honed.kit.errors import InvalidArgument
+from honed.queue.admission import Cursor, CursorMoved, PromptAdmitter
 from honed.queue.connection import Link, Outage
 from honed.queue.lease import LeaseLost, Leases
 from honed.queue.messages import Message
@@ -14,6 +15,21 @@ pytestmark = pytest.mark.redis
 
 def turn(*numbers: int) -> list[Message]:
     return [Message(f"prompt-{n}", b"") for n in numbers]
+
+
+class Admission:
+    """The admitter, with the position alone."""
+
+    def __init__(self, link, keys):
+        self.admitter = PromptAdmitter(link, keys)
+
+    async def position(self) -> int:
+        return (await self.admitter.cursor()).position
+
+    async def admit(self, claim, position, prompts, skipped=0) -> int:
+        target = position + len(prompts) + skipped
+        await self.admitter.admit(claim, position, prompts, Cursor(target, skipped, target))
+        return target
 
 
 @pytest.fixture
@@ -55,7 +71,7 @@ async def test_a_step_whose_reply_was_lost_happens_once(wire, keys, claim, queue
 
 async def test_a_step_from_an_old_position_is_refused_and_told_the_new_one(admission, claim):
     await admission.admit(claim, 0, turn(0, 1, 2))
-    with pytest.raises(CursorMoved, match="go on from 3") as caught:
+    with pytest.raises(CursorMoved, match="is at 3, not at 0") as caught:
         await admission.admit(claim, 0, turn(0))
     assert caught.value.position == 3
 
@@ -95,5 +111,12 @@ async def test_two_conductors_that_race_and_take_over_admit_each_turn_once(admis
     assert len(got) == await admission.position() >= total
 
 
-async def test_nothing_to_admit_is_no_step(admission, claim):
-    assert await admission.admit(claim, 0, []) == 0
+async def test_the_cursor_is_read_as_it_was_set(admission, claim):
+    cursor = Cursor(position=9, skipped=2, file=5, carried={"scored/acked": 4})
+    await admission.admitter.admit(claim, 0, turn(7, 8), cursor)
+    assert await admission.admitter.cursor() == cursor
+
+
+async def test_a_cursor_that_would_go_back_is_refused(admission, claim):
+    with pytest.raises(InvalidArgument, match="position"):
+        await admission.admitter.admit(claim, 5, turn(5, 6), Cursor(6))

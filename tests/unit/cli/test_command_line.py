@@ -30,7 +30,7 @@ def commands():
 
 
 @pytest.mark.parametrize(
-    "name", ["up", "demo", "serve", "generate", "score", "judge", "status", "versions", "dead", "config", "data"]
+    "name", ["up", "demo", "serve", "generate", "score", "judge", "status", "versions", "prompts", "dead", "config", "data"]
 )
 def test_the_help_lists_each_command(name: str) -> None:
     assert name in honed("--help").stdout

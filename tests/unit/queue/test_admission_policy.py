@@ -93,6 +93,6 @@ def test_counts_are_not_negative(name: str) -> None:
 
 def test_a_cursor_is_read_as_it_was_written() -> None:
     cursor = Cursor(position=9, skipped=2, file=5, carried={"scored/dropped:stale": 4})
-    assert Cursor.from_fields([b"position", b"9", b"state", cursor.state().encode()]) == cursor
-    assert Cursor.from_fields([]) == Cursor()
-    assert Cursor.from_fields([b"position", b"7"]) == Cursor(position=7, file=7), "of a build before prompt sources"
+    assert Cursor.from_fields({b"position": b"9", b"state": cursor.state().encode()}) == cursor
+    assert Cursor.from_fields({}) == Cursor()
+    assert Cursor.from_fields({b"position": b"7"}) == Cursor(position=7, file=7), "of a build before prompt sources"
