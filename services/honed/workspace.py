@@ -1,4 +1,4 @@
-"""Where things lie in a run's directory: one place that names every path."""
+"""Where things lie in a run's directory. Processes that run on other machines have directories of their own in this form."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Workspace:
     root: Path
 
     @property
-    def logs(self) -> Path:
-        """One file a process."""
-        return self.root / "logs"
+    def lock(self) -> Path:
+        """Held by the one `honed up` of the directory; its presence says that the directory is a run's."""
+        return self.root / "run.lock"
 
     @property
-    def progress(self) -> Path:
-        """One file a job: how far it is."""
-        return self.root / "progress"
+    def endpoints(self) -> Path:
+        """Where the services listen, while the run is up."""
+        return self.root / "endpoints.json"
 
     @property
     def effective_settings(self) -> Path:
@@ -28,31 +28,96 @@ class Workspace:
         return self.root / "effective.yaml"
 
     @property
+    def tokens(self) -> Path:
+        """Bearer tokens, unless security.tokens names another directory."""
+        return self.root / "tokens"
+
+    @property
+    def logs(self) -> Path:
+        """One file a process, and an older one of each that grew too long."""
+        return self.root / "logs"
+
+    @property
+    def conductor_log(self) -> Path:
+        """What the conductor writes, whose terminal shows the run."""
+        return self.logs / "conductor.log"
+
+    @property
+    def progress(self) -> Path:
+        """One file a job: how far it is."""
+        return self.root / "progress"
+
+    @property
     def redis(self) -> Path:
         """The embedded Redis."""
         return self.root / "redis"
 
     @property
+    def policy_store(self) -> Path:
+        """Versions and reward models, unless policy.url names another store."""
+        return self.root / "policy"
+
+    @property
+    def preference_database(self) -> Path:
+        """The record of judgements, unless preference.database_url names another."""
+        return self.root / "preference.sqlite"
+
+    @property
+    def kept(self) -> Path:
+        """Preference databases with judgements of people that a fresh run put aside."""
+        return self.root / "kept"
+
+    @property
+    def models(self) -> Path:
+        """What the training phases made."""
+        return self.root / "models"
+
+    @property
     def base_model(self) -> Path:
         """The language model that the run starts from."""
-        return self.root / "models" / "base"
+        return self.models / "base"
 
     @property
     def reward_model(self) -> Path:
         """The reward model that the reward-model phase trained."""
-        return self.root / "models" / "reward"
+        return self.models / "reward"
 
     @property
     def reward_snapshot(self) -> Path:
         """Content hash of the judgements behind the reward model."""
-        return self.root / "models" / "reward.snapshot"
+        return self.models / "reward.snapshot"
+
+    @property
+    def export(self) -> Path:
+        """Where the pretraining job writes the base version before it is published."""
+        return self.models / "export"
 
     @property
     def learner(self) -> Path:
-        """Checkpoints and books of the learner."""
+        """Checkpoints and journal of the learner."""
         return self.root / "learner"
 
     @property
     def generators(self) -> Path:
         """A directory for each replica of the generation service."""
         return self.root / "generation"
+
+    @property
+    def reward(self) -> Path:
+        """What the reward service keeps: reward models and tokenizers that it has fetched."""
+        return self.root / "reward"
+
+    @property
+    def conductor(self) -> Path:
+        """The conductor's own: the tokenizer of the base version, samples of the base policy, comparisons."""
+        return self.root / "conductor"
+
+    @property
+    def report_json(self) -> Path:
+        """The report for programs."""
+        return self.root / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        """The report for people."""
+        return self.root / "report.html"

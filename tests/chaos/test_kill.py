@@ -21,7 +21,7 @@ from honed.v1 import conductor_pb2
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 STEPS, BATCH, STALENESS = 60, 8, 2
-VICTIMS = ("redis", "generation", "reward", "learner", "preference")
+VICTIMS = ("redis", "generation-0", "reward-0", "learner", "preference")
 OUTAGE_S = 20.0
 
 
@@ -46,19 +46,19 @@ async def survivor(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Su
         executing = asyncio.ensure_future(run.execute())
 
         async def two_more_steps() -> None:
-            goal = step_of(run.place.root) + 2
-            await until(lambda: step_of(run.place.root) >= goal or executing.done(), 180, f"step {goal}")
+            goal = step_of(run.workspace.root) + 2
+            await until(lambda: step_of(run.workspace.root) >= goal or executing.done(), 180, f"step {goal}")
             assert not executing.done(), executing.exception() or "it finished before everything was killed"
 
         for victim in VICTIMS:
             await two_more_steps()
-            await kill(run.launcher, victim)
+            await kill(run.fleet, victim)
         await two_more_steps()
-        before = step_of(run.place.root)
-        await stopped(process(run.launcher, "redis").pid, OUTAGE_S)
-        during = step_of(run.place.root) - before
+        before = step_of(run.workspace.root)
+        await stopped(process(run.fleet, "redis").pid, OUTAGE_S)
+        during = step_of(run.workspace.root) - before
         await executing
-        yield Survivor(run, read_steps(run.place.learner), during)
+        yield Survivor(run, read_steps(run.workspace.learner), during)
 
 
 async def stopped(pid: int | None, seconds: float) -> None:
@@ -75,7 +75,7 @@ async def stopped(pid: int | None, seconds: float) -> None:
 
 async def test_the_run_finishes_and_each_restart_is_counted(survivor: Survivor) -> None:
     assert survivor.run.state.phase == conductor_pb2.RUN_PHASE_FINISHED
-    states = {state.name: state for state in survivor.run.launcher.states() if state.name in VICTIMS}
+    states = {state.name: state for state in survivor.run.fleet.states() if state.name in VICTIMS}
     assert {name: (state.restarts, state.last_exit) for name, state in states.items()} == dict.fromkeys(
         VICTIMS, (1, "killed by SIGKILL")
     )
@@ -89,9 +89,9 @@ async def test_each_step_was_made_once_and_no_rollout_trained_twice(survivor: Su
 
 
 async def test_no_rollout_was_lost_without_a_stated_reason(survivor: Survivor) -> None:
-    reasons = check_books(survivor.run.state.books, survivor.steps)
+    reasons = check_books(survivor.run.state.stages, survivor.steps)
     assert set(reasons) <= {"stale", "run_finished", "consumed"}
-    assert survivor.run.state.books["prompts"].came_in == survivor.run.state.admitted
+    assert survivor.run.state.stages["prompts"].came_in == survivor.run.state.admitted
 
 
 async def test_nothing_staler_than_the_bound_trained(survivor: Survivor) -> None:
@@ -99,7 +99,7 @@ async def test_nothing_staler_than_the_bound_trained(survivor: Survivor) -> None
 
 
 async def test_the_generator_serves_the_last_version(survivor: Survivor) -> None:
-    succeeded = [push for push in read_pushes(survivor.run.place.learner) if push.committed and not push.failures]
+    succeeded = [push for push in read_pushes(survivor.run.workspace.learner) if push.committed and not push.failures]
     fence, step = map(int, succeeded[-1].version.split("."))
     assert (fence, step) == (2, STEPS), "the second learner of the run has the second fence"
 

@@ -86,7 +86,7 @@ async def finished(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fi
             for task in calling:
                 task.cancel()
             await asyncio.wait(calling)
-        learner = run.place.learner
+        learner = run.workspace.learner
         yield Finished(run, tap, application, policy, read_steps(learner), read_pushes(learner))
 
 
@@ -102,7 +102,7 @@ async def test_every_version_is_published_and_committed_in_its_turn(finished: Fi
 
 
 async def test_what_was_produced_trained_once_or_was_dropped_for_a_reason(finished: Finished) -> None:
-    reasons = check_books(finished.run.state.books, finished.steps)
+    reasons = check_books(finished.run.state.stages, finished.steps)
     assert sum(len(step.rollout_ids) for step in finished.steps) == STEPS * BATCH
     assert set(reasons) <= {"stale", "run_finished"}
 

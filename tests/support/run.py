@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from tests.support.tiny import make_tiny_model
 
-from honed.conductor.launcher import Launcher, ProcessState
+from honed.conductor.launcher import ProcessState
 from honed.config import RunSettings
 from honed.learner.ledger import StepRecord, read_steps
 from honed.queue.connection import Link
@@ -104,11 +104,17 @@ def step_of(directory: Path) -> int:
     return steps[-1].step if steps else 0
 
 
-def process(launcher: Launcher, name: str) -> ProcessState:
+class Supervisor(Protocol):
+    """A launcher or a fleet."""
+
+    def states(self) -> list[ProcessState]: ...
+
+
+def process(launcher: Supervisor, name: str) -> ProcessState:
     return next(state for state in launcher.states() if state.name == name)
 
 
-async def kill(launcher: Launcher, name: str, timeout_s: float = 90.0) -> None:
+async def kill(launcher: Supervisor, name: str, timeout_s: float = 90.0) -> None:
     """SIGKILL; returns when the service serves again."""
     state = process(launcher, name)
     restarts = state.restarts

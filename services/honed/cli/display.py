@@ -1,22 +1,30 @@
-"""The live view of a run: its phase and progress, the loop's figures, and its processes."""
+"""The live view of a run: its phase and progress, the loop's figures, its processes and what is wrong; all of it by RPC."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
+import grpc
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from honed.conductor.run import Run
-from honed.learner.ledger import StepRecord, read_steps
-from honed.v1 import conductor_pb2
+from honed.cli.output import printable
+from honed.config import RunSettings
+from honed.kit.wiring import internal_channel
+from honed.v1 import conductor_pb2, conductor_pb2_grpc, learner_pb2, learner_pb2_grpc
 
 REFRESH_S = 0.5
 PLAIN_EVERY_S = 5.0
+CALL_TIMEOUT_S = 5.0
+WATCH_TIMEOUT_S = 300.0
 _TITLES = {
     conductor_pb2.RUN_PHASE_STARTING: "Starting",
     conductor_pb2.RUN_PHASE_PRETRAIN: "Language model",
@@ -26,76 +34,133 @@ _TITLES = {
     conductor_pb2.RUN_PHASE_STOPPED: "Stopped",
     conductor_pb2.RUN_PHASE_FAILED: "Failed",
 }
+_FIGURES = {
+    "score_mean": ("score", "{:+.3f}"),
+    "kl": ("KL", "{:.2f} nats"),
+    "entropy": ("entropy", "{:.2f}"),
+    "staleness_max": ("staleness", "{:.0f} at most"),
+}
 
 
-async def show(run: Run, console: Console) -> None:
-    """Shows the run until cancelled: a live table on a terminal, a line now and then elsewhere."""
+@dataclass
+class View:
+    """What the services said last."""
+
+    run: conductor_pb2.Run | None = None
+    learner: learner_pb2.GetStatusResponse | None = None
+    last: learner_pb2.StepMetrics | None = None
+
+
+@asynccontextmanager
+async def showing(settings: RunSettings, console: Console) -> AsyncIterator[None]:
+    """Shows the run as long as the block runs: a live table on a terminal, a line now and then elsewhere."""
+    view = View()
+    async with (
+        internal_channel(settings, settings.conductor.target) as conductor,
+        internal_channel(settings, settings.learner.target) as learner,
+    ):
+        tasks = [
+            asyncio.create_task(_poll(view, conductor, learner)),
+            asyncio.create_task(_follow(view, learner)),
+            asyncio.create_task(_show(view, console)),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _poll(view: View, conductor: grpc.aio.Channel, learner: grpc.aio.Channel) -> None:
+    run_stub = conductor_pb2_grpc.ConductorServiceStub(conductor)
+    learner_stub = learner_pb2_grpc.LearnerServiceStub(learner)
+    while True:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            view.run = (await run_stub.GetRun(conductor_pb2.GetRunRequest(), timeout=CALL_TIMEOUT_S)).run
+        if view.run is not None and view.run.phase >= conductor_pb2.RUN_PHASE_PPO:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                view.learner = await learner_stub.GetStatus(learner_pb2.GetStatusRequest(), timeout=CALL_TIMEOUT_S)
+        await asyncio.sleep(REFRESH_S)
+
+
+async def _follow(view: View, learner: grpc.aio.Channel) -> None:
+    """Follows the learner's metrics through its restarts."""
+    stub = learner_pb2_grpc.LearnerServiceStub(learner)
+    while True:
+        if view.learner is not None:
+            request = learner_pb2.WatchMetricsRequest(from_step=max(1, view.learner.version.step))
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                async for answer in stub.WatchMetrics(request, timeout=WATCH_TIMEOUT_S):
+                    view.last = answer.metrics
+        await asyncio.sleep(REFRESH_S)
+
+
+async def _show(view: View, console: Console) -> None:
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             while True:
-                live.update(render(run))
+                if view.run is not None:
+                    live.update(render(view.run, view.learner, view.last))
                 await asyncio.sleep(REFRESH_S)
     shown = ""
     while True:
-        line = plain_line(run)
-        if line != shown:
+        if view.run is not None and (line := plain_line(view.run, view.last)) != shown:
             console.print(f"{time.strftime('%H:%M:%S')} {line}", highlight=False)
             shown = line
-        await asyncio.sleep(PLAIN_EVERY_S)
+            await asyncio.sleep(PLAIN_EVERY_S)
+        else:
+            await asyncio.sleep(REFRESH_S)
 
 
-def plain_line(run: Run) -> str:
+def plain_line(run: conductor_pb2.Run, last: learner_pb2.StepMetrics | None) -> str:
     """The run in one line, for logs."""
-    state = run.state
-    parts = [_TITLES.get(state.phase, "?"), state.doing]
-    if progress := run.job_progress():
-        parts.append(f"{progress.done:.0%} {progress.doing}")
-        parts += [f"{name}={value:.4g}" for name, value in progress.figures.items()]
-    if last := _last_step(run):
-        parts += [f"step {last.step}/{run.settings.learner.steps}", *(f"{k} {v}" for k, v in _figures(run, last).items())]
-    return " | ".join(parts)
+    parts = [_TITLES.get(run.phase, "?"), run.doing]
+    if run.phase in (conductor_pb2.RUN_PHASE_PRETRAIN, conductor_pb2.RUN_PHASE_REWARD_MODEL):
+        parts.append(f"{run.phase_progress:.0%}")
+    parts += [f"{name}={value:.4g}" for name, value in sorted(run.figures.items())]
+    if last is not None:
+        parts += [f"update {last.step}/{run.target_steps or '∞'}", *(f"{k} {v}" for k, v in _metrics(last).items())]
+    parts += [f"ALARM: {alarm}" for alarm in run.alarms]
+    return printable(" | ".join(parts)).replace("\n", " ")
 
 
-def render(run: Run) -> RenderableType:
+def render(
+    run: conductor_pb2.Run, learner: learner_pb2.GetStatusResponse | None, last: learner_pb2.StepMetrics | None
+) -> RenderableType:
     """The run as a table with a progress bar."""
-    state, progress, last = run.state, run.job_progress(), _last_step(run)
-    head = Text.assemble((_TITLES.get(state.phase, "?"), "bold"), "  ", state.doing)
-    share = (
-        last.step / run.settings.learner.steps if last and run.settings.learner.steps else progress.done if progress else 0.0
-    )
-    lines: list[RenderableType] = [head, ProgressBar(total=1.0, completed=share, width=60)]
-    if progress is not None:
-        lines.append(Text(f"{progress.doing}  " + "  ".join(f"{k} {v:.4g}" for k, v in progress.figures.items())))
+    head = Text.assemble((_TITLES.get(run.phase, "?"), "bold"), "  ", printable(run.doing))
+    lines: list[RenderableType] = [head, ProgressBar(total=1.0, completed=run.phase_progress, width=60)]
+    lines += [Text(f"! {printable(alarm)}", style="bold red") for alarm in run.alarms]
+    if run.figures:
+        lines.append(Text("  ".join(f"{name} {value:.4g}" for name, value in sorted(run.figures.items()))))
     if last is not None:
         table = Table.grid(padding=(0, 3))
-        for name, value in _figures(run, last).items():
+        table.add_row("update", f"{last.step} of {run.target_steps or 'no end'}")
+        for name, value in {**_metrics(last), **_learner(learner), **_queue(run)}.items():
             table.add_row(name, value)
         lines.append(table)
-    processes = Table("process", "ready", "restarts", "last exit", box=None, header_style="dim")
-    for process in run.launcher.states():
-        processes.add_row(process.name, "yes" if process.ready else "no", str(process.restarts), process.last_exit)
+    processes = Table("process", "ready", "restarts", "version", "last exit", box=None, header_style="dim")
+    for process in run.processes:
+        ready = "yes" if process.healthy else "no"
+        processes.add_row(process.name, ready, str(process.restarts), process.version, process.last_exit)
     return Group(*lines, processes)
 
 
-def _figures(run: Run, last: StepRecord) -> dict[str, str]:
-    values, learner, depths = last.values, run.state.learner, run.state.depths
-    figures = {
-        "score": f"{values['score_mean']:+.3f}",
-        "KL": f"{values['kl']:.2f} nats",
-        "entropy": f"{values['entropy']:.2f}",
-        "staleness": f"{values['staleness_max']:.0f} at most",
-        "update": f"{values['tokens'] / max(values['seconds'], 1e-9):.0f} tokens/s",
-    }
-    if learner is not None:
-        figures["versions pushed"] = str(learner.versions_pushed)
-        figures["serving"] = f"{learner.served_version.fence}.{learner.served_version.step}"
-    if depths is not None:
-        figures["queue"] = f"{depths.prompts} prompts, {depths.rollouts} rollouts, {depths.scored} scored"
-    return figures
+def _metrics(last: learner_pb2.StepMetrics) -> dict[str, str]:
+    values = last.values
+    found = {title: form.format(values[name]) for name, (title, form) in _FIGURES.items() if name in values}
+    if "tokens" in values and values.get("seconds"):
+        found["speed"] = f"{values['tokens'] / values['seconds']:.0f} tokens/s"
+    return found
 
 
-def _last_step(run: Run) -> StepRecord | None:
-    if run.state.loop_started_at is None:
-        return None
-    steps = read_steps(run.place.learner)
-    return steps[-1] if steps else None
+def _learner(learner: learner_pb2.GetStatusResponse | None) -> dict[str, str]:
+    if learner is None:
+        return {}
+    served = f"{learner.served_version.fence}.{learner.served_version.step}" if learner.HasField("served_version") else "-"
+    return {"versions pushed": str(learner.versions_pushed), "serving": served}
+
+
+def _queue(run: conductor_pb2.Run) -> dict[str, str]:
+    return {"queue": ", ".join(f"{count} {stage}" for stage, count in sorted(run.queue_depth.items())) or "empty"}

@@ -109,14 +109,14 @@ def _prompts(file: str) -> Iterator[generation_pb2.Prompt]:
     Raises:
         ValueError: it cannot be read, or a line holds no prompt; names file and line.
     """
-    from honed.conductor.prompt_rows import row_prompt
+    from honed.conductor.prompt_rows import at_line, row_prompt
     from honed.kit.errors import InvalidArgument
 
     for number, row in _rows(file):
         try:
             yield row_prompt(row)
         except InvalidArgument as error:
-            raise ValueError(f"{file}, line {number}: {error}") from error
+            raise at_line(file, number, error) from error
 
 
 def _rows(file: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +27,7 @@ class Service(StrEnum):
     reward = "reward"
     preference = "preference"
     learner = "learner"
+    conductor = "conductor"
 
 
 class Job(StrEnum):
@@ -38,37 +39,51 @@ class Job(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command()(up)
-    app.command()(demo)
-    app.command()(serve)
+    app.command(epilog="Example: honed up run.yaml --replicas generation=2,reward=2")(up)
+    app.command(epilog="Example: honed demo --keep")(demo)
+    app.command(epilog="Example: honed serve generation --run-file /etc/honed/run.yaml")(serve)
     app.command(hidden=True)(job)
 
 
-def up(run_file: RunFile = None) -> None:
+def up(
+    file: Annotated[Path | None, typer.Argument(help="The run file (YAML), as --run-file.", metavar="RUN_FILE")] = None,
+    run_file: RunFile = None,
+    replicas: Annotated[
+        str | None, typer.Option(help="How many processes of a service to start, in place of the run file's numbers.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Look at the run file and its data first.")] = True,
+    exit_on_failure: Annotated[
+        bool, typer.Option("--exit-on-failure", help="End when training fails. Otherwise everything goes on serving.")
+    ] = False,
+) -> None:
     """Run everything on this machine: all services, the training phases, the online loop.
 
-    Services that die are started again. Ctrl-C ends the run cleanly; the same command goes on where it was. Without a run file
-    it is the demo's run, served in out/demo.
-
-    Example: honed up --run-file run.yaml
+    Services that die are started again. Ctrl-C ends the run cleanly; the same command goes on where it was. When training
+    fails, the reason is printed and everything goes on serving; the exit status is then 1. Without a run file it is the demo's
+    run, served in out/demo.
     """
     from honed.settings_file import recipe_settings
 
     _keep_private()
-    asyncio.run(_up(recipe_settings(run_file, "demo")))
+    settings = with_replicas(recipe_settings(file or run_file, "demo"), replicas)
+    if check and (file or run_file):
+        from honed.cli.check import refuse_errors
+
+        refuse_errors(settings)
+    asyncio.run(_up(settings, exit_on_failure=exit_on_failure))
 
 
 def demo(
     run_file: RunFile = None,
     directory: Annotated[Path, typer.Option(help="Where everything goes; the report among it.")] = Path("out/demo"),
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything serving at the end, until Ctrl-C.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Begin anew, or go on with what is there.")] = True,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Begin anew, or go on with what is there. Judgements of people are kept.")
+    ] = True,
 ) -> None:
     """Fine-tune a tiny model online on real human ratings, and report what changed.
 
     Needs no GPU and about ten minutes on two cores. Writes report.html and report.json.
-
-    Example: honed demo --keep
     """
     from honed.cli.demo import demo_settings, run_demo
 
@@ -79,19 +94,20 @@ def demo(
 def serve(service: Annotated[Service, typer.Argument(help="Which service.")], run_file: RunFile = None) -> None:
     """Serve one service until SIGTERM. This is what a container runs.
 
-    Example: honed serve generation --run-file /etc/honed/run.yaml
+    `honed serve conductor` drives a run whose services are started by others; it needs `conductor: {launcher: none}`.
     """
     import importlib
 
     from honed.kit.log import configure_logging
     from honed.runtime import service_name
     from honed.settings_file import load_settings
+    from honed.topology import SERVICES
 
     _keep_private()
     settings = load_settings(run_file)
     configure_logging(service.value, settings.log_level)
     service_name.set(service.value)
-    module = importlib.import_module(f"honed.{service.value}.main")
+    module = importlib.import_module(SERVICES[service.value].module)
     asyncio.run(module.run(settings))
 
 
@@ -115,27 +131,68 @@ def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFi
         asyncio.run(reward_model.run(settings))
 
 
+def with_replicas(settings: RunSettings, asked: str | None) -> RunSettings:
+    """The settings with the numbers of `generation=2,reward=2`.
+
+    Raises:
+        ValueError: a service is unknown or runs as one process, or a number is none.
+    """
+    sections = {}
+    for service, replicas in parse_replicas((asked or "").split(",") if asked else ()):
+        sections[service] = getattr(settings, service).model_copy(update={"replicas": replicas})
+    return settings.model_copy(update=sections)
+
+
+def parse_replicas(asked: Sequence[str]) -> list[tuple[str, int]]:
+    """Reads `generation=2`, one each.
+
+    Raises:
+        ValueError: a service is unknown or runs as one process, or a number is none.
+    """
+    from honed.topology import REPLICATED
+
+    found = []
+    for part in asked:
+        service, _, number = part.strip().partition("=")
+        if service not in REPLICATED or not number.isdecimal() or int(number) < 1:
+            raise ValueError(f"{part.strip()!r} is not of the form SERVICE=NUMBER with one of {', '.join(REPLICATED)}")
+        found.append((service, int(number)))
+    return found
+
+
 def _keep_private() -> None:
     """Whatever this process and its children write, texts and pseudonyms among it, only its user can read."""
     os.umask(0o077)
 
 
-async def _up(settings: RunSettings) -> None:
-    from rich.console import Console
-
-    from honed.cli.display import show
+async def _up(settings: RunSettings, *, exit_on_failure: bool) -> None:
+    from honed.cli import output
+    from honed.cli.display import showing
     from honed.conductor.local import local_run
-    from honed.kit.log import configure_logging
+    from honed.conductor.summary import write_summary
+    from honed.kit.errors import HonedError, root_cause
+    from honed.kit.log import configure_logging, log_to
 
     configure_logging("conductor", "WARNING")
-    console = Console()
+    console = output.console()
     async with local_run(settings) as run:
-        display = asyncio.ensure_future(show(run, console))
-        try:
-            await run.execute()
-            console.print("The run is done. Everything goes on serving; Ctrl-C ends it.")
+        log_to(run.workspace.conductor_log)
+        failure: BaseException | None = None
+        async with showing(run.settings, console):
+            try:
+                await run.execute(fail_with_learner=exit_on_failure)
+            except (HonedError, ValueError, BaseExceptionGroup) as error:
+                failure = error
+            if run.state.loop_started_at is not None:
+                await write_summary(run)
+        serving = bool(run.fleet.states()) and not run.stopping.is_set()
+        if failure is None and serving:
+            console.print(f"The run is done; report: {run.workspace.report_html}")
+            console.print("Everything goes on serving; Ctrl-C ends it.")
+            await run.stand_by()
+        elif failure is not None and serving and not exit_on_failure:
+            console.print(f"Training has failed: {root_cause(failure)}")
+            console.print("What was started goes on serving; Ctrl-C ends it.")
             await run.stopping.wait()
-        finally:
-            display.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await display
+        if failure is not None:
+            raise failure

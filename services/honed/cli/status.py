@@ -95,12 +95,15 @@ def render(found: dict[str, Any]) -> RenderableType:
     else:
         shown["phase"] = f"{run['phase']}, {run['progress']:.0%}" + (f": {run['error_text']}" if run["error_text"] else "")
         depths = ", ".join(f"{count} {stage}" for stage, count in run["queue_depth"].items())
+        shown["doing"] = run["doing"]
+        for number, alarm in enumerate(run["alarms"]):
+            shown["ALARM" + " " * number] = alarm
         shown["queue"] = f"{depths or 'empty'}; {run['prompts_admitted']} prompts admitted"
     if "error" in learner:
         shown["learner"] = learner["error"]
     else:
         dropped = ", ".join(f"{count} {reason}" for reason, count in learner["rollouts_dropped"].items()) or "none"
-        shown["learner"] = f"{learner['state']}, version {learner['version']} of {learner['target_steps']} steps"
+        shown["learner"] = f"{learner['state']}, version {learner['version']} of {learner['target_steps'] or 'endless'} updates"
         shown["rollouts"] = f"{learner['rollouts_trained']} trained, dropped: {dropped}"
         shown["pushes"] = f"{learner['versions_pushed']} versions, {learner['pushes_failed']} failed"
     if "error" in generation:
@@ -111,8 +114,11 @@ def render(found: dict[str, Any]) -> RenderableType:
         counts = {"finished": "samples_finished", "failed": "samples_failed", "in flight": "in_flight"}
         shown["samples"] = ", ".join(f"{generation[name]} {word}" for word, name in counts.items())
         shown["tokens"] = f"{generation['tokens_sampled']} sampled, {rate:.0f} a second while busy"
-    rows = [(p["name"], "yes" if p["healthy"] else "no", str(p["restarts"]), p["last_exit"]) for p in run.get("processes", ())]
-    columns = ["process", "ready", "restarts", "last exit"]
+    rows = [
+        (p["name"], "yes" if p["healthy"] else "no", str(p["restarts"]), p["version"] or "-", p["last_exit"])
+        for p in run.get("processes", ())
+    ]
+    columns = ["process", "ready", "restarts", "version", "last exit"]
     return Group(output.pairs(shown), *([output.table(columns, rows, numbers=["restarts"])] if rows else []))
 
 
@@ -128,10 +134,23 @@ def _run(peer: Peer) -> dict[str, Any]:
         "started_at": run.started_at.ToJsonString() if run.HasField("started_at") else None,
         "ended_at": run.ended_at.ToJsonString() if run.HasField("ended_at") else None,
         "error_text": run.error,
+        "doing": run.doing,
+        "alarms": list(run.alarms),
+        "accounts": dict(sorted(run.accounts.items())),
+        "target_steps": run.target_steps,
         "queue_depth": dict(sorted(run.queue_depth.items())),
         "prompts_admitted": run.prompts_admitted,
         "processes": [
-            {"name": p.name, "healthy": p.healthy, "restarts": p.restarts, "last_exit": p.last_exit} for p in run.processes
+            {
+                "name": p.name,
+                "healthy": p.healthy,
+                "restarts": p.restarts,
+                "last_exit": p.last_exit,
+                "pid": p.pid,
+                "address": p.address,
+                "version": p.version,
+            }
+            for p in run.processes
         ],
     }
 
@@ -152,6 +171,10 @@ def _learner(peer: Peer) -> dict[str, Any]:
         "pushes_failed": status.pushes_failed,
         "busy_seconds": status.busy_seconds,
         "checkpoint_step": status.checkpoint_step,
+        "alarm": status.alarm,
+        "rollouts_undone": status.rollouts_undone,
+        "batches_skipped": status.batches_skipped,
+        "versions_refused": status.versions_refused,
     }
 
 

@@ -1,8 +1,10 @@
-"""`honed versions`: the policy versions that the run's store holds."""
+"""`honed versions`: the policy versions of a run: list, compare, promote, roll back."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,25 +14,47 @@ from honed.cli.connection import AddressOption, RunOption, TokenFileOption, open
 
 if TYPE_CHECKING:
     from honed._client.peer import Peer
-    from honed.v1 import conductor_pb2
+    from honed.v1 import common_pb2, conductor_pb2
 
 _PAGE = 100
 _TIMEOUT_S = 30.0
 
+VersionArgument = Annotated[str, typer.Argument(help="A version as `honed versions` lists it, for example 1.20.")]
+LimitOption = Annotated[int, typer.Option(min=0, help="The newest so many; 0 for all.")]
+
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
-    app.command(epilog="Example: honed versions --limit 5")(versions)
+    """Adds the commands."""
+    group = typer.Typer(help="The policy versions of a run.")
+    group.callback(invoke_without_command=True)(default)
+    group.command("list", epilog="Example: honed versions list --limit 5")(list_)
+    group.command(epilog="Example: honed versions compare 1.10 1.40 --prompts held-out.jsonl")(compare)
+    group.command(epilog="Example: honed versions promote 1.40 --reason 'reads well, no loops'")(promote)
+    group.command(epilog="Example: honed versions rollback 1.30")(rollback)
+    app.add_typer(group, name="versions")
 
 
-def versions(
-    limit: Annotated[int, typer.Option(min=0, help="The newest so many; 0 for all.")] = 20,
+def default(
+    context: typer.Context,
+    limit: LimitOption = 20,
     json: output.JsonOption = False,
     run: RunOption = None,
     address: AddressOption = None,
     token_file: TokenFileOption = None,
 ) -> None:
-    """List the policy versions, newest first: what each was trained from, and the digest of its manifest."""
+    """List, compare, promote and roll back policy versions. Without a sub-command: list them."""
+    if context.invoked_subcommand is None:
+        list_(limit, json, run, address, token_file)
+
+
+def list_(
+    limit: LimitOption = 20,
+    json: output.JsonOption = False,
+    run: RunOption = None,
+    address: AddressOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """List the policy versions, newest first: what each was trained from, its digest, and what became of it."""
     with open_peer("conductor", run, address, token_file) as peer:
         found = [_row(info) for info in _listed(peer, limit)]
     if json:
@@ -45,10 +69,111 @@ def versions(
             f"{row['bytes'] / 1e6:.1f}",
             row["manifest_sha256"][:12],
             row["reward_model_version"][:12] or "-",
+            row["mark"] or "-",
+            output.shortened(row["reason"]),
         ]
         for row in found
     ]
-    output.show(output.table(["version", "parent", "created", "MB", "digest", "reward model"], rows, numbers=["MB"]))
+    columns = ["version", "parent", "created", "MB", "digest", "reward model", "mark", "reason"]
+    output.show(output.table(columns, rows, numbers=["MB"]))
+
+
+def compare(
+    left: VersionArgument,
+    right: VersionArgument,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON lines of `text`, `token_ids` or `messages`. Unset: the run's evaluation prompts.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, max=1024, help="How many prompts.")] = 16,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait at most.")] = 590.0,
+    json: output.JsonOption = False,
+    run: RunOption = None,
+    address: AddressOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Continue the same prompts with two versions, score what they say, and show both side by side."""
+    from honed.conductor.sampling import prompts_of
+    from honed.v1 import conductor_pb2, conductor_pb2_grpc
+
+    asked = prompts_of(prompts, samples) if prompts else ()
+    with open_peer("conductor", run, address, token_file) as peer:
+        one, other = _versions(peer, left, right)
+        request = conductor_pb2.CompareVersionsRequest(left=one, right=other, prompts=asked, samples=samples)
+        stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
+        answer = peer.unary(stub.CompareVersions, request, timeout)
+    rows = [
+        {"prompt": s.prompt, "left": s.left, "right": s.right, "left_reward": s.left_reward, "right_reward": s.right_reward}
+        for s in answer.samples
+    ]
+    if json:
+        output.show_json({"left": left, "right": right, "differences": dict(answer.differences), "samples": rows})
+        return
+    output.show(output.pairs({f"{name}, {right} less {left}": f"{value:+.4g}" for name, value in answer.differences.items()}))
+    shown = [
+        (output.shortened(s.prompt, 40), f"{s.left_reward:+.2f}", s.left, f"{s.right_reward:+.2f}", s.right)
+        for s in answer.samples
+    ]
+    columns = ["prompt", "reward", left, "reward ", right]
+    output.show(output.table(columns, shown, numbers=["reward", "reward "]))
+
+
+def promote(
+    version: VersionArgument,
+    reason: Annotated[str, typer.Option(help="Why, for those who look at it later.")] = "",
+    json: output.JsonOption = False,
+    run: RunOption = None,
+    address: AddressOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Mark a version as one to keep: neither it nor its checkpoint is ever removed."""
+    from honed.v1 import conductor_pb2, conductor_pb2_grpc
+
+    with open_peer("conductor", run, address, token_file) as peer:
+        [chosen] = _versions(peer, version)
+        request = conductor_pb2.PromoteVersionRequest(version=chosen, reason=reason, idempotency_key=uuid.uuid4().hex)
+        stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
+        row = _row(peer.unary(stub.PromoteVersion, request, _TIMEOUT_S).version)
+    output.show_json(row) if json else output.note(f"{row['version']} is promoted and will be kept")
+
+
+def rollback(
+    version: VersionArgument,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait at most.")] = 590.0,
+    json: output.JsonOption = False,
+    run: RunOption = None,
+    address: AddressOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Serve an earlier version again, and train on from it. Its weights get a new version, which is served at the end."""
+    from honed.v1 import conductor_pb2, conductor_pb2_grpc
+
+    with open_peer("conductor", run, address, token_file) as peer:
+        [chosen] = _versions(peer, version)
+        request = conductor_pb2.RollbackVersionRequest(version=chosen, idempotency_key=uuid.uuid4().hex)
+        stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
+        row = _row(peer.unary(stub.RollbackVersion, request, timeout).version)
+    output.show_json(row) if json else output.note(f"{row['version']} has the weights of {version} and is served")
+
+
+def _versions(peer: Peer, *texts: str) -> list[common_pb2.PolicyVersion]:
+    """The versions of the conductor's run.
+
+    Raises:
+        ValueError: a text is no version.
+    """
+    from honed.v1 import common_pb2, conductor_pb2, conductor_pb2_grpc
+
+    found = []
+    for text in texts:
+        fence, _, step = text.partition(".")
+        if not (fence.isdecimal() and step.isdecimal()):
+            raise ValueError(f"{text!r} is not a version: write FENCE.UPDATE as `honed versions` lists it, for example 1.20")
+        found.append(common_pb2.PolicyVersion(fence=int(fence), step=int(step)))
+    stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
+    name = peer.unary(stub.GetRun, conductor_pb2.GetRunRequest(), _TIMEOUT_S).run.run
+    for version in found:
+        version.run = name
+    return found
 
 
 def _listed(peer: Peer, limit: int) -> Iterator[conductor_pb2.VersionInfo]:
@@ -77,4 +202,8 @@ def _row(info: conductor_pb2.VersionInfo) -> dict[str, Any]:
         "config_hash": lineage.config_hash,
         "reward_model_version": lineage.reward_model_version,
         "preference_snapshot": lineage.preference_snapshot,
+        "promoted": info.promoted,
+        "quarantined": info.quarantined,
+        "mark": "promoted" if info.promoted else "quarantined" if info.quarantined else "",
+        "reason": info.reason,
     }

@@ -1,4 +1,4 @@
-"""Becomes a child process that does not outlive its supervisor: `python -m honed.conductor.child NICE COMMAND …`.
+"""Becomes a child process that does not outlive its supervisor: `python -m honed.conductor.child PARENT NICE COMMAND …`.
 
 On Linux the kernel sends SIGTERM when the supervisor dies, however it dies; the setting survives the exec. Elsewhere the
 supervisor's own clean-up has to do.
@@ -16,12 +16,14 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Ties this process to its parent and turns it into the command."""
+    parent, nice, *command = sys.argv[1:]
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == 1:  # the supervisor died before the line above
+        # The supervisor may have died before the line above. In a container its own pid is 1, so 1 means nothing here.
+        if os.getppid() != int(parent):
             sys.exit(1)
-    os.nice(int(sys.argv[1]))
-    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606  # the command is the supervisor's own
+    os.nice(int(nice))
+    os.execvp(command[0], command)  # noqa: S606  # the command is the supervisor's own
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Final
 
 from honed.config import JudgementsFile
 from honed.formats.files import Defaults, read_judgements
-from honed.preference.content import Entry
+from honed.judgements import Entry
 from honed.v1 import preference_pb2, preference_pb2_grpc
 
 BATCH: Final = 2000

@@ -3,88 +3,133 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
-import json
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from honed.artifacts.store import PolicyStore
 from honed.conductor.endpoints import with_ports
-from honed.conductor.launcher import ProcessLauncher
+from honed.conductor.fleet import LocalFleet
+from honed.conductor.local_launcher import Limits, ProcessLauncher
 from honed.conductor.processes import Processes
+from honed.conductor.roster import Roster
 from honed.conductor.run import Run
-from honed.conductor.service import ConductorService
+from honed.conductor.service import conductor_server
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
-from honed.kit.server import Listener, Server, Servicer
 from honed.kit.tokens import ensure_local_tokens
-from honed.kit.wiring import server_options
 from honed.queue.embedded import stop_leftover
 from honed.settings_file import write_settings
-from honed.v1 import conductor_pb2_grpc
 from honed.workspace import Workspace
-
-LOCK = "run.lock"
-SERVICES = ("generation", "reward", "preference", "learner", "conductor")
 
 
 @asynccontextmanager
-async def local_run(settings: RunSettings, *, fresh: bool = False) -> AsyncIterator[Run]:
+async def local_run(settings: RunSettings, *, fresh: bool = False, expendable: Collection[str] = ()) -> AsyncIterator[Run]:
     """Prepares a run and its conductor; whoever enters executes it. Everything that was started ends with the block.
 
-    SIGINT and SIGTERM set the run's `stopping`.
+    SIGINT and SIGTERM set the run's `stopping`; a second one ends what is still busy at once.
 
     Args:
         settings: the run's; ports that are 0 are chosen here.
-        fresh: whether to remove what an earlier run left in the directory.
+        fresh: whether to remove what an earlier run left in the directory. A preference database with judgements of people is
+            kept aside; `Run.kept` says where.
+        expendable: sources of judgements that can be made again, so that nothing is lost with them.
 
     Raises:
         FailedPrecondition: another process runs in the same directory, or the directory cannot be used.
     """
-    place = Workspace(settings.directory)
-    _check_ours(place.root)
-    with _alone(place.root):
-        await asyncio.to_thread(stop_leftover, place.redis)
-        if fresh:
-            _clear(place.root)
+    workspace = Workspace(settings.directory)
+    if settings.conductor.launcher == "none":
+        raise FailedPrecondition(
+            "conductor.launcher is none, and this command starts processes: take out that line, or run `honed serve conductor` "
+            "beside services that run elsewhere"
+        )
+    _check_ours(workspace)
+    with _alone(workspace):
+        await asyncio.to_thread(stop_leftover, workspace.redis)
+        kept = _clear(workspace, expendable) if fresh else None
         settings = with_ports(_resolved(settings))
-        place = Workspace(settings.directory)
+        workspace = Workspace(settings.directory)
         if settings.security.authentication:
             ensure_local_tokens(settings.tokens_directory)
-        write_settings(settings, place.effective_settings)
-        launcher = ProcessLauncher(place.logs, settings.conductor.restart_limit)
-        run = Run(settings, launcher, Processes(settings, place.effective_settings))
+        section = settings.conductor
+        launcher = ProcessLauncher(
+            workspace.logs, Limits(section.restart_limit, section.restart_window_s, section.log_mb << 20)
+        )
+        processes = Processes(settings, workspace.effective_settings)
+        fleet = LocalFleet(settings, launcher, processes, lambda current: write_settings(current, workspace.effective_settings))
+        run = Run(settings, fleet, PolicyStore(settings.policy_url, settings.run))
+        run.kept = kept
+        roster = Roster(settings, fleet)
+        server = conductor_server(run, roster)
+        with _signals(run, launcher):
+            try:
+                await server.start()
+                await server.ready()
+                fleet.announce()
+                async with roster.running():
+                    yield run
+            finally:
+                workspace.endpoints.unlink(missing_ok=True)
+                await launcher.stop()
+                await server.stop()
+
+
+@contextmanager
+def _signals(run: Run, launcher: ProcessLauncher) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def asked() -> None:
+        if run.stopping.is_set():
+            launcher.hurry.set()
+        run.stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked)
+    try:
+        yield
+    finally:
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, run.stopping.set)
-        service = ConductorService(run, PolicyStore(settings.policy_url, settings.run))
-        servicer = Servicer("honed.v1.ConductorService", conductor_pb2_grpc.add_ConductorServiceServicer_to_server, service)
-        mine = settings.conductor
-        server = Server([Listener(mine.host, mine.port, [servicer])], server_options(settings, mine))
-        try:
-            await server.start()
-            await server.ready()
-            _announce(settings, place.root)
-            yield run
-        finally:
-            await launcher.stop()
-            await server.stop()
-            (place.root / "endpoints.json").unlink(missing_ok=True)
+            loop.remove_signal_handler(number)
 
 
-def _check_ours(directory: Path) -> None:
+def _check_ours(workspace: Workspace) -> None:
     """Refuses to work in a directory that holds something else."""
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / LOCK).exists():
+    directory = workspace.root
+    if directory.is_dir() and any(directory.iterdir()) and not workspace.lock.exists():
         raise FailedPrecondition(f"{directory} is not empty and holds no run of honed: choose another directory")
 
 
-def _clear(directory: Path) -> None:
-    for entry in directory.iterdir():
-        if entry.name != LOCK:
+def _clear(workspace: Workspace, expendable: Collection[str]) -> Path | None:
+    """Empties the directory; returns where a preference database with people's judgements was put aside."""
+    kept = None
+    database = workspace.preference_database
+    if database.exists() and not _holds_only(database, expendable):
+        kept = workspace.kept / time.strftime("%Y%m%dT%H%M%S")
+        kept.mkdir(parents=True)
+        for file in workspace.root.glob(f"{database.name}*"):  # the write-ahead log belongs to it
+            file.rename(kept / file.name)
+    for entry in workspace.root.iterdir():
+        if entry not in (workspace.lock, workspace.kept):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return kept and kept / database.name
+
+
+def _holds_only(database: Path, sources: Collection[str]) -> bool:
+    """Whether every judgement has one of the sources. A database that cannot be read may hold anything."""
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            found = {row[0] for row in connection.execute("SELECT DISTINCT source FROM judgements")}
+    except sqlite3.Error:
+        return False
+    return found <= set(sources)
 
 
 def _resolved(settings: RunSettings) -> RunSettings:
@@ -92,24 +137,13 @@ def _resolved(settings: RunSettings) -> RunSettings:
     return settings.model_copy(update={"directory": settings.directory.absolute()})
 
 
-def _announce(settings: RunSettings, root: Path) -> None:
-    """Tells clients on this machine where the services are."""
-    endpoints: dict[str, object] = {name: getattr(settings, name).target for name in SERVICES}
-    if settings.security.authentication:
-        endpoints["token_file"] = os.path.relpath(settings.tokens_directory / "application.token", root)
-    if settings.security.tls is not None:
-        endpoints["tls"] = settings.security.tls.model_dump(mode="json")
-    partial = root / "endpoints.partial"
-    partial.write_text(json.dumps(endpoints, indent=2) + "\n")
-    partial.rename(root / "endpoints.json")
-
-
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def _alone(workspace: Workspace) -> Iterator[None]:
     """Holds the directory's lock; the kernel lets go of it when this process ends, however it ends."""
+    directory = workspace.root
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / LOCK).open("a+")
+        lock = workspace.lock.open("a+")
     except OSError as error:
         raise FailedPrecondition(f"the run's directory {directory} cannot be used: {error.strerror}") from error
     with lock:

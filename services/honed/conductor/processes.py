@@ -1,4 +1,4 @@
-"""What the processes of a run are: one specification a service, one a job."""
+"""What the processes of a run on this machine are: one specification a replica of a service, one a job."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from honed.conductor.endpoints import ready_probe
-from honed.conductor.launcher import ProcessSpec
-from honed.config import RunSettings
+from honed.conductor.launcher import STOP_S, ProcessSpec
+from honed.conductor.probes import alive_probe, ready_probe
+from honed.config import GenerationSettings, ReplicatedSettings, RunSettings, ServerSettings
 from honed.queue.embedded import embedded_redis_command, embedded_redis_url, wait_ready
 from honed.settings_file import secret_environment
+from honed.topology import SERVICES
 from honed.workspace import Workspace
 
-READINESS = {
-    "preference": "honed.v1.PreferenceService",
-    "generation": "honed.v1.GenerationService",
-    "reward": "honed.v1.RewardService",
-    "learner": "honed.v1.LearnerService",
-}
-NICE = {"learner": 10, "reward": 10}
+_REPLICA_KEYS = ("replica", "port", "control_port", "health_port", "metrics_port")
 
 
 class Processes:
@@ -52,16 +47,40 @@ class Processes:
         return ProcessSpec("redis", command, ready=lambda: wait_ready(url, deadline_s=math.inf))
 
     def service(self, name: str) -> ProcessSpec:
-        """A service of honed."""
-        section = getattr(self._settings, name)
-        command = (sys.executable, "-m", "honed.cli.main", "serve", name, "--run-file", str(self._run_file))
-        # Where cores are short, serving goes before learning: a push pauses people for as long as the engine waits for a core.
-        return ProcessSpec(name, command, self._environment(), NICE.get(name, 0), ready_probe(section, READINESS[name]))
+        """A service of which one process runs."""
+        return self._spec(name, name, getattr(self._settings, name), {})
 
-    def job(self, name: str) -> ProcessSpec:
+    def replica(self, name: str, section: ReplicatedSettings) -> ProcessSpec:
+        """One replica of a service, `NAME-0`, `NAME-1` and so on; `section` are its own settings."""
+        values = {key: getattr(section, key) for key in _REPLICA_KEYS if hasattr(section, key)}
+        values["address"] = section.target
+        if isinstance(section, GenerationSettings) and section.replica:
+            values["control_address"] = f"{section.host}:{section.control_port}"
+        variables = {f"HONED_{name.upper()}__{key.upper()}": str(value) for key, value in values.items()}
+        return self._spec(replica_name(name, section.replica), name, section, variables)
+
+    def job(self, name: str, *arguments: str) -> ProcessSpec:
         """A training job."""
-        command = (sys.executable, "-m", "honed.cli.main", "job", name, "--run-file", str(self._run_file))
+        command = (sys.executable, "-m", "honed.cli.main", "job", name, "--run-file", str(self._run_file), *arguments)
         return ProcessSpec(name, command, self._environment())
+
+    def _spec(self, process: str, name: str, section: ServerSettings, variables: Mapping[str, str]) -> ProcessSpec:
+        service = SERVICES[name]
+        return ProcessSpec(
+            process,
+            (sys.executable, "-m", "honed.cli.main", "serve", name, "--run-file", str(self._run_file)),
+            {**self._environment(), **variables},
+            service.nice,
+            ready_probe(section, service.grpc_name),
+            alive_probe(section),
+            # Calls in flight have `drain_s`, and so does the work behind them.
+            stop_s=max(STOP_S, 2 * section.drain_s + 10) if name != "learner" else self._update_s(section),
+            essential=service.essential,
+        )
+
+    def _update_s(self, section: ServerSettings) -> float:
+        """A stop lets the learner's update in hand finish, however long it takes; a second Ctrl-C does not wait."""
+        return self._settings.learner.update_timeout_s + 2 * section.drain_s
 
     def _environment(self) -> Mapping[str, str]:
         settings = self._settings
@@ -73,3 +92,8 @@ class Processes:
         if self._redis_url is not None:
             variables["HONED_QUEUE__URL"] = self._redis_url
         return variables
+
+
+def replica_name(service: str, replica: int) -> str:
+    """What the process of a replica is called."""
+    return f"{service}-{replica}"

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, Self
 
 from tokenizers import Tokenizer
 
-from honed.conductor.prompt_rows import check_row
+from honed.conductor.prompt_rows import at_line, check_row
 from honed.kit.errors import InvalidArgument
 from honed.v1 import generation_pb2
 
@@ -197,7 +197,7 @@ def _index(path: Path, check: Callable[[dict[str, Any]], object], on_progress: O
             try:
                 check(row)
             except InvalidArgument as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
+                raise at_line(path, number, error) from error
             offsets.append(offset)
             if on_progress is not None and len(offsets) % _CHECK_ROWS == 0:
                 on_progress(offset / total)

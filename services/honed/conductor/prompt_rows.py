@@ -7,6 +7,8 @@ from typing import Any
 from honed.kit.errors import InvalidArgument
 from honed.v1 import generation_pb2
 
+ROW = "prompt"
+"""The field of an error that concerns no single field of a row."""
 _MOST_ID = (1 << 32) - 1
 
 
@@ -18,7 +20,7 @@ def check_row(row: dict[str, Any]) -> str:
     """
     given = [name for name in ("text", "token_ids", "messages") if name in row]
     if len(given) != 1:
-        raise InvalidArgument("prompt", "needs `text`, `token_ids` or `messages`" + (", one of them" if given else ""))
+        raise InvalidArgument(ROW, "needs `text`, `token_ids` or `messages`" + (", one of them" if given else ""))
     kind, value = given[0], row[given[0]]
     if kind == "text" and not isinstance(value, str):
         raise InvalidArgument(kind, "must be a string")
@@ -44,6 +46,11 @@ def row_prompt(row: dict[str, Any]) -> generation_pb2.Prompt:
     if not all(type(token) is int and 0 <= token <= _MOST_ID for token in ids):
         raise InvalidArgument(kind, "must hold token ids, which are whole numbers from 0 on")
     return generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids))
+
+
+def at_line(path: object, number: int, error: InvalidArgument) -> ValueError:
+    """The error of a row, with where it stands."""
+    return ValueError(f"{path}, line {number}: {error.reason if error.field == ROW else error}")
 
 
 def _is_message(value: object) -> bool:

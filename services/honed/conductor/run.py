@@ -1,7 +1,7 @@
 """A run from its start to its end: services up, language model, reward model, online loop.
 
-Each phase leaves its result in the run's directory and is skipped when the result is there: a run that was interrupted, or
-whose conductor was killed, goes on where it was.
+Each phase leaves its result behind and is skipped when the result is there: a run that was interrupted, or whose conductor was
+killed, goes on where it was. When training ends or fails, the services that were started go on serving.
 """
 
 from __future__ import annotations
@@ -9,241 +9,199 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
+import grpc
+
 from honed.artifacts.reward_models import TRAINED
-from honed.conductor.feeder import Depths, Feeder
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.tokenizer import fetch_tokenizer
+from honed.conductor.evaluation import Evaluation
+from honed.conductor.fleet import Fleet
 from honed.conductor.judgements import import_judgements
-from honed.conductor.launcher import Launcher
-from honed.conductor.processes import Processes
-from honed.conductor.prompt_file import PromptEncoder, PromptFile, check_prompts
-from honed.conductor.prompts import PromptMix
-from honed.conductor.submission import submit_prompts
+from honed.conductor.online import OnlineLoop
+from honed.conductor.prompt_file import check_prompts
+from honed.conductor.state import PHASE_NAMES, RunState
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, Unavailable, root_cause
 from honed.kit.progress import JobProgress, read_progress
-from honed.kit.wiring import consumer_name, internal_channel, redis_url
-from honed.queue.admission import AdmissionPolicy
-from honed.queue.connection import Link, Outage
-from honed.queue.inbox import PromptInbox
-from honed.queue.keys import RunKeys
-from honed.queue.lease import Leases
-from honed.queue.stats import StageStats
-from honed.v1 import conductor_pb2, learner_pb2, learner_pb2_grpc, preference_pb2_grpc
+from honed.kit.wiring import internal_channel
+from honed.v1 import conductor_pb2, preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-LEASE_MS = 10_000
-SUBMIT_TIMEOUT_S = 5.0
-JOB_TIMEOUT_S = 24 * 3600.0
+POLL_S = 1.0
+CALL_TIMEOUT_S = 30.0
+TRAINABLE_KINDS = ("pairwise", "ranking", "rating")
 Hook = Callable[[], Awaitable[None]]
 
 
-@dataclass
-class RunState:
-    """Where the run stands; the service and the display read it."""
-
-    phase: conductor_pb2.RunPhase.ValueType = conductor_pb2.RUN_PHASE_STARTING
-    doing: str = "starting services"
-    started_at: float = field(default_factory=time.time)
-    ended_at: float | None = None
-    error: str = ""
-    depths: Depths | None = None
-    learner: learner_pb2.GetStatusResponse | None = None
-    imported: int = 0
-    loop_started_at: float | None = None
-    loop_ended_at: float | None = None
-    admitted: int = 0
-    books: Mapping[str, StageStats] = field(default_factory=dict)
-    figures: Mapping[str, float] = field(default_factory=dict)
-    accounts: Mapping[str, int] = field(default_factory=dict)
-
-
 class Run:
-    """One run on one launcher."""
+    """One run over one fleet of services."""
 
-    def __init__(self, settings: RunSettings, launcher: Launcher, processes: Processes) -> None:
+    def __init__(self, settings: RunSettings, fleet: Fleet, store: PolicyStore) -> None:
         """Starts nothing yet; `settings` have every port chosen."""
-        self.settings, self.launcher, self.processes = settings, launcher, processes
+        self.settings, self.fleet, self.store = settings, fleet, store
         self.state = RunState()
         self.stopping = asyncio.Event()
-        self._submissions: tuple[PromptInbox, PromptEncoder] | None = None
-        self.place = Workspace(settings.directory)
+        self.again = asyncio.Event()  # the learner went back behind its last update
+        self.workspace = Workspace(settings.directory)
+        self.loop = OnlineLoop(settings, fleet, self.state)
+        self.evaluation = Evaluation(settings, fleet, self.workspace)
+        self.kept: Path | None = None  # where a fresh run put people's judgements aside
 
-    async def execute(self, before_loop: Hook | None = None) -> None:
-        """Goes through the phases; returns when the learner has done its steps, or the run was stopped.
+    async def execute(self, before_loop: Hook | None = None, *, fail_with_learner: bool = False) -> None:
+        """Goes through the phases; returns when the learner has made its updates, or the run was stopped.
+
+        However training ends, no service is stopped here.
 
         Args:
             before_loop: awaited between the start of all services and the first prompt.
+            fail_with_learner: whether a learner that has given up ends the run. Otherwise it waits for a person, who may let
+                the learner go on.
 
         Raises:
-            HonedError: a phase failed; the state says so too.
+            HonedError: training failed; the state says so too.
         """
-        work = asyncio.ensure_future(self._phases(before_loop))
-        failed = asyncio.ensure_future(self.launcher.failed())
+        await self._supervised(self._phases(before_loop), fail_with_learner=fail_with_learner)
+
+    async def _supervised(self, phases: Coroutine[None, None, None], *, fail_with_learner: bool = False) -> None:
+        """Runs phases until they end, the run is stopped, or a service that training needs is given up."""
+        work = asyncio.ensure_future(phases)
+        lost = asyncio.ensure_future(self._lost(fail_with_learner))
         stop = asyncio.ensure_future(self.stopping.wait())
         try:
-            await asyncio.wait({work, failed, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, lost, stop}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 await work
                 self._enter(conductor_pb2.RUN_PHASE_FINISHED, "done")
-            elif failed.done():
-                raise Unavailable(failed.result())
+            elif lost.done():
+                raise Unavailable(lost.result())
             else:
                 self._enter(conductor_pb2.RUN_PHASE_STOPPED, "stopped")
         except BaseException as error:
             self.state.error = str(root_cause(error)) or type(error).__name__
-            self._enter(conductor_pb2.RUN_PHASE_FAILED, "failed")
+            self.state.alarm("training", f"training failed, serving goes on: {self.state.error}")
+            self._enter(conductor_pb2.RUN_PHASE_FAILED, "training failed; what was started goes on serving")
             raise
         finally:
             self.state.ended_at = time.time()
-            for task in (failed, stop, work):
+            for task in (lost, stop, work):
                 task.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            await asyncio.gather(work, lost, stop, return_exceptions=True)
+
+    async def stand_by(self) -> None:
+        """After training has ended: keeps everything serving until the run is stopped, and trains on after a roll-back.
+
+        Raises:
+            HonedError: that training failed.
+        """
+        while True:
+            waiting = [asyncio.ensure_future(event.wait()) for event in (self.stopping, self.again)]
+            try:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in waiting:
+                    task.cancel()
+            if self.stopping.is_set():
+                return
+            self.again.clear()
+            if self.state.phase == conductor_pb2.RUN_PHASE_FINISHED:
+                await self._supervised(self._train_on())
+
+    async def _train_on(self) -> None:
+        self._enter(conductor_pb2.RUN_PHASE_PPO, "online loop, after a roll-back")
+        self.state.ended_at = None
+        await self.loop.run(self._prompts(), await asyncio.to_thread(self._tokenizer))
+        await self.evaluation.after()
 
     def job_progress(self) -> JobProgress | None:
         """How far the job of the phase is."""
-        names = {conductor_pb2.RUN_PHASE_PRETRAIN: "pretrain", conductor_pb2.RUN_PHASE_REWARD_MODEL: "reward-model"}
-        name = names.get(self.state.phase)
-        return read_progress(self.place.progress / f"{name}.json") if name else None
+        name = PHASE_NAMES[self.state.phase]
+        jobs = (conductor_pb2.RUN_PHASE_PRETRAIN, conductor_pb2.RUN_PHASE_REWARD_MODEL)
+        return read_progress(self.workspace.progress / f"{name}.json") if self.state.phase in jobs else None
+
+    def alarms(self) -> list[str]:
+        """What needs a person; empty when all is well."""
+        return [*self.state.alarms.values(), *(state.alarm for state in self.fleet.states() if state.alarm)]
 
     async def _phases(self, before_loop: Hook | None) -> None:
-        timeout = self.settings.conductor.start_timeout_s
-        await asyncio.to_thread(check_prompts, self._prompts_file())
-        redis = await asyncio.to_thread(self.processes.redis)
+        timeout_s = self.settings.conductor.start_timeout_s
+        prompts = self._prompts()
+        await asyncio.to_thread(check_prompts, prompts)
         async with asyncio.TaskGroup() as group:
-            if redis is not None:
-                group.create_task(self.launcher.start(redis, timeout))
-            group.create_task(self.launcher.start(self.processes.service("preference"), timeout))
+            group.create_task(self.fleet.start_redis(timeout_s))
+            group.create_task(self.fleet.start("preference", timeout_s))
         async with asyncio.TaskGroup() as group:
+            # Beside the job: reading tens of thousands of lines takes the store some time.
             group.create_task(self._import())
             self._enter(conductor_pb2.RUN_PHASE_PRETRAIN, "training the language model")
-            group.create_task(self.launcher.run_job(self.processes.job("pretrain"), JOB_TIMEOUT_S))
+            group.create_task(self.fleet.run_job("pretrain"))
         self._enter(conductor_pb2.RUN_PHASE_REWARD_MODEL, "training the reward model")
         async with asyncio.TaskGroup() as group:
             # The engine takes its time to start, and it can serve the base model already.
-            group.create_task(self.launcher.start(self.processes.service("generation"), timeout))
+            group.create_task(self.fleet.start("generation", timeout_s))
             if self._trains_reward_model():
-                group.create_task(self.launcher.run_job(self.processes.job("reward-model"), JOB_TIMEOUT_S))
+                group.create_task(self._train_reward_model())
         self._enter(conductor_pb2.RUN_PHASE_PPO, "starting reward and learner")
         async with asyncio.TaskGroup() as group:
             for name in ("reward", "learner"):
-                group.create_task(self.launcher.start(self.processes.service(name), timeout))
+                group.create_task(self.fleet.start(name, timeout_s))
+        self.state.doing = "evaluating the base policy"
+        await self.evaluation.before()
         if before_loop is not None:
-            self.state.doing = "sampling the base policy"
             await before_loop()
         self.state.doing = "online loop"
         self.state.loop_started_at = time.time()
-        await self._loop()
+        await self.loop.run(prompts, await asyncio.to_thread(self._tokenizer))
         self.state.loop_ended_at = time.time()
+        self.state.doing = "evaluating the policy"
+        await self.evaluation.after()
+
+    async def _lost(self, fail_with_learner: bool) -> str:
+        """Returns the reason when a service that training needs is not started again, or the learner has given up."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            for state in self.fleet.states():
+                if state.given_up:
+                    return state.alarm
+            if fail_with_learner and self.state.phase == conductor_pb2.RUN_PHASE_FAILED:
+                return self.state.alarms.get("learner") or "the learner has given up"
 
     async def _import(self) -> None:
-        async with internal_channel(self.settings, self.settings.preference.target) as channel:
+        async with internal_channel(self.settings, self.fleet.target("preference")) as channel:
             stub = preference_pb2_grpc.PreferenceServiceStub(channel)
             for source in self.settings.data.judgements:
                 self.state.imported += await import_judgements(stub, source)
 
-    async def _loop(self) -> None:
-        """Feeds the loop until the learner has done its steps."""
-        settings = self.settings
-        url = self.processes.redis_url or redis_url(settings)
-        keys = RunKeys(settings.run)
-        name = consumer_name("conductor")
-        # One holder, so that two conductors never feed one run.
-        async with (
-            Link(url, outage=Outage(settings.queue.outage_s)) as link,
-            Leases(link, keys).held("conductor", name, LEASE_MS) as lease,
-        ):
-            encoder, file = await asyncio.to_thread(self._prompts)
-            prompts = PromptMix(settings.run, file, encoder, settings.seed, settings.conductor)
-            feeder = Feeder(
-                link,
-                keys,
-                lease,
-                prompts,
-                AdmissionPolicy(
-                    settings.learner.batch,
-                    settings.learner.max_staleness,
-                    settings.conductor.max_in_flight,
-                    settings.conductor.samples_per_prompt,
-                ),
-                steps=settings.learner.steps,
-            )
-            self._submissions = PromptInbox(link.within(SUBMIT_TIMEOUT_S), keys), encoder
-            finished = asyncio.Event()
-            try:
-                async with asyncio.TaskGroup() as group:
-                    feeding = group.create_task(feeder.run(finished))
-                    await self._watch(feeder)
-                    finished.set()
-                    await feeding
-                await self._drained(feeder)
-            finally:
-                self._submissions = None
-                file.close()
-            self._show(feeder)
-            assert feeder.snapshot is not None
-            self.state.books = feeder.snapshot.stages
-
-    async def submit_prompts(self, request: conductor_pb2.SubmitPromptsRequest) -> conductor_pb2.SubmitPromptsResponse:
-        """Adds prompts to those that the run trains on; raises as `honed.conductor.submission.submit_prompts` does.
-
-        Raises:
-            FailedPrecondition: the online loop does not run.
-        """
-        if self._submissions is None:
-            raise FailedPrecondition("prompts can be submitted while the online loop runs: `honed status` shows the phase")
-        inbox, encoder = self._submissions
-        return await submit_prompts(request, inbox, encoder, self.settings.conductor.prompt_mix)
-
-    async def _drained(self, feeder: Feeder) -> None:
-        """Waits until the streams are empty: each rollout has then trained, or left for a reason that is counted."""
-        end = time.monotonic() + self.settings.conductor.drain_timeout_s
-        while await feeder.look() and (depths := feeder.depths).in_flight:
-            self.state.depths = depths
-            if time.monotonic() > end:
-                raise Unavailable(
-                    f"the streams were not empty {self.settings.conductor.drain_timeout_s:g} s after the last step "
-                    f"({depths}): `honed status` tells which service stands still"
+    async def _train_reward_model(self) -> None:
+        doing = self.state.doing
+        async with internal_channel(self.settings, self.fleet.target("preference")) as channel:
+            stub = preference_pb2_grpc.PreferenceServiceStub(channel)
+            while not await self._has_judgements(stub):
+                self.state.doing = (
+                    f"waiting for judgements: honed judge import FILE --format trl --run {self.settings.directory}"
                 )
-            await asyncio.sleep(0.2)
-        self.state.depths = depths
+                await asyncio.sleep(POLL_S)
+        self.state.doing = doing
+        await self.fleet.run_job("reward-model")
 
-    def _show(self, feeder: Feeder) -> None:
-        self.state.admitted = feeder.admitted
-        self.state.figures, self.state.accounts = feeder.figures, feeder.accounts.by_name()
+    async def _has_judgements(self, stub: preference_pb2_grpc.PreferenceServiceAsyncStub) -> bool:
+        try:
+            stats = await stub.GetStats(preference_pb2.GetStatsRequest(), timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:  # the launcher starts it again
+            logger.info("the preference service does not answer", extra={"reason": error.details()})
+            return False
+        return any(stats.by_kind.get(kind, 0) for kind in TRAINABLE_KINDS)
 
-    async def _watch(self, feeder: Feeder) -> None:
-        """Follows the learner to the end of its steps, through its restarts."""
-        async with internal_channel(self.settings, self.settings.learner.target) as channel:
-            stub = learner_pb2_grpc.LearnerServiceStub(channel)
-            while True:
-                depths = self.state.depths = feeder.depths
-                self._show(feeder)
-                if depths.dead > self.settings.conductor.dead_letter_limit:
-                    raise FailedPrecondition(
-                        f"{depths.dead} prompts and rollouts have become dead letters: `honed dead list` shows the reasons"
-                    )
-                try:
-                    self.state.learner = await stub.GetStatus(learner_pb2.GetStatusRequest(), timeout=5)
-                except Exception as error:  # it may be starting again; the launcher knows when to give up
-                    logger.info("the learner does not answer", extra={"reason": str(error)})
-                else:
-                    if self.state.learner.state == learner_pb2.LEARNER_STATE_FINISHED:
-                        return
-                await asyncio.sleep(0.5)
+    def _tokenizer(self) -> Path:
+        """A directory with the policy's tokenizer."""
+        local = self.workspace.base_model
+        return local if local.exists() else fetch_tokenizer(self.store, self.workspace.conductor / "tokenizer")
 
-    def _prompts(self) -> tuple[PromptEncoder, PromptFile]:
-        mine = self.settings.conductor
-        limits = self.settings.generation
-        longest = min(limits.max_prompt_tokens, limits.max_model_tokens - mine.response_tokens)
-        encoder = PromptEncoder.of_model(self.place.base_model, longest=longest)
-        return encoder, PromptFile(self._prompts_file(), encoder)
-
-    def _prompts_file(self) -> Path:
+    def _prompts(self) -> Path:
         """The prompts to train on.
 
         Raises:
@@ -258,5 +216,5 @@ class Run:
         return any(scorer.source == TRAINED for scorer in self.settings.reward.scorers)
 
     def _enter(self, phase: conductor_pb2.RunPhase.ValueType, doing: str) -> None:
-        self.state.phase, self.state.doing = phase, doing
-        logger.info("phase", extra={"phase": conductor_pb2.RunPhase.Name(phase)})
+        self.state.enter(phase, doing)
+        logger.info("phase", extra={"phase": PHASE_NAMES[phase]})

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from honed.artifacts.manifest import Manifest
-from honed.artifacts.store import PolicyStore
+from honed.conductor.roster import Roster
 from honed.conductor.run import Run
-from honed.kit.errors import InvalidArgument, NotFound, Unimplemented
-from honed.v1 import common_pb2, conductor_pb2, conductor_pb2_grpc
+from honed.conductor.state import PHASE_NAMES
+from honed.conductor.versions import Versions
+from honed.kit.errors import InvalidArgument, NotFound
+from honed.kit.idempotency import Once
+from honed.kit.server import Listener, Server, Servicer
+from honed.kit.wiring import server_options
+from honed.topology import REPLICATED, SERVICES
+from honed.v1 import conductor_pb2, conductor_pb2_grpc
 
 DEFAULT_PAGE = 100
+
+
+def conductor_server(run: Run, roster: Roster) -> Server:
+    """The server of a run's conductor; nothing listens yet."""
+    section = run.settings.conductor
+    service = ConductorService(run, roster, Versions(run.settings, run.fleet, run.store, run.workspace))
+    add = conductor_pb2_grpc.add_ConductorServiceServicer_to_server
+    servicer = Servicer(SERVICES["conductor"].grpc_name, add, service)
+    return Server([Listener(section.host, section.port, [servicer])], server_options(run.settings, section))
 
 
 class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
     """Answers for the one run of this conductor."""
 
-    def __init__(self, run: Run, store: PolicyStore) -> None:
-        """Serves `run`; versions come from `store`."""
-        self._run, self._store = run, store
+    def __init__(self, run: Run, roster: Roster, versions: Versions) -> None:
+        """Serves `run`."""
+        self._run, self._roster, self._versions = run, roster, versions
+        self._scaled: Once[conductor_pb2.SetReplicasResponse] = Once()
 
     async def StartRun(self, request: conductor_pb2.StartRunRequest, context: Any) -> conductor_pb2.StartRunResponse:
         """The conductor starts its run by itself; the call returns it, so that it may be repeated."""
@@ -29,7 +43,7 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
         return conductor_pb2.StartRunResponse(run=self._message())
 
     async def GetRun(self, request: conductor_pb2.GetRunRequest, context: Any) -> conductor_pb2.GetRunResponse:
-        """Tells where the run stands."""
+        """Where the run stands."""
         self._check(request.run)
         return conductor_pb2.GetRunResponse(run=self._message())
 
@@ -38,7 +52,7 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
         return conductor_pb2.ListRunsResponse(runs=[self._message()])
 
     async def StopRun(self, request: conductor_pb2.StopRunRequest, context: Any) -> conductor_pb2.StopRunResponse:
-        """Ends admission and the run with it."""
+        """Ends admission; the learner's update in hand finishes, then every process ends that the conductor started."""
         self._check(request.run)
         self._run.stopping.set()
         return conductor_pb2.StopRunResponse(run=self._message())
@@ -48,42 +62,54 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
     ) -> conductor_pb2.ListVersionsResponse:
         """Lists the versions that the store holds, newest first."""
         self._check(request.run)
-        versions = list(reversed(await asyncio.to_thread(self._store.versions)))
-        start = _offset(request.page.page_token)
-        size = request.page.page_size or DEFAULT_PAGE
-        page = versions[start : start + size]
-        manifests = [await asyncio.to_thread(self._store.manifest, version) for version in page]
-        more = str(start + size) if start + size < len(versions) else ""
-        return conductor_pb2.ListVersionsResponse(versions=[_info(m) for m in manifests], next_page_token=more)
+        start, size = _offset(request.page.page_token), request.page.page_size or DEFAULT_PAGE
+        page, total = await self._versions.page(start, size)
+        more = str(start + size) if start + size < total else ""
+        return conductor_pb2.ListVersionsResponse(versions=page, next_page_token=more)
 
     async def CompareVersions(
         self, request: conductor_pb2.CompareVersionsRequest, context: Any
     ) -> conductor_pb2.CompareVersionsResponse:
-        """Comes with promotion."""
-        raise Unimplemented("CompareVersions is not served yet")
+        """Continues the same prompts with both versions, and scores what they say."""
+        for version in (request.left, request.right):
+            self._check(version.run)
+        return await self._versions.compare(request)
 
     async def PromoteVersion(
         self, request: conductor_pb2.PromoteVersionRequest, context: Any
     ) -> conductor_pb2.PromoteVersionResponse:
-        """Comes with promotion."""
-        raise Unimplemented("PromoteVersion is not served yet")
+        """Marks a version, so that it is never removed."""
+        self._check(request.version.run)
+        info = await self._versions.promote(request.version, request.reason)
+        return conductor_pb2.PromoteVersionResponse(version=info)
 
     async def RollbackVersion(
         self, request: conductor_pb2.RollbackVersionRequest, context: Any
     ) -> conductor_pb2.RollbackVersionResponse:
-        """Comes with promotion."""
-        raise Unimplemented("RollbackVersion is not served yet")
+        """Lets learner and generators go back together."""
+        self._check(request.version.run)
+        info = await self._versions.roll_back(request.version, request.idempotency_key)
+        self._run.again.set()
+        return conductor_pb2.RollbackVersionResponse(version=info)
 
     async def SubmitPrompts(
         self, request: conductor_pb2.SubmitPromptsRequest, context: Any
     ) -> conductor_pb2.SubmitPromptsResponse:
         """Adds prompts to those that the run trains on."""
         self._check(request.run)
-        return await self._run.submit_prompts(request)
+        return await self._run.loop.submit_prompts(request)
 
     async def SetReplicas(self, request: conductor_pb2.SetReplicasRequest, context: Any) -> conductor_pb2.SetReplicasResponse:
-        """Starts or ends processes."""
-        raise Unimplemented("SetReplicas is not served yet")
+        """Starts or ends processes; returns when newcomers are ready and leavers have drained."""
+        self._check(request.run)
+
+        async def scale() -> conductor_pb2.SetReplicasResponse:
+            await self._run.fleet.scale(request.service, request.replicas)
+            return conductor_pb2.SetReplicasResponse(run=self._message())
+
+        if not request.idempotency_key:
+            return await scale()
+        return await self._scaled(request.idempotency_key, scale)
 
     def _check(self, run: str) -> None:
         if run not in ("", self._run.settings.run):
@@ -93,47 +119,53 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
         state, learner = self._run.state, self._run.state.learner
         progress = self._run.job_progress()
         share = progress.done if progress else 0.0
-        if learner is not None and learner.target_steps:
-            share = learner.version.step / learner.target_steps
+        figures = dict(progress.figures if progress else state.figures)
+        target = self._run.settings.learner.steps or 0
+        if learner is not None and target:
+            share = learner.version.step / target
         message = conductor_pb2.Run(
             run=self._run.settings.run,
             phase=state.phase,
+            phase_name=PHASE_NAMES[state.phase],
+            doing=f"{state.doing}: {progress.doing}" if progress and progress.done < 1 else state.doing,
             started_at=_timestamp(state.started_at),
             ended_at=_timestamp(state.ended_at) if state.ended_at else None,
             error=state.error,
-            phase_progress=share,
-            processes=[
-                conductor_pb2.ProcessStatus(name=p.name, healthy=p.ready, restarts=p.restarts, last_exit=p.last_exit)
-                for p in self._run.launcher.states()
-            ],
+            phase_progress=min(1.0, share),
+            figures=figures,
+            alarms=self._run.alarms(),
+            accounts=state.accounts,
+            target_steps=target,
+            prompts_admitted=state.admitted,
+            processes=self._processes(),
         )
         if state.depths is not None:
             depths = state.depths
             message.queue_depth.update({"prompts": depths.prompts, "rollouts": depths.rollouts, "scored": depths.scored})
-            message.prompts_admitted = state.admitted
-        message.figures.update(state.figures)
-        message.accounts.update(state.accounts)
         return message
 
-
-def _info(manifest: Manifest) -> conductor_pb2.VersionInfo:
-    version, lineage = manifest.version, manifest.lineage
-    message = common_pb2.Lineage(
-        parent=lineage.parent,
-        config_hash=lineage.config_hash,
-        reward_model_version=lineage.reward_model_version,
-        preference_snapshot=lineage.preference_snapshot,
-        first_entry=lineage.first_entry,
-        last_entry=lineage.last_entry,
-    )
-    if lineage.created_at:
-        message.created_at.FromJsonString(lineage.created_at.replace("+00:00", "Z"))
-    return conductor_pb2.VersionInfo(
-        version=common_pb2.PolicyVersion(run=manifest.run, fence=version.fence, step=version.step),
-        lineage=message,
-        bytes=manifest.total_bytes,
-        manifest_sha256=manifest.digest,
-    )
+    def _processes(self) -> list[conductor_pb2.ProcessStatus]:
+        """The processes that the conductor started, and those that have registered."""
+        rows: list[conductor_pb2.ProcessStatus] = []
+        members = {member.address: member for role in REPLICATED for member in self._roster.members.get(role, ())}
+        for process in self._run.fleet.states():
+            member = members.pop(self._run.fleet.address(process.name), None)
+            rows.append(
+                conductor_pb2.ProcessStatus(
+                    name=process.name,
+                    healthy=process.ready and (member is None or member.ready),
+                    restarts=process.restarts,
+                    last_exit=process.last_exit,
+                    pid=process.pid or 0,
+                    address=member.address if member else "",
+                    version=member.version if member else "",
+                )
+            )
+        others = (
+            conductor_pb2.ProcessStatus(name=m.name, healthy=m.ready, address=m.address, version=m.version)
+            for m in members.values()
+        )
+        return [*rows, *others]
 
 
 def _offset(token: str) -> int:

@@ -6,7 +6,7 @@ that pleases the reward model became more positive, or only learned the reward m
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,12 +78,3 @@ def agreement(scores: dict[tuple[str, str], float], comparisons: Iterable[Compar
     if total == 0:
         raise InvalidArgument("comparisons", "no comparison to agree with")
     return won / total
-
-
-def distinct_n(sequences: Iterable[Sequence[Hashable]], n: int = 2) -> float:
-    """Different n-grams over all n-grams of all sequences, from 0 to 1 (Li et al. 2016, distinct-n).
-
-    Compare it between equally many and equally long sequences only: it falls as the text grows. 0 when there is no n-gram.
-    """
-    grams = [tuple(sequence[i : i + n]) for sequence in sequences for i in range(len(sequence) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0

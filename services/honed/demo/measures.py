@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from honed.demo.data.comparisons import Comparison
-from honed.demo.judge import RidgeJudge, agreement, distinct_n
-from honed.demo.sampling import Continuation
-from honed.learner.ledger import PushRecord, StepRecord
+from honed.conductor.sampling import Continuation
+from honed.demo.judge import RidgeJudge
 from honed.models.loader import load_language_model
-from honed.models.reward_model import RewardModel
-from honed.models.tokenizer import load_tokenizer
 from honed.queue.stats import StageStats
+from honed.report.measures import distinct_n
+from honed.v1 import learner_pb2
 
 PAUSE_BAR_MS = 100.0
 
@@ -69,14 +67,6 @@ class Figures:
         return asdict(self)
 
 
-def reward_model_agreement(directory: Path, comparisons: Sequence[Comparison]) -> float:
-    """The share of held-out human comparisons that the reward model orders as the people did."""
-    model, tokenizer = RewardModel.load(directory), load_tokenizer(directory)
-    texts = {(r.set, r.id): r.text for c in comparisons for r in (c.chosen, c.rejected)}
-    sequences = [[*tokenizer.prefix, *ids] for ids in tokenizer.encode_all(texts.values())]
-    return agreement(dict(zip(texts, model.rewards(sequences), strict=True)), comparisons)
-
-
 @torch.no_grad()
 def kl_to_base(directory: Path, samples: Sequence[Continuation], temperature: float) -> float:
     """Mean over responses of the sum over tokens of log p(policy) - log p(base), nats (k1), at the sampling temperature."""
@@ -101,30 +91,24 @@ def distinct2_ratio(before: Sequence[Continuation], after: Sequence[Continuation
     return distinct_n([s.text.split() for s in after]) / distinct_n([s.text.split() for s in before])
 
 
-def pause_p95_ms(pushes: Sequence[PushRecord]) -> float:
-    """95th percentile of the pauses of all pushes and generators, in milliseconds."""
-    pauses = [pause for push in pushes for pause in push.pauses_s]
-    return float(np.percentile(pauses, 95) * 1e3) if pauses else float("nan")
-
-
-def dropped_rollouts(books: Mapping[str, StageStats]) -> dict[str, int]:
+def dropped_rollouts(stages: Mapping[str, StageStats]) -> dict[str, int]:
     """Rollouts that were produced and did not train, by reason."""
     reasons: dict[str, int] = {}
     for stage in ("rollouts", "scored"):
-        stats = books[stage]
+        stats = stages[stage]
         for reason, count in {**stats.dropped, f"dead_{stage}": stats.dead, f"left_in_{stage}": stats.depth}.items():
             if count:
                 reasons[reason] = reasons.get(reason, 0) + count
     return reasons
 
 
-def trained_rollouts(steps: Sequence[StepRecord]) -> int:
+def trained_rollouts(updates: Sequence[learner_pb2.StepMetrics]) -> int:
     """Rollouts that trained.
 
     Raises:
         RuntimeError: one trained twice.
     """
-    ids = [rollout for step in steps for rollout in step.rollout_ids]
+    ids = [rollout for update in updates for rollout in update.rollout_ids]
     if len(ids) != len(set(ids)):
         raise RuntimeError(f"{len(ids) - len(set(ids))} rollouts trained twice")
     return len(ids)

@@ -58,18 +58,21 @@ class Format:
     render: Callable[[pb.Judgement], dict[str, Any] | None]
 
 
-def read_judgements(path: str | os.PathLike[str], name: str, defaults: Defaults) -> Iterator[Entry]:
+def read_judgements(
+    path: str | os.PathLike[str], name: str, defaults: Defaults, bad: Callable[[BadLine], None] | None = None
+) -> Iterator[Entry]:
     """Yields the judgements of a file, checked, each under its idempotency key. Empty lines are passed over.
 
     Args:
         path: a UTF-8 file.
         name: one of `FORMATS`.
         defaults: what the format does not say. For `honed` only the labels are used, where a line has none of that name.
+        bad: called for each broken line, which is then passed over.
 
     Raises:
         InvalidArgument: no such format.
         NotFound: no such file.
-        BadLine: a line is broken; judgements before it have been yielded.
+        BadLine: a line is broken, and `bad` is None; judgements before it have been yielded.
     """
     form = _format(name)
     try:
@@ -80,16 +83,19 @@ def read_judgements(path: str | os.PathLike[str], name: str, defaults: Defaults)
         number = 0
         try:
             for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _read_line(line, number, name, form, defaults)
+                if not line.strip():
+                    continue
+                try:
+                    entry = _read_line(line, number, name, form, defaults)
+                except (InvalidArgument, ValueError, RecursionError) as error:
+                    broken = _broken(error, path, number, name, line)
+                    if bad is None:
+                        raise broken from error
+                    bad(broken)
+                else:
+                    yield entry
         except UnicodeDecodeError as error:
             raise BadLine(f"{os.fspath(path)}, after line {number}: not UTF-8 ({error.reason}); convert it") from error
-        except InvalidArgument as error:
-            raise BadLine(f"{os.fspath(path)}, line {number}: {error}") from error
-        except (ValueError, RecursionError) as error:
-            raise BadLine(
-                f"{os.fspath(path)}, line {number}: no judgement in format {name!r}: {error}; it starts {line[:_QUOTED]!r}"
-            ) from error
 
 
 def write_judgements(judgements: Iterable[pb.Judgement], name: str, file: TextIO) -> tuple[int, int]:
@@ -122,6 +128,13 @@ def _format(name: str) -> Format:
     if name not in FORMATS:
         raise InvalidArgument("format", f"no format {name!r}; there are " + ", ".join(FORMATS))
     return FORMATS[name]
+
+
+def _broken(error: Exception, path: str | os.PathLike[str], number: int, name: str, line: str) -> BadLine:
+    where = f"{os.fspath(path)}, line {number}"
+    if isinstance(error, InvalidArgument):
+        return BadLine(f"{where}: {error}")
+    return BadLine(f"{where}: no judgement in format {name!r}: {error}; it starts {line[:_QUOTED]!r}")
 
 
 def _read_line(line: str, number: int, name: str, form: Format, defaults: Defaults) -> Entry:

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from contextvars import ContextVar
+from pathlib import Path
 
 request_id: ContextVar[str] = ContextVar("honed_request_id", default="")
 """The id of the call that is being served, empty outside of one."""
@@ -48,3 +49,11 @@ def configure_logging(service: str, level: str = "INFO") -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # Whatever the level of the rest is, who changed the system is always written.
     logging.getLogger("honed.audit").setLevel(logging.INFO)
+
+
+def log_to(path: Path) -> None:
+    """Lets the log of this process go to a file from now on, for a process whose terminal shows something else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(path.open("a", encoding="utf-8"))

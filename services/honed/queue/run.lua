@@ -66,7 +66,8 @@ return {stands() and 1 or 0, math.max(current(), (select(2, holder())))}
 if not stands() then return {'fenced', 0, math.max(current(), (select(2, holder())))} end
 local state = redis.call('HMGET', KEYS[3], 'position', 'from', 'fence')
 local position = state[1] or '0'
-if state[1] == ARGV[4] and state[2] == ARGV[3] and state[3] == ARGV[2] then return {'admitted', position, fence} end
+local moves = ARGV[3] ~= ARGV[4]  -- a step that only takes prompts off a list may run again
+if moves and state[1] == ARGV[4] and state[2] == ARGV[3] and state[3] == ARGV[2] then return {'admitted', position, fence} end
 if position ~= ARGV[3] then return {'moved', position, fence} end
 local i = 6
 for list = 6, 7 do

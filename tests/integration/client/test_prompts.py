@@ -95,7 +95,7 @@ def test_standard_input_is_read_and_each_kind_of_prompt_is_sent(directory: Path)
     [
         ('{"text": "a"}\n{"text": "b', "line 2: not JSON"),
         ("[]", "line 1: must be a JSON object"),
-        ('{"prompt": "a"}', "line 1: prompt: needs `text`"),
+        ('{"prompt": "a"}', "line 1: needs `text`"),
         ('{"token_ids": [-1]}', "line 1: token_ids"),
         ('{"text": "a prompt that is far too long"}', "prompts[0].text: has 29 tokens"),
     ],

@@ -72,7 +72,7 @@ async def test_a_run_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     [
         (None, "prompts.jsonl cannot be read: No such file"),
         ('{"token_ids": [5, 6]}\n{"token_ids": [5,', "prompts.jsonl, line 2: not JSON"),
-        ('{"question": "why"}\n', "prompts.jsonl, line 1: needs `text` or `token_ids`"),
+        ('{"question": "why"}\n', "prompts.jsonl, line 1: needs `text`, `token_ids` or `messages`"),
     ],
 )
 async def test_a_missing_or_truncated_prompts_file_is_named_before_any_service_starts(

@@ -323,3 +323,17 @@ async def test_unsaved_rollouts_that_went_with_redis_make_no_room_for_more(link:
         await board.write(replace(said, unsaved=8, update=5, served=5))
         await feeder.look()
         assert feeder.depths.scored == 8, "after a checkpoint the learner's count is right again"
+
+
+async def test_waiting_prompts_that_cannot_be_used_do_not_hold_up_the_others(link: Link, keys: RunKeys, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    loop = FakeLoop(link, keys, batch=4, steps=1)
+    settings = ConductorSettings(prompt_mix=PromptMixSettings(file=0.0))
+    mix = PromptMix(keys.run, None, PromptEncoder.of_model(tmp_path, longest=8), 0, settings)
+    inbox = PromptInbox(link, keys)
+    await inbox.submit([generation_pb2.Prompt(text="much too long")] * 1000, limit=2000)
+    await inbox.submit([generation_pb2.Prompt(text=f"short {number}") for number in range(4)], limit=2000)
+    async with loop.workers(), loop.learner(), loop.feeder(mix) as feeder:
+        await finish(loop, feeder)
+    assert (feeder.refused, feeder.admitted) == (1000, 4)
+    check(loop, feeder)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from tests.support.run import kill, process, until
 
-from honed.conductor import launcher as module
-from honed.conductor.launcher import ProcessLauncher, ProcessSpec
+from honed.conductor import local_launcher as module
+from honed.conductor.launcher import ProcessSpec
+from honed.conductor.local_launcher import Limits, ProcessLauncher
 from honed.kit.errors import Unavailable
 
 SLEEP = "import time; time.sleep(600)"
@@ -27,18 +28,20 @@ time.sleep(600)
 
 
 def spec(name: str, program: str, **more: object) -> ProcessSpec:
-    return ProcessSpec(name, (sys.executable, "-c", program), **more)  # type: ignore[arg-type]
+    return ProcessSpec(name, (sys.executable, "-c", program), **{"stop_s": 1.0, **more})  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(module, "STOP_S", 1.0)
+    monkeypatch.setattr(module, "PROBE_EVERY_S", 0.02)
+    monkeypatch.setattr(module, "PROBE_DEADLINE_S", 0.2)
+    monkeypatch.setattr(module, "ROTATE_EVERY_S", 0.05)
 
 
 @pytest.fixture
 async def launcher(tmp_path: Path) -> AsyncIterator[ProcessLauncher]:
-    launcher = ProcessLauncher(tmp_path, restart_limit=2)
+    launcher = ProcessLauncher(tmp_path, Limits(restarts=2, window_s=600, log_bytes=1000))
     yield launcher
     await launcher.stop()
 
@@ -60,19 +63,89 @@ async def test_a_service_that_dies_is_started_again(launcher: ProcessLauncher) -
     assert state.pid not in (None, first)
 
 
-async def test_a_service_that_dies_too_often_fails_the_run_with_the_end_of_its_log(launcher: ProcessLauncher) -> None:
-    await launcher.start(spec("one", "import sys; print('the disk is full'); sys.exit(3)"), 30)
-    async with asyncio.timeout(30):
-        reason = await launcher.failed()
-    assert "one died 3 times, last: exit code 3" in reason
-    assert "the disk is full" in reason
-    assert process(launcher, "one").restarts == 2
+DIES = "import sys; print('the disk is full'); sys.exit(3)"
 
 
-async def test_a_service_that_cannot_be_started_at_all_fails_the_run(launcher: ProcessLauncher, tmp_path: Path) -> None:
+async def test_a_service_that_dies_too_often_is_an_alarm_with_the_end_of_its_log_and_is_started_again(
+    launcher: ProcessLauncher,
+) -> None:
+    never = asyncio.Event()
+    with pytest.raises(Unavailable, match=r"one died 3 times in 600 s, last: exit code 3") as raised:
+        await launcher.start(spec("one", DIES, ready=never.wait), 30)
+    assert "the disk is full" in str(raised.value)
+    await until(lambda: process(launcher, "one").restarts > 5, 30, "it is started for ever")
+    assert not process(launcher, "one").given_up
+
+
+async def test_a_service_that_is_not_essential_is_given_up(launcher: ProcessLauncher) -> None:
+    with pytest.raises(Unavailable, match="one died 3 times"):
+        await launcher.start(spec("one", DIES, ready=asyncio.Event().wait, essential=False), 30)
+    state = process(launcher, "one")
+    assert (state.given_up, state.restarts, state.pid) == (True, 2, None)
+
+
+async def test_old_restarts_are_forgotten(tmp_path: Path) -> None:
+    launcher = ProcessLauncher(tmp_path, Limits(restarts=2, window_s=0.001))
+    starting = asyncio.ensure_future(launcher.start(spec("one", DIES, ready=asyncio.Event().wait, essential=False), 30))
+    await until(lambda: launcher.states() and process(launcher, "one").restarts > 5, 30, "six deaths, each in its own window")
+    assert not process(launcher, "one").alarm
+    starting.cancel()
+    await launcher.stop()
+
+
+async def test_a_service_that_cannot_be_started_at_all_is_an_alarm(launcher: ProcessLauncher, tmp_path: Path) -> None:
     (tmp_path / "one.log").mkdir()
-    with pytest.raises(Unavailable, match="one cannot be kept running: IsADirectoryError"):
+    with pytest.raises(Unavailable, match="one died 3 times in 600 s, last: cannot be started: IsADirectoryError"):
         await launcher.start(spec("one", SLEEP), 30)
+
+
+async def test_a_service_that_hangs_is_killed_and_started_again(launcher: ProcessLauncher) -> None:
+    answers = asyncio.Event()
+    answers.set()
+
+    async def alive() -> None:
+        if not answers.is_set():
+            await asyncio.Event().wait()
+
+    await launcher.start(spec("one", SLEEP, alive=alive), 30)
+    first = process(launcher, "one").pid
+    await asyncio.sleep(0.1)
+    answers.clear()
+    await until(lambda: process(launcher, "one").restarts == 1, 30, "it is started again")
+    answers.set()
+    await until(lambda: process(launcher, "one").pid not in (None, first), 30, "it runs")
+    assert process(launcher, "one").last_exit == "hung; killed"
+
+
+async def test_a_service_that_still_loads_is_not_taken_for_hung(launcher: ProcessLauncher) -> None:
+    asked = 0
+
+    async def alive() -> None:
+        nonlocal asked
+        asked += 1
+        raise ConnectionError("the port is not open yet")
+
+    await launcher.start(spec("one", SLEEP, alive=alive), 30)
+    await until(lambda: asked > 6, 30, "many probes without an answer")
+    assert process(launcher, "one").restarts == 0
+
+
+async def test_one_service_is_ended_and_forgotten(launcher: ProcessLauncher) -> None:
+    for name in ("one-0", "one-1"):
+        await launcher.start(spec(name, SLEEP), 30)
+    pid = process(launcher, "one-1").pid
+    await launcher.end("one-1")
+    await launcher.end("one-2")
+    assert [state.name for state in launcher.states()] == ["one-0"]
+    assert pid is not None
+    assert not alive(pid)
+
+
+async def test_a_log_is_rotated_while_the_service_writes(launcher: ProcessLauncher, tmp_path: Path) -> None:
+    await launcher.start(spec("one", "import time\nwhile True: print('x' * 99, flush=True); time.sleep(0.005)"), 30)
+    await until(lambda: (tmp_path / "one.log.1").exists(), 30, "the log is rotated")
+    await until(lambda: (tmp_path / "one.log").stat().st_size > 0, 30, "it goes on")
+    assert (tmp_path / "one.log.1").stat().st_size > 1000
 
 
 async def test_a_service_is_ready_when_it_says_so_and_no_sooner(launcher: ProcessLauncher) -> None:
@@ -145,9 +218,10 @@ async def test_a_child_does_not_outlive_a_launcher_that_is_killed(tmp_path: Path
     program = f"""
 import asyncio, sys
 from pathlib import Path
-from honed.conductor.launcher import ProcessLauncher, ProcessSpec
+from honed.conductor.launcher import ProcessSpec
+from honed.conductor.local_launcher import Limits, ProcessLauncher
 async def main():
-    launcher = ProcessLauncher(Path({str(tmp_path)!r}), 1)
+    launcher = ProcessLauncher(Path({str(tmp_path)!r}), Limits(1))
     await launcher.start(ProcessSpec("one", (sys.executable, "-c", "import time; time.sleep(600)")), 30)
     print(launcher.states()[0].pid, flush=True)
     await asyncio.sleep(600)

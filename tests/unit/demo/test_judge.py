@@ -4,8 +4,9 @@ import pytest
 
 from honed.demo.data.comparisons import draw_comparisons
 from honed.demo.data.ratings import MOVIES, RatedText
-from honed.demo.judge import RidgeJudge, agreement, distinct_n
+from honed.demo.judge import RidgeJudge, agreement
 from honed.kit.errors import InvalidArgument
+from honed.report.measures import distinct_n
 
 TEXTS = tuple(
     RatedText(MOVIES, f"{word}{i}", f"a {word} film number {i}", ratings)

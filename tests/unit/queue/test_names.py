@@ -12,6 +12,7 @@ from honed.queue.stream import QueueSettings, WorkQueue
 def test_all_keys_of_a_run_share_one_hash_tag():
     keys = RunKeys("demo")
     names = [keys.cursor(), keys.lease("learner"), keys.fence("learner"), keys.answers("prompts", "host:1{x}")]
+    names += [keys.inbox("submitted"), keys.inbox("application"), keys.submission("ab"), keys.progress(), keys.identity()]
     for stage in STAGES:
         names += [keys.stream(stage), keys.dead(stage), keys.tally(stage), keys.failures(stage), keys.replayed(stage)]
     assert all(name.startswith("honed:{demo}:") for name in names)

@@ -1,4 +1,4 @@
-"""Calls the public endpoint as an application would: for the before-and-after samples, and all through the loop."""
+"""Calls the public endpoint as an application would, all through the loop."""
 
 from __future__ import annotations
 
@@ -15,21 +15,8 @@ from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
-CONCURRENCY = 48
 TRAFFIC_EVERY_S = 0.5
 CALL_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """What the policy made of a prompt."""
-
-    prompt: str
-    text: str
-    prompt_token_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    version: str
 
 
 @dataclass
@@ -51,34 +38,12 @@ class Application:
         self._sampling = sampling
         self.traffic = Traffic()
 
-    async def continuations(self, prompts: Sequence[str]) -> list[Continuation]:
-        """One continuation of each prompt; the same seeds at each call, so that only the policy differs."""
-        room = asyncio.Semaphore(CONCURRENCY)
-
-        async def one(number: int, prompt: str) -> Continuation:
-            async with room:
-                answer = await self._stub.Generate(self._request(prompt, seed=number), timeout=CALL_TIMEOUT_S)
-            sample = answer.samples[0]
-            version = sample.version_spans[-1].version
-            return Continuation(
-                prompt,
-                sample.text,
-                tuple(answer.prompt_token_ids),
-                tuple(sample.token_ids),
-                tuple(sample.logprobs),
-                f"{version.fence}.{version.step}",
-            )
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(i, prompt)) for i, prompt in enumerate(prompts)]
-        return [task.result() for task in tasks]
-
     async def busy_seconds(self) -> float:
         """Seconds in which the generator was sampling, since its process started."""
         answer = await self._stub.GetPolicy(generation_pb2.GetPolicyRequest(), timeout=CALL_TIMEOUT_S)
         return float(answer.busy_seconds)
 
-    async def keep_asking(self, prompts: Sequence[str]) -> None:
+    async def keep_asking(self, prompts: Sequence[generation_pb2.Prompt]) -> None:
         """Sends a request now and then, whole and streamed in turn, until cancelled; counts what fails."""
         async with asyncio.TaskGroup() as group:
             for number in itertools.count():
@@ -89,7 +54,7 @@ class Application:
         """Closes the channel."""
         await self._channel.close()
 
-    async def _ask(self, prompt: str, number: int) -> None:
+    async def _ask(self, prompt: generation_pb2.Prompt, number: int) -> None:
         self.traffic.sent += 1
         request = self._request(prompt, seed=number)
         try:
@@ -104,8 +69,8 @@ class Application:
             self.traffic.errors.append(f"{error.code().name}: {error.details()}")
             logger.warning("an application's request failed", extra={"reason": self.traffic.errors[-1]})
 
-    def _request(self, prompt: str, seed: int) -> generation_pb2.GenerateRequest:
+    def _request(self, prompt: generation_pb2.Prompt, seed: int) -> generation_pb2.GenerateRequest:
         sampling = common_pb2.SamplingParams()
         sampling.CopyFrom(self._sampling)
         sampling.seed = seed
-        return generation_pb2.GenerateRequest(prompt=generation_pb2.Prompt(text=prompt), sampling=sampling, logprobs=True)
+        return generation_pb2.GenerateRequest(prompt=prompt, sampling=sampling, logprobs=True)

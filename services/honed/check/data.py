@@ -1,0 +1,232 @@
+"""Checks the files of a run line by line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from honed.check.findings import BadLines, Report
+from honed.check.model import BaseModel
+from honed.config import JudgementsFile, RunSettings
+from honed.formats.files import Defaults, read_judgements
+from honed.kit.errors import HonedError
+from honed.models.chat import ChatMessage
+
+Advance = Callable[[int], None]
+FAST_LINES = 200
+
+
+class DataCheck:
+    """The files of one run."""
+
+    def __init__(self, settings: RunSettings, report: Report, model: BaseModel | None, advance: Advance, *, fast: bool) -> None:
+        """Reads nothing yet.
+
+        Args:
+            settings: the run's.
+            report: where findings go.
+            model: what the run starts from; None if that cannot be used.
+            advance: called with the bytes that were read.
+            fast: read the first lines of each file only, and tokenise nothing.
+        """
+        self._settings, self._report, self._advance, self._fast = settings, report, advance, fast
+        self._template = model.template if model else None
+        self._tokenizer: Tokenizer | None = None
+        if not fast and model and model.directory and (model.directory / "tokenizer.json").is_file():
+            self._tokenizer = Tokenizer.from_file(str(model.directory / "tokenizer.json"))
+        limits = settings.generation
+        self._longest = min(limits.max_prompt_tokens, limits.max_model_tokens - settings.conductor.response_tokens)
+
+    def run(self) -> None:
+        """Checks all of them."""
+        data, report = self._settings.data, self._report
+        if self._settings.conductor.start_from is None and not data.texts:
+            report.error("data.texts", "there is nothing to pretrain on: name texts, or a model as conductor.start_from")
+        for path in data.texts:
+            self._texts(path)
+        if data.prompts is None:
+            report.error("data.prompts", "is not set: name JSON lines with `text`, `token_ids` or `messages` to train on")
+        else:
+            self._prompts("data.prompts", data.prompts)
+        if data.evaluation.prompts is not None:
+            self._prompts("data.evaluation.prompts", data.evaluation.prompts)
+        trained: set[bytes] = set()
+        for number, source in enumerate(data.judgements):
+            trained |= self._judgements(f"data.judgements.{number}", source)
+        if data.evaluation.judgements is not None:
+            where = "data.evaluation.judgements"
+            held_out = self._judgements(where, data.evaluation.judgements)
+            if shared := len(held_out & trained):
+                report.warning(where, f"{shared} of {len(held_out)} judgements are also trained on: agreement will flatter")
+        wanted = any(scorer.source == "trained" for scorer in self._settings.reward.scorers)
+        if wanted and not data.judgements:
+            report.warning(
+                "data.judgements", "a scorer is `trained`, and none are named: the run waits for `honed judge import`"
+            )
+
+    def _texts(self, path: Path) -> None:
+        usable = empty = 0
+        for _, row in self._rows("data.texts", path, _text_of):
+            empty += not str(row["text"]).strip()
+            usable += 1
+        if usable == empty and path.is_file():
+            self._report.error("data.texts", f"{path} holds no text")
+        elif empty:
+            self._report.warning("data.texts", f"{path}: {empty} of {usable} texts are empty")
+        self._report.figures[f"texts {path}"] = usable
+
+    def _prompts(self, where: str, path: Path) -> None:
+        seen: set[bytes] = set()
+        count = longest = 0
+
+        def usable(row: dict[str, Any]) -> str:
+            nonlocal longest
+            reason, tokens = self._prompt(row)
+            longest = max(longest, tokens)
+            return reason
+
+        for _, row in self._rows(where, path, usable):
+            count += 1
+            seen.add(_digest(row.get("text") or row.get("messages") or row.get("token_ids")))
+        if not count and path.is_file():
+            self._report.error(where, f"{path} holds no prompt that can be used")
+        if count > len(seen):
+            self._report.warning(where, f"{path}: {count - len(seen)} of {count} prompts are duplicates")
+        self._report.figures[f"prompts {path}"] = {"lines": count, "duplicates": count - len(seen), "longest_tokens": longest}
+
+    def _prompt(self, row: dict[str, Any]) -> tuple[str, int]:
+        """What is wrong with a prompt, empty if nothing; and its tokens, 0 if they cannot be counted."""
+        ids = row.get("token_ids")
+        if isinstance(ids, list):
+            size = self._tokenizer.get_vocab_size() if self._tokenizer else None
+            if not ids or not all(type(token) is int and token >= 0 and (size is None or token < size) for token in ids):
+                return (
+                    f"`token_ids` must hold at least one token id, each from 0 to {size - 1 if size else 'the vocabulary'}",
+                    0,
+                )
+            return self._length(len(ids))
+        text = row.get("text")
+        if row.get("messages") is not None:
+            try:
+                text = self._rendered(row["messages"])
+            except (HonedError, TypeError, KeyError, AttributeError) as error:
+                return f"`messages` cannot be used: {error}", 0
+        if not isinstance(text, str):
+            return "needs `text`, `token_ids` or `messages`", 0
+        if not text:
+            return "`text` is empty", 0
+        return self._length(len(self._tokenizer.encode(text).ids)) if self._tokenizer else ("", 0)
+
+    def _length(self, tokens: int) -> tuple[str, int]:
+        if tokens <= self._longest:
+            return "", tokens
+        return (
+            f"has {tokens} tokens; generation.max_prompt_tokens and max_model_tokens less conductor.response_tokens leave room "
+            f"for {self._longest}: shorten it or raise them",
+            tokens,
+        )
+
+    def _rendered(self, messages: Any) -> str:
+        if self._template is None:
+            raise KeyError("the model has no chat template: use `text`, or a model that has one")
+        return self._template.render([ChatMessage(str(m["role"]), str(m["content"])) for m in messages])
+
+    def _judgements(self, where: str, source: JudgementsFile) -> set[bytes]:
+        seen: set[bytes] = set()
+        count = cut = read = 0
+        report, limit = self._report, self._settings.generation.max_model_tokens
+        if not _readable(where, source.file, report):
+            return seen
+        with report.lines(where) as bad:
+            try:
+                entries = read_judgements(
+                    source.file, source.format, Defaults(source.source, source.annotator), lambda line: bad.add(str(line))
+                )
+                for entry in entries:
+                    count += 1
+                    texts = [response.text for response in entry.judgement.responses]
+                    seen.add(_digest([entry.judgement.prompt, sorted(texts)]))
+                    if self._tokenizer is not None:
+                        encoded = self._tokenizer.encode_batch([entry.judgement.prompt + text for text in texts])
+                        cut += any(len(encoding.ids) > limit for encoding in encoded)
+                    size = entry.judgement.ByteSize()
+                    read += size
+                    self._advance(size)
+                    if self._fast and count >= FAST_LINES:
+                        break
+            except HonedError as error:
+                bad.add(str(error))
+        if not count and not bad.count:
+            report.error(where, f"{source.file} holds no judgement")
+        if count > len(seen):
+            report.warning(where, f"{source.file}: {count - len(seen)} of {count} judgements are of responses judged before")
+        if cut:
+            report.warning(where, f"{source.file}: {cut} judgements are longer than generation.max_model_tokens ({limit}); cut")
+        self._advance(max(0, source.file.stat().st_size - read))
+        report.figures[f"judgements {source.file}"] = {"lines": count, "repeated": count - len(seen), "too_long": cut}
+        return seen
+
+    def _rows(self, where: str, path: Path, wrong: Callable[[dict[str, Any]], str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the lines that can be used; the others become findings."""
+        if not _readable(where, path, self._report):
+            return
+        with self._report.lines(where) as bad, path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                self._advance(len(line))
+                if self._fast and number > FAST_LINES:
+                    return
+                row = _object(line, path, number, bad)
+                if row is None:
+                    continue
+                if reason := wrong(row):
+                    bad.add(f"{path}, line {number}: {reason}")
+                else:
+                    yield number, row
+
+
+def data_bytes(settings: RunSettings) -> int:
+    """Bytes of all files of a run that are there."""
+    data = settings.data
+    paths = [*data.texts, data.prompts, data.evaluation.prompts, *(source.file for source in data.judgements)]
+    if data.evaluation.judgements:
+        paths.append(data.evaluation.judgements.file)
+    return sum(path.stat().st_size for path in paths if path is not None and path.is_file())
+
+
+def _readable(where: str, path: Path, report: Report) -> bool:
+    try:
+        with path.open("rb"):
+            return True
+    except OSError as error:
+        report.error(where, f"{path} cannot be read: {error.strerror}")
+        return False
+
+
+def _object(line: bytes, path: Path, number: int, bad: BadLines) -> dict[str, Any] | None:
+    if not line.strip():
+        return None
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError as error:
+        bad.add(f"{path}, line {number}: not UTF-8 ({error.reason}); convert it")
+        return None
+    except ValueError as error:
+        bad.add(f"{path}, line {number}: not JSON ({error}); is the file truncated?")
+        return None
+    if not isinstance(row, dict):
+        bad.add(f"{path}, line {number}: must be a JSON object, is a {type(row).__name__}")
+        return None
+    return row
+
+
+def _text_of(row: dict[str, Any]) -> str:
+    return "" if isinstance(row.get("text"), str) else "needs `text`"
+
+
+def _digest(value: object) -> bytes:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=12).digest()

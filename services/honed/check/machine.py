@@ -1,0 +1,260 @@
+"""Checks the machine and the services around a run: memory, disk, ports, Redis, database, store, scorers, engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import uuid
+from pathlib import Path
+from typing import Final
+
+from honed.artifacts.files import open_backend
+from honed.check.findings import Report
+from honed.check.model import BaseModel
+from honed.config import RunSettings, ServerSettings
+from honed.kit.errors import FailedPrecondition, HonedError
+
+_GIB: Final = 1 << 30
+_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+_OPTIMIZER: Final = 16  # weight, gradient and two moments of a parameter, float32
+_CHECKPOINT: Final = 12  # weight and two moments
+_PROCESS_GIB: Final = 0.5  # of Python and its libraries
+_PORTS: Final = ("port", "control_port", "health_port", "metrics_port")
+_REDIS_VERSION: Final = (6, 2)
+
+
+def check_machine(settings: RunSettings, report: Report, model: BaseModel | None) -> None:
+    """Checks what can be checked without starting anything."""
+    if model is not None:
+        _check_memory(settings, report, model.parameters)
+        _check_disk(settings, report, model.parameters)
+    _check_devices(settings, report)
+    _check_ports(settings, report)
+    _check_redis(settings, report)
+    _check_store(settings, report)
+    _check_database(settings, report)
+    _check_scorers(settings, report)
+
+
+def memory_needed(settings: RunSettings, parameters: int) -> dict[str, float]:
+    """GiB by use, on a machine without a GPU; without activations, which depend on the longest batch."""
+    generation = settings.generation
+    weights = parameters * _BYTES[generation.dtype] / _GIB
+    models = sum(scorer.kind == "reward_model" for scorer in settings.reward.scorers)
+    return {
+        "learner: weights, gradients, optimizer": parameters * _OPTIMIZER / _GIB,
+        "learner: reference policy": parameters * 4 / _GIB,
+        "learner: the state before an update": parameters * _CHECKPOINT / _GIB,
+        f"generation: weights twice, {generation.replicas} times": generation.replicas * 2 * weights,
+        f"generation: KV cache, {generation.replicas} times": generation.replicas * generation.kv_cache_gib,
+        f"reward: {models} models, {settings.reward.replicas} times": settings.reward.replicas * models * parameters * 4 / _GIB,
+        "processes": _PROCESS_GIB * (4 + generation.replicas + settings.reward.replicas),
+    }
+
+
+def disk_needed(settings: RunSettings, parameters: int) -> dict[str, float]:
+    """GiB by use."""
+    version = parameters * _BYTES[settings.generation.weights_dtype] / _GIB
+    learner = settings.learner
+    return {
+        f"{learner.keep_checkpoints + 1} checkpoints": (learner.keep_checkpoints + 1) * parameters * _CHECKPOINT / _GIB,
+        f"{settings.policy.keep + 2} versions": (settings.policy.keep + 2) * version,
+        "versions that generators have fetched": 3 * settings.generation.replicas * version,
+        "journal": learner.journal_mb / 1024,
+    }
+
+
+def available_memory_gib() -> tuple[float, float]:
+    """What is free now, and what there is in all, of the machine or of this process's control group."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    free = os.sysconf("SC_AVPHYS_PAGES") * page
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        total, free = min(total, limit), min(free, limit - used)
+    except (OSError, ValueError):
+        pass
+    return free / _GIB, total / _GIB
+
+
+def _check_memory(settings: RunSettings, report: Report, parameters: int) -> None:
+    if _uses_gpu(settings):
+        return  # the memory that counts is the GPU's, which the engine divides
+    parts = memory_needed(settings, parameters)
+    needed = sum(parts.values())
+    free, total = available_memory_gib()
+    report.figures["memory_gib"] = {
+        **_rounded(parts),
+        "needed": round(needed, 2),
+        "free": round(free, 2),
+        "total": round(total, 2),
+    }
+    bill = "; ".join(f"{name} {gib:.1f}" for name, gib in parts.items() if gib >= 0.05)
+    text = f"the run needs about {needed:.1f} GiB ({bill}); {free:.1f} of {total:.1f} GiB are free"
+    if needed > total:
+        report.error("memory", f"{text}: take a smaller model, fewer replicas, or a smaller generation.kv_cache_gib")
+    elif needed > free:
+        report.warning("memory", f"{text}: end other programs, or make generation.kv_cache_gib smaller")
+
+
+def _check_disk(settings: RunSettings, report: Report, parameters: int) -> None:
+    parts = disk_needed(settings, parameters)
+    needed = sum(parts.values())
+    free = shutil.disk_usage(_existing(settings.directory)).free / _GIB
+    report.figures["disk_gib"] = {**_rounded(parts), "needed": round(needed, 2), "free": round(free, 2)}
+    if needed > free:
+        bill = "; ".join(f"{name} {gib:.1f}" for name, gib in parts.items() if gib >= 0.05)
+        report.error(
+            "directory",
+            f"{settings.directory} needs about {needed:.1f} GiB ({bill}), and {free:.1f} GiB are free: choose another, or keep "
+            "fewer versions (policy.keep) and checkpoints (learner.keep_checkpoints)",
+        )
+    if not os.access(_existing(settings.directory), os.W_OK):
+        report.error("directory", f"{settings.directory} cannot be written: choose another")
+
+
+def _check_devices(settings: RunSettings, report: Report) -> None:
+    if settings.generation.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        report.error("generation.engine", "vllm is not installed: install it, or set transformers or auto")
+    asked = {
+        f"{name}.device": getattr(getattr(settings, name), "device", "")
+        for name in ("learner", "generation", "reward", "reward_training", "pretrain")
+    }
+    wanted = [field for field, device in asked.items() if str(device).startswith("cuda")]
+    if wanted:
+        import torch
+
+        if not torch.cuda.is_available():
+            for field in wanted:
+                report.error(field, f"is {asked[field]}, and this machine has no GPU that torch can use: set auto or cpu")
+
+
+def _check_ports(settings: RunSettings, report: Report) -> None:
+    taken: dict[tuple[str, int], str] = {}
+    for name in type(settings).model_fields:
+        section = getattr(settings, name)
+        if not isinstance(section, ServerSettings):
+            continue
+        for field in _PORTS:
+            port = getattr(section, field, 0)
+            if not port:
+                continue
+            where = f"{name}.{field}"
+            if other := taken.get((section.host, port)):
+                report.error(where, f"is {port}, as {other}: give each its own, or 0 for a free one")
+                continue
+            taken[section.host, port] = where
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((section.host, port))
+                except OSError as error:
+                    report.error(where, f"cannot listen on {section.host}:{port} ({error.strerror}): choose another, or 0")
+
+
+def _check_redis(settings: RunSettings, report: Report) -> None:
+    from honed.kit.wiring import redis_url
+    from honed.queue.embedded import redis_server_binary
+
+    if settings.queue.url is None:
+        if settings.conductor.launcher == "none":
+            report.error("queue.url", "is not set, and conductor.launcher is none: name the Redis that all services share")
+            return
+        try:
+            redis_server_binary()
+        except FailedPrecondition as error:
+            report.error("queue.url", str(error))
+        return
+    import redis
+
+    from honed.queue.connection import without_password
+
+    shown = without_password(settings.queue.url)
+    try:
+        with redis.Redis.from_url(redis_url(settings), socket_timeout=5.0, socket_connect_timeout=5.0) as client:
+            version = str(client.info("server")["redis_version"])
+    except (redis.RedisError, OSError, ValueError) as error:
+        report.error("queue.url", f"Redis at {shown} does not answer ({error}): start it, or correct the URL or the password")
+        return
+    if tuple(int(part) for part in version.split(".")[:2]) < _REDIS_VERSION:
+        report.error("queue.url", f"Redis at {shown} is {version}; 6.2 or newer is needed")
+    report.figures["redis_version"] = version
+
+
+def _check_store(settings: RunSettings, report: Report) -> None:
+    url = settings.policy.url
+    if url is None:
+        return  # in the run's directory, which is checked
+    try:
+        backend = open_backend(url, 10.0)
+        probe = backend.join(f".honed-check-{uuid.uuid4().hex}")
+        backend.write(probe, b"honed check")
+        backend.remove(probe)
+    except (HonedError, OSError) as error:
+        report.error("policy.url", f"{url} cannot be written ({error}): correct the URL, or the rights of whoever runs this")
+
+
+def _check_database(settings: RunSettings, report: Report) -> None:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    where = "preference.database_url"
+    try:
+        url = make_url(settings.database_url)
+    except ArgumentError:
+        report.error(where, "is no SQLAlchemy URL: write sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME")
+        return
+    if url.get_backend_name() == "sqlite":
+        if url.database and not os.access(_existing(Path(url.database)), os.W_OK):
+            report.error(where, f"{url.database} cannot be written: choose another file")
+        return
+    try:
+        socket.create_connection((url.host or "localhost", url.port or 5432), timeout=5.0).close()
+    except OSError as error:
+        report.error(where, f"the database server {url.host}:{url.port or 5432} does not answer ({error}): start it")
+
+
+def _check_scorers(settings: RunSettings, report: Report) -> None:
+    from honed.reward.function_scorer import find_function
+
+    if not settings.reward.scorers:
+        report.error(
+            "reward.scorers", "names none: training needs a reward; write {name: ..., kind: reward_model, source: trained}"
+        )
+    for number, scorer in enumerate(settings.reward.scorers):
+        where = f"reward.scorers.{number}.source"
+        if scorer.kind == "function":
+            try:
+                find_function(scorer.name, scorer.source)
+            except HonedError as error:
+                report.error(where, str(error))
+        elif not (_is_artifact(scorer.source) or (Path(scorer.source) / "config.json").is_file()):
+            report.error(where, f"{scorer.source} is no model directory: name one, or `trained`, or artifact:NAME/VERSION")
+
+
+def _uses_gpu(settings: RunSettings) -> bool:
+    return settings.learner.device != "cpu" and Path("/dev/nvidia0").exists()
+
+
+def _is_artifact(source: str) -> bool:
+    return source == "trained" or source.startswith("artifact:")
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that is there."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _rounded(parts: dict[str, float]) -> dict[str, float]:
+    return {name: round(gib, 3) for name, gib in parts.items()}

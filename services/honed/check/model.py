@@ -1,0 +1,114 @@
+"""Checks the model that a run starts from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from honed.artifacts.tensors import read_tensor_entries
+from honed.check.findings import Report
+from honed.config import PretrainSettings, RunSettings
+from honed.kit.errors import DataLoss, HonedError
+from honed.models.chat import ChatTemplate
+from honed.models.facts import ModelFacts, read_json
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What is known of the model that the run starts from.
+
+    Attributes:
+        parameters: how many numbers its weights are.
+        directory: None for a model that the run pretrains itself.
+        template: its chat template.
+    """
+
+    parameters: int
+    directory: Path | None = None
+    template: ChatTemplate | None = None
+
+
+def check_model(settings: RunSettings, report: Report, *, fast: bool) -> BaseModel | None:
+    """Checks `conductor.start_from`: files, family, lengths; None when it cannot be used. `fast` leaves transformers out."""
+    start_from = settings.conductor.start_from
+    if start_from is None:
+        parameters = _pretrained(settings.pretrain, settings.generation.max_model_tokens)
+        report.figures["parameters"] = parameters
+        return BaseModel(parameters)
+    where, directory = "conductor.start_from", Path(start_from)
+    if not directory.is_dir():
+        report.error(where, f"there is no directory {directory}: name a Hugging Face model directory on this machine")
+        return None
+    try:
+        facts = ModelFacts.read(directory)
+    except DataLoss as error:
+        report.error(where, f"{error}: download the model again")
+        return None
+    try:
+        facts.check_length(settings.generation.max_model_tokens)
+    except HonedError as error:
+        report.error("generation.max_model_tokens", str(error))
+    if read_json(directory / "config.json").get("auto_map"):
+        report.error(where, f"{directory} needs code of its own (auto_map), which is never run: take a family of transformers")
+    if not settings.conductor.fixed_length and not facts.end_token_ids:
+        report.warning(
+            where, f"{directory} names no end-of-sequence token: every response has conductor.response_tokens tokens"
+        )
+    if not (directory / "tokenizer.json").is_file():
+        report.error(where, f"{directory} holds no tokenizer.json: save the tokenizer as a fast one (`use_fast=True`)")
+    template = None
+    try:
+        template = ChatTemplate.read(directory)
+    except DataLoss as error:
+        report.error(where, str(error))
+    parameters = _parameters(directory, report)
+    if not fast and not report.errors:
+        _check_family(directory, report)
+    report.figures["parameters"] = parameters
+    report.figures["model_type"] = facts.model_type
+    return BaseModel(parameters, directory, template)
+
+
+def _parameters(directory: Path, report: Report) -> int:
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        report.error(
+            "conductor.start_from",
+            f"{directory} holds no safetensors file, and pickled weights are never read: save it by "
+            "`model.save_pretrained(directory, safe_serialization=True)`",
+        )
+    count = 0
+    for file in files:
+        try:
+            count += sum(math.prod(entry.shape) for entry in read_tensor_entries(file, str(file)))
+        except (DataLoss, OSError) as error:
+            report.error("conductor.start_from", f"{error}: download the model again")
+    return count
+
+
+def _check_family(directory: Path, report: Report) -> None:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        report.error("conductor.start_from", f"transformers does not know the model in {directory}: {error}")
+        return
+    if config.get_text_config() is not config:
+        report.error(
+            "conductor.start_from", f"{directory} holds a {config.model_type} model of more than text: take a text model"
+        )
+    elif config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        report.error("conductor.start_from", f"{config.model_type} is no causal language model: take one that generates text")
+    if getattr(config, "quantization_config", None):
+        report.error(
+            "conductor.start_from", f"{directory} holds quantized weights: training needs float32, bfloat16 or float16"
+        )
+
+
+def _pretrained(section: PretrainSettings, longest: int) -> int:
+    """Parameters of the model that pretraining would make, near enough for a bill of memory."""
+    width = section.hidden_size
+    return width * (section.vocabulary + longest) + section.layers * 12 * width * width

@@ -1,0 +1,261 @@
+"""The launcher of one machine: child processes that are watched, started again, and whose logs are bounded.
+
+Three things are watched: that a process runs, that it answers its liveness probe, and how large its log is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from honed.conductor.launcher import ProcessSpec, ProcessState
+from honed.conductor.logs import rotate, tail
+from honed.conductor.rates import Recent
+from honed.kit.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 0.2
+QUICK_PAUSE_S = 5.0
+LONGEST_PAUSE_S = 60.0
+STABLE_AFTER_S = 60.0
+PROBE_EVERY_S = 5.0
+PROBE_DEADLINE_S = 5.0
+PROBES_MISSED = 3
+ROTATE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When the launcher of one machine raises an alarm, and how much it writes.
+
+    Attributes:
+        restarts: restarts of one service within `window_s` before an alarm.
+        window_s: seconds.
+        log_bytes: size of a log before it is rotated; one older one is kept.
+    """
+
+    restarts: int
+    window_s: float = 600.0
+    log_bytes: int = 64 << 20
+
+
+class ProcessLauncher:
+    """Runs everything as child processes of this one."""
+
+    def __init__(self, logs: Path, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        """Writes output under `logs`; `clock` gives seconds."""
+        self._logs, self._limits, self._clock = logs, limits, clock
+        self._states: dict[str, ProcessState] = {}
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._alarmed = asyncio.Condition()
+        self._keeper: asyncio.Task[None] | None = None
+        self.hurry = asyncio.Event()
+
+    async def start(self, spec: ProcessSpec, timeout_s: float) -> None:
+        """Starts a service; see the port."""
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep_house())
+        ready = asyncio.Event()
+        self._watchers[spec.name] = watcher = asyncio.create_task(self._watch(spec, ready))
+        watcher.add_done_callback(lambda done: self._watcher_ended(spec.name, done))
+        waiting = [asyncio.ensure_future(ready.wait()), asyncio.ensure_future(self._alarm_of(spec.name))]
+        try:
+            await asyncio.wait({*waiting, watcher}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if ready.is_set():
+                return
+            state = self._states[spec.name]
+            if state.alarm:
+                raise Unavailable(f"{state.alarm}; {self._log_tail(spec.name)}")
+            if watcher.done() and not watcher.cancelled():
+                raise Unavailable(_unkept(spec.name, watcher.exception()))
+            raise Unavailable(f"{spec.name} was not ready within {timeout_s:g} s; {self._log_tail(spec.name)}")
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def run_job(self, spec: ProcessSpec, timeout_s: float) -> None:
+        """Runs a job; see the port."""
+        state = self._states[spec.name] = ProcessState(spec.name)
+        process = await self._spawn(spec, state)
+        try:
+            async with asyncio.timeout(timeout_s):
+                code = await process.wait()
+        except TimeoutError:
+            raise Unavailable(f"{spec.name} did not end within {timeout_s:g} s; {self._log_tail(spec.name)}") from None
+        finally:
+            await self._end_process(process, spec.stop_s)
+            state.pid, state.ready = None, False
+        if code:
+            state.last_exit = _exit_text(code)
+            raise Unavailable(f"{spec.name} failed ({state.last_exit}); {self._log_tail(spec.name)}")
+        del self._states[spec.name]
+
+    async def end(self, name: str) -> None:
+        """Ends one service; see the port."""
+        watcher = self._watchers.pop(name, None)
+        if watcher is not None:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+        self._states.pop(name, None)
+
+    def states(self) -> list[ProcessState]:
+        """See the port."""
+        return list(self._states.values())
+
+    async def stop(self) -> None:
+        """Ends everything, the last started first."""
+        for name in reversed(list(self._watchers)):
+            await self.end(name)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+
+    async def _watch(self, spec: ProcessSpec, ready: asyncio.Event) -> None:
+        state = self._states[spec.name] = ProcessState(spec.name)
+        recent = Recent(self._limits.window_s)
+        pause = FIRST_PAUSE_S
+        while True:
+            started = self._clock()
+            try:
+                state.last_exit = await self._live(spec, state, ready)
+            except OSError as error:  # no memory, no file handles: these pass
+                state.last_exit = f"cannot be started: {type(error).__name__}: {error}"
+            if self._clock() - started > STABLE_AFTER_S:
+                pause = FIRST_PAUSE_S
+            often = recent.add(self._clock()) > self._limits.restarts
+            if often:
+                state.alarm = (
+                    f"{spec.name} died {recent.count(self._clock())} times in {self._limits.window_s:g} s, "
+                    f"last: {state.last_exit}"
+                )
+                state.given_up = not spec.essential
+                async with self._alarmed:
+                    self._alarmed.notify_all()
+                if state.given_up:
+                    return
+            state.restarts += 1
+            logger.warning("service died; starting it again", extra={"child": spec.name, "exit": state.last_exit})
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S if often else QUICK_PAUSE_S)
+            if recent.count(self._clock()) <= self._limits.restarts // 2:
+                state.alarm = ""
+
+    async def _live(self, spec: ProcessSpec, state: ProcessState, ready: asyncio.Event) -> str:
+        """Runs the process until it ends; returns how it ended."""
+        process = await self._spawn(spec, state)
+        waiting = asyncio.ensure_future(self._mark_ready(spec, state, ready))
+        probing = asyncio.ensure_future(self._hangs(spec, process.pid))
+        try:
+            code = await process.wait()
+            return "hung; killed" if probing.done() else _exit_text(code)
+        finally:
+            waiting.cancel()
+            probing.cancel()
+            await self._end_process(process, spec.stop_s)
+            state.pid, state.ready = None, False
+
+    async def _hangs(self, spec: ProcessSpec, pid: int) -> None:
+        """Kills the process and returns when it has answered once and then misses several probes in a row."""
+        if spec.alive is None:
+            await asyncio.Event().wait()
+            return
+        answered, missed = False, 0
+        while missed < PROBES_MISSED:
+            await asyncio.sleep(PROBE_EVERY_S)
+            try:
+                async with asyncio.timeout(PROBE_DEADLINE_S):
+                    await spec.alive()
+            except Exception as error:  # whatever it is: the process does not answer
+                missed += answered
+                logger.info("no answer to a liveness probe", extra={"child": spec.name, "reason": str(error)})
+            else:
+                answered, missed = True, 0
+        logger.warning("service hangs; killing it", extra={"child": spec.name})
+        _signal_group(pid, signal.SIGKILL)
+
+    async def _mark_ready(self, spec: ProcessSpec, state: ProcessState, ready: asyncio.Event) -> None:
+        if spec.ready is not None:
+            await spec.ready()
+        state.ready = True
+        ready.set()
+
+    async def _spawn(self, spec: ProcessSpec, state: ProcessState) -> asyncio.subprocess.Process:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        with (self._logs / f"{spec.name}.log").open("ab") as log:
+            # A group of its own, so that grandchildren (vLLM's engine process) end with it.
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "honed.conductor.child", str(os.getpid()), str(spec.nice)),
+                *spec.command,
+                env={**os.environ, **spec.environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        state.pid = process.pid
+        return process
+
+    async def _end_process(self, process: asyncio.subprocess.Process, stop_s: float) -> None:
+        """Ends a process and its group: politely, then not."""
+        if process.returncode is None:
+            _signal_group(process.pid, signal.SIGTERM)
+            hurry = asyncio.ensure_future(self.hurry.wait())
+            ended = asyncio.ensure_future(process.wait())
+            await asyncio.wait({hurry, ended}, timeout=stop_s, return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+        # Also after a normal end: children that it left behind would go on computing.
+        _signal_group(process.pid, signal.SIGKILL)
+        if process.returncode is None:
+            await process.wait()
+
+    async def _alarm_of(self, name: str) -> None:
+        async with self._alarmed:
+            await self._alarmed.wait_for(lambda: name in self._states and bool(self._states[name].alarm))
+
+    async def _keep_house(self) -> None:
+        """Rotates logs and, as the first process of a container, collects orphans that have ended."""
+        while True:
+            await asyncio.sleep(ROTATE_EVERY_S)
+            for path in self._logs.glob("*.log"):
+                with contextlib.suppress(OSError):  # a full disk must not end the run's housekeeping
+                    await asyncio.to_thread(rotate, path, self._limits.log_bytes)
+            if os.getpid() == 1:
+                _collect_orphans({state.pid for state in self._states.values()})
+
+    def _watcher_ended(self, name: str, watcher: asyncio.Task[None]) -> None:
+        """Nobody awaits a watcher: one that fails must not leave its service unwatched in silence."""
+        if not watcher.cancelled() and (error := watcher.exception()) is not None:
+            state = self._states.setdefault(name, ProcessState(name))
+            state.alarm, state.given_up = _unkept(name, error), True
+            logger.error("a service is no longer watched", extra={"child": name, "reason": state.alarm})
+
+    def _log_tail(self, name: str) -> str:
+        return tail(self._logs / f"{name}.log")
+
+
+def _unkept(name: str, error: BaseException | None) -> str:
+    return f"{name} cannot be kept running: {type(error).__name__}: {error}"
+
+
+def _collect_orphans(own: set[int | None]) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and found.si_pid not in own:
+            os.waitpid(found.si_pid, 0)
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _exit_text(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

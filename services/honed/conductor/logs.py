@@ -1,0 +1,39 @@
+"""Log files of child processes: bounded in size, and their last lines for error messages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+_TAIL_BYTES = 16 << 10
+
+
+def rotate(path: Path, limit_bytes: int) -> bool:
+    """Moves what a log holds to `<name>.1` when it is longer than `limit_bytes`; returns whether it did.
+
+    The file is copied and cut, not renamed: its writer has it open for appending and knows nothing of this. A line written
+    between copy and cut is lost.
+    """
+    try:
+        if path.stat().st_size <= limit_bytes:
+            return False
+    except FileNotFoundError:
+        return False
+    partial = path.with_name(path.name + ".partial")
+    shutil.copyfile(path, partial)
+    os.truncate(path, 0)
+    partial.replace(path.with_name(path.name + ".1"))
+    return True
+
+
+def tail(path: Path, lines: int = 8) -> str:
+    """The last lines of a log, under a heading that names it."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        text = ""
+    return f"the end of {path}:\n" + "\n".join(text.strip().splitlines()[-lines:])

@@ -1,0 +1,164 @@
+"""The online loop as the conductor sees it: prompts in, the learner watched, every rollout accounted for at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+import grpc
+
+from honed.conductor.encoding import prompt_encoder
+from honed.conductor.feeder import Feeder
+from honed.conductor.fleet import Fleet
+from honed.conductor.prompt_file import PromptEncoder, PromptFile
+from honed.conductor.prompts import PromptMix
+from honed.conductor.rates import Growth
+from honed.conductor.state import RunState
+from honed.conductor.submission import submit_prompts
+from honed.config import RunSettings
+from honed.kit.errors import FailedPrecondition
+from honed.kit.wiring import consumer_name, internal_channel, redis_url
+from honed.queue.admission import AdmissionPolicy
+from honed.queue.connection import Link, Outage
+from honed.queue.inbox import PromptInbox
+from honed.queue.keys import RunKeys
+from honed.queue.lease import Leases
+from honed.v1 import conductor_pb2, learner_pb2, learner_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+LEASE_MS = 10_000
+POLL_S = 0.5
+STATUS_TIMEOUT_S = 5.0
+SUBMIT_TIMEOUT_S = 5.0
+
+
+class OnlineLoop:
+    """Feeds the loop until the learner has made its updates."""
+
+    def __init__(self, settings: RunSettings, fleet: Fleet, state: RunState) -> None:
+        """Connects to nothing yet."""
+        self._settings, self._fleet, self._state = settings, fleet, state
+        self._submissions: tuple[PromptInbox, PromptEncoder] | None = None
+
+    async def run(self, prompts: Path, tokenizer: Path) -> None:
+        """Returns when the learner has made its updates and the streams are empty. A Redis that is away costs time only.
+
+        Args:
+            prompts: the file to train on.
+            tokenizer: a directory with the policy's tokenizer.
+
+        Raises:
+            LeaseLost: another conductor feeds this run.
+            ValueError: a prompt cannot be used; names file and line.
+            FailedPrecondition: the streams do not become empty.
+        """
+        settings = self._settings
+        keys = RunKeys(settings.run)
+        encoder, file = await asyncio.to_thread(self._opened, prompts, tokenizer)
+        mix = PromptMix(settings.run, file, encoder, settings.seed, settings.conductor)
+        async with (
+            Link(self._fleet.redis_url or redis_url(settings), outage=Outage(settings.queue.outage_s)) as link,
+            # One holder, so that two conductors never feed one run.
+            Leases(link, keys).held("conductor", consumer_name("conductor"), LEASE_MS) as lease,
+        ):
+            policy = AdmissionPolicy(
+                settings.learner.batch,
+                settings.learner.max_staleness,
+                settings.conductor.max_in_flight,
+                settings.conductor.samples_per_prompt,
+            )
+            feeder = Feeder(link, keys, lease, mix, policy, steps=settings.learner.steps)
+            self._submissions = PromptInbox(link.within(SUBMIT_TIMEOUT_S), keys), encoder
+            try:
+                await self._watched(feeder)
+                await self._drained(feeder)
+            finally:
+                self._submissions = None
+                file.close()
+
+    async def submit_prompts(self, request: conductor_pb2.SubmitPromptsRequest) -> conductor_pb2.SubmitPromptsResponse:
+        """Adds prompts to those that the run trains on; raises as `honed.conductor.submission.submit_prompts` does.
+
+        Raises:
+            FailedPrecondition: the online loop does not run.
+        """
+        if self._submissions is None:
+            raise FailedPrecondition("prompts can be submitted while the online loop runs: `honed status` shows the phase")
+        inbox, encoder = self._submissions
+        return await submit_prompts(request, inbox, encoder, self._settings.conductor.prompt_mix)
+
+    async def _watched(self, feeder: Feeder) -> None:
+        """Admits prompts while the learner trains, through its restarts, until it has made its updates."""
+        growth = Growth(self._settings.conductor.dead_letter_window_s)
+        async with internal_channel(self._settings, self._fleet.target("learner")) as channel, asyncio.TaskGroup() as group:
+            stub = learner_pb2_grpc.LearnerServiceStub(channel)
+            stopping = asyncio.Event()
+            feeding = group.create_task(feeder.run(stopping))
+            while True:
+                self._note(feeder)
+                self._state.alarm("dead letters", self._dead_alarm(growth.read(feeder.depths.dead, time.monotonic())))
+                status = await self._status(stub)
+                if status is not None:
+                    if status.state == learner_pb2.LEARNER_STATE_FINISHED:
+                        break
+                    failed = status.state == learner_pb2.LEARNER_STATE_FAILED
+                    if failed and not feeding.done():
+                        # A person may let it go on (Resume, Rollback): the run stays up and admits nothing meanwhile.
+                        stopping.set()
+                        await feeding
+                        self._state.enter(conductor_pb2.RUN_PHASE_FAILED, "training has stopped; serving goes on")
+                    elif not failed and feeding.done():
+                        stopping.clear()
+                        feeding = group.create_task(feeder.run(stopping))
+                        self._state.enter(conductor_pb2.RUN_PHASE_PPO, "online loop")
+                await asyncio.sleep(POLL_S)
+            stopping.set()
+            await feeding
+
+    async def _status(self, stub: learner_pb2_grpc.LearnerServiceAsyncStub) -> learner_pb2.GetStatusResponse | None:
+        try:
+            status = await stub.GetStatus(learner_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:  # it may be starting again
+            logger.info("the learner does not answer", extra={"reason": error.details()})
+            return None
+        self._state.learner = status
+        self._state.alarm("learner", status.alarm)
+        return status
+
+    def _note(self, feeder: Feeder) -> None:
+        """Copies what the feeder saw last, for those who ask where the run stands."""
+        state = self._state
+        state.depths, state.admitted, state.accounts = feeder.depths, feeder.admitted, feeder.accounts.by_name()
+        state.figures = feeder.figures
+        if feeder.snapshot is not None:
+            state.stages = feeder.snapshot.stages
+
+    def _dead_alarm(self, grown: int) -> str:
+        section = self._settings.conductor
+        if grown <= section.dead_letter_limit:
+            return ""
+        return (
+            f"{grown} prompts and rollouts became dead letters within {section.dead_letter_window_s:g} s: "
+            "`honed dead list` shows the reasons"
+        )
+
+    async def _drained(self, feeder: Feeder) -> None:
+        """Waits until the streams are empty: each rollout has then trained, or left for a reason that is counted."""
+        end = time.monotonic() + self._settings.conductor.drain_timeout_s
+        while await feeder.look() and feeder.depths.in_flight:
+            self._note(feeder)
+            if time.monotonic() > end:
+                raise FailedPrecondition(
+                    f"the streams were not empty {self._settings.conductor.drain_timeout_s:g} s after the last update "
+                    f"({feeder.depths}): `honed status` says which service stands still"
+                )
+            await asyncio.sleep(0.2)
+        self._note(feeder)
+
+    def _opened(self, path: Path, tokenizer: Path) -> tuple[PromptEncoder, PromptFile]:
+        section, limits = self._settings.conductor, self._settings.generation
+        encoder = prompt_encoder(tokenizer, min(limits.max_prompt_tokens, limits.max_model_tokens - section.response_tokens))
+        return encoder, PromptFile(path, encoder)

@@ -1,0 +1,51 @@
+"""Which processes of replicated services have registered: kept up to date for whoever asks where the run stands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from honed.conductor.fleet import Fleet
+from honed.config import RunSettings
+from honed.kit.errors import HonedError
+from honed.queue.connection import Link, Outage
+from honed.queue.keys import RunKeys
+from honed.queue.members import Member, Members
+from honed.topology import REPLICATED
+
+EVERY_S = 1.0
+OUTAGE_S = 2.0
+
+
+class Roster:
+    """The registered members by service. Empty while Redis does not answer."""
+
+    def __init__(self, settings: RunSettings, fleet: Fleet) -> None:
+        """Knows nobody yet."""
+        self._run, self._fleet = settings.run, fleet
+        self.members: Mapping[str, Sequence[Member]] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Looks every second as long as the block runs."""
+        looking = asyncio.create_task(self._look())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await looking
+
+    async def _look(self) -> None:
+        while (url := self._fleet.redis_url) is None:  # noqa: ASYNC110  # the fleet configures Redis when it starts
+            await asyncio.sleep(EVERY_S)
+        keys = RunKeys(self._run)
+        async with Link(url, outage=Outage(OUTAGE_S), max_connections=2) as link:
+            while True:
+                try:
+                    self.members = {role: await Members(link, keys, role).list() for role in REPLICATED}
+                except HonedError:
+                    self.members = {}
+                await asyncio.sleep(EVERY_S)

@@ -1,0 +1,140 @@
+"""Samples the served policy as an application does: continuations of prompts with fixed seeds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from honed.config import RunSettings
+from honed.kit.jsonl import read_lines, write_lines
+from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
+
+CONCURRENCY = 48
+CALL_TIMEOUT_S = 120.0
+TRIES = 20
+FULL_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What the policy made of a prompt."""
+
+    prompt: str
+    text: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    version: str
+
+
+def prompts_of(path: Path, limit: int) -> list[generation_pb2.Prompt]:
+    """The first `limit` prompts of a file of `text`, `token_ids` or `messages`.
+
+    Raises:
+        ValueError: a line holds none; names file and line.
+    """
+    prompts: list[generation_pb2.Prompt] = []
+    for number, row in read_lines(path):
+        if len(prompts) == limit:
+            break
+        prompts.append(_prompt(path, number, row))
+    return prompts
+
+
+def training_sampling(settings: RunSettings) -> common_pb2.SamplingParams:
+    """How the run samples what it trains on."""
+    section = settings.conductor
+    return common_pb2.SamplingParams(
+        max_tokens=section.response_tokens, temperature=section.temperature, fixed_length=section.fixed_length
+    )
+
+
+async def continuations(
+    stub: generation_pb2_grpc.GenerationServiceAsyncStub,
+    prompts: Sequence[generation_pb2.Prompt],
+    sampling: common_pb2.SamplingParams,
+) -> list[Continuation]:
+    """One continuation of each prompt; the same seeds at each call, so that only the policy differs.
+
+    A service that is full is asked again.
+
+    Raises:
+        AioRpcError: a call failed.
+    """
+    room = asyncio.Semaphore(CONCURRENCY)
+
+    async def one(number: int, prompt: generation_pb2.Prompt) -> Continuation:
+        request = generation_pb2.GenerateRequest(prompt=prompt, sampling=sampling, logprobs=True)
+        request.sampling.seed = number
+        async with room:
+            for left in reversed(range(TRIES)):
+                try:
+                    answer = await stub.Generate(request, timeout=CALL_TIMEOUT_S)
+                    break
+                except grpc.aio.AioRpcError as error:
+                    if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED or not left:
+                        raise
+                    await asyncio.sleep(FULL_PAUSE_S)
+        sample = answer.samples[0]
+        version = sample.version_spans[-1].version if sample.version_spans else common_pb2.PolicyVersion()
+        return Continuation(
+            shown(prompt),
+            sample.text,
+            tuple(answer.prompt_token_ids),
+            tuple(sample.token_ids),
+            tuple(sample.logprobs),
+            f"{version.fence}.{version.step}",
+        )
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(i, prompt)) for i, prompt in enumerate(prompts)]
+    return [task.result() for task in tasks]
+
+
+def shown(prompt: generation_pb2.Prompt) -> str:
+    """A prompt for people."""
+    match prompt.WhichOneof("content"):
+        case "text":
+            return prompt.text
+        case "messages":
+            return "\n".join(f"{message.role}: {message.content}" for message in prompt.messages.messages)
+        case _:
+            return " ".join(map(str, prompt.token_ids.ids))
+
+
+def write_continuations(path: Path, rows: Iterable[Continuation]) -> None:
+    """Keeps continuations as JSON lines."""
+    write_lines(path, (asdict(row) for row in rows))
+
+
+def read_continuations(path: Path) -> list[Continuation]:
+    """Reads what `write_continuations` wrote."""
+    return [
+        Continuation(
+            row["prompt"],
+            row["text"],
+            tuple(row["prompt_token_ids"]),
+            tuple(row["token_ids"]),
+            tuple(row["logprobs"]),
+            row["version"],
+        )
+        for _, row in read_lines(path)
+    ]
+
+
+def _prompt(path: Path, number: int, row: dict[str, Any]) -> generation_pb2.Prompt:
+    try:
+        if "token_ids" in row:
+            return generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=row["token_ids"]))
+        if "messages" in row:
+            messages = [generation_pb2.ChatMessage(role=m["role"], content=m["content"]) for m in row["messages"]]
+            return generation_pb2.Prompt(messages=generation_pb2.ChatMessages(messages=messages))
+        return generation_pb2.Prompt(text=row["text"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}, line {number}: needs `text`, `token_ids` or `messages`: {json.dumps(row)[:80]}") from error

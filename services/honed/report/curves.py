@@ -1,0 +1,68 @@
+"""Small pictures of a run, as SVG that stands inside a page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from honed.v1 import learner_pb2
+
+COLOUR = "#0b6e4f"
+WARNING = "#b23a48"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One picture: a title, a unit, and the metric of each update that it shows."""
+
+    title: str
+    unit: str
+    metric: str
+
+
+CURVES = (
+    Curve("Score", "reward", "score_mean"),
+    Curve("KL to the base policy", "nats a response", "kl"),
+    Curve("Entropy", "nats a token", "entropy"),
+    Curve("Staleness", "versions, mean of a batch", "staleness_mean"),
+)
+
+
+def line(updates: Sequence[learner_pb2.StepMetrics], curve: Curve) -> str:
+    """A metric over the updates."""
+    figure = _figure()
+    axes = figure.subplots()
+    known = [update for update in updates if curve.metric in update.values]
+    axes.plot([update.step for update in known], [update.values[curve.metric] for update in known], color=COLOUR, linewidth=1.8)
+    axes.set_xlabel("update")
+    axes.set_ylabel(curve.unit)
+    return _svg(figure)
+
+
+def bars(values: Sequence[float], unit: str, of: str, mark: float | None = None) -> str:
+    """Values one after the other, with a dashed line at `mark`."""
+    figure = _figure()
+    axes = figure.subplots()
+    axes.bar(range(1, len(values) + 1), values, color=COLOUR)
+    if mark is not None:
+        axes.axhline(mark, color=WARNING, linewidth=1, linestyle="--")
+    axes.set_xlabel(of)
+    axes.set_ylabel(unit)
+    return _svg(figure)
+
+
+def _figure() -> Figure:
+    return Figure(figsize=(4.6, 2.6), layout="constrained")
+
+
+def _svg(figure: Figure) -> str:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,176 @@
+"""Claims about `honed check`: everything that is wrong at once, each with its place and what to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.run import run_tree, settings_of
+from typer.testing import CliRunner
+
+from honed.check.findings import Report
+from honed.check.machine import check_machine, memory_needed
+from honed.check.model import BaseModel
+from honed.check.run import check_run
+from honed.cli.init import _judgements, _quoted
+from honed.cli.main import app
+from honed.config import RunSettings
+
+
+def texts_of(report: Report) -> list[str]:
+    return [f"{finding.severity} {finding.where}: {finding.text}" for finding in report.findings]
+
+
+def jsonl(path: Path, *rows: Mapping[str, Any] | str) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> dict[str, Any]:
+    return run_tree(tmp_path)
+
+
+def test_a_run_that_is_all_right_has_no_finding_and_figures(tree: dict[str, Any]) -> None:
+    report = check_run(settings_of(tree))
+    assert texts_of(report) == []
+    assert report.figures["parameters"] > 100_000
+    assert report.figures["memory_gib"]["needed"] > report.figures["memory_gib"]["learner: weights, gradients, optimizer"]
+
+
+def test_every_bad_line_is_named_with_its_file_and_number(tree: dict[str, Any], tmp_path: Path) -> None:
+    jsonl(
+        tmp_path / "prompts.jsonl",
+        {"text": "fine"},
+        '{"text": "cut',
+        {"question": "why"},
+        {"token_ids": [999_999]},
+        {"text": "x" * 500},
+        {"messages": [{"role": "user", "content": "hello"}]},
+        {"text": "fine"},
+    )
+    pairs = jsonl(
+        tmp_path / "pairs.jsonl",
+        {"prompt": "", "chosen": "good", "rejected": "bad"},
+        {"chosen": "no rejected"},
+        {"prompt": "", "chosen": "good", "rejected": "bad"},
+    )
+    tree["data"] = {**tree["data"], "judgements": [{"file": str(pairs), "format": "trl"}]}
+    found = texts_of(check_run(settings_of(tree)))
+    prompts = tmp_path / "prompts.jsonl"
+    for number, words in ((2, "not JSON"), (3, "needs `text`"), (4, "token id"), (5, "500 tokens"), (6, "no chat template")):
+        assert any(line.startswith(f"error data.prompts: {prompts}, line {number}: ") and words in line for line in found), (
+            number
+        )
+    assert any("1 of 2 prompts are duplicates" in line for line in found)
+    assert any(line.startswith(f"error data.judgements.0: {pairs}, line 2: ") for line in found)
+    assert any("1 of 2 judgements are of responses judged before" in line for line in found)
+
+
+def test_many_bad_lines_are_a_number_not_a_flood(tree: dict[str, Any], tmp_path: Path) -> None:
+    jsonl(tmp_path / "prompts.jsonl", *[{"nothing": i} for i in range(50)])
+    found = texts_of(check_run(settings_of(tree)))
+    assert len(found) < 15
+    assert "error data.prompts: 40 more lines are wrong" in found
+
+
+def test_held_out_judgements_that_are_trained_on_are_noticed(tree: dict[str, Any], tmp_path: Path) -> None:
+    pair = {"prompt": "", "chosen": "good", "rejected": "bad"}
+    for name in ("pairs", "held"):
+        jsonl(tmp_path / f"{name}.jsonl", pair)
+    tree["data"] = {
+        **tree["data"],
+        "judgements": [{"file": str(tmp_path / "pairs.jsonl"), "format": "trl"}],
+        "evaluation": {"judgements": {"file": str(tmp_path / "held.jsonl"), "format": "trl"}},
+    }
+    assert any("1 of 1 judgements are also trained on" in line for line in texts_of(check_run(settings_of(tree))))
+
+
+def test_all_that_is_wrong_with_a_run_is_found_at_once(tree: dict[str, Any], tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        tree["preference"] = {"port": port}
+        tree["conductor"]["start_from"] = str(tmp_path / "nowhere")
+        tree["queue"] = {"url": "redis://127.0.0.1:1/0"}
+        tree["reward"] = {"scorers": [{"name": "a", "kind": "function", "source": "no_such_function"}]}
+        tree["data"] = {"prompts": str(tmp_path / "none.jsonl")}
+        found = texts_of(check_run(settings_of(tree), fast=True))
+    for where in ("conductor.start_from", "data.prompts", "preference.port", "queue.url", "reward.scorers.0.source"):
+        assert any(line.startswith(f"error {where}: ") for line in found), (where, found)
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_bill() -> None:
+    report = Report()
+    check_machine(RunSettings.model_validate({"learner": {"device": "cpu"}}), report, BaseModel(70_000_000_000))
+    memory = next(line for line in texts_of(report) if line.startswith("error memory: "))
+    assert "optimizer 1043.1" in memory
+    assert "take a smaller model" in memory
+
+
+def test_each_replica_has_its_own_weights_and_cache() -> None:
+    one, three = (
+        memory_needed(RunSettings.model_validate({"generation": {"replicas": n, "kv_cache_gib": 2}}), 1 << 30) for n in (1, 3)
+    )
+    assert sum(three.values()) - sum(one.values()) == pytest.approx(2 * (8 + 2 + 0.5))
+
+
+def test_the_command_ends_with_1_and_says_everything_as_json(tree: dict[str, Any], tmp_path: Path) -> None:
+    import yaml
+
+    tree["data"] = {"prompts": str(tmp_path / "none.jsonl")}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "run.yaml"), "--json", "--fast"])
+    answer = json.loads(result.stdout)
+    assert (result.exit_code, answer["ok"]) == (1, False)
+    assert [finding["where"] for finding in answer["findings"]] == ["data.prompts"]
+
+
+def test_init_refuses_to_overwrite_and_a_run_without_a_beginning(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("run: mine\n")
+    runner, prompts = CliRunner(), str(tmp_path / "prompts.jsonl")
+    result = runner.invoke(app, ["init", "--prompts", prompts, "--texts", "t.jsonl", "-o", str(tmp_path / "run.yaml")])
+    assert result.exit_code == 1
+    assert (tmp_path / "run.yaml").read_text() == "run: mine\n"
+    result = runner.invoke(app, ["init", "--prompts", prompts, "-o", str(tmp_path / "other.yaml")])
+    assert result.exit_code == 1
+    assert not (tmp_path / "other.yaml").exists()
+
+
+def test_init_writes_a_run_file_that_loads_with_odd_paths(tmp_path: Path) -> None:
+    from honed.settings_file import load_settings
+
+    out = tmp_path / "my run.yaml"
+    arguments = [
+        "--prompts",
+        "a: b #c.jsonl",
+        "--texts",
+        "café 'x'.jsonl",
+        "--judgements",
+        'we "say".jsonl:hh',
+        "--reward",
+        "function:length",
+    ]
+    result = CliRunner().invoke(app, ["init", *arguments, "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    settings = load_settings(out, {})
+    assert settings.run == "my-run"
+    assert settings.data.prompts == Path("a: b #c.jsonl")
+    assert settings.data.texts == (Path("café 'x'.jsonl"),)
+    assert (settings.data.judgements[0].file, settings.data.judgements[0].format) == (Path('we "say".jsonl'), "hh")
+    assert settings.learner.steps is None
+    assert settings.reward.scorers[0].kind == "function"
+
+
+def test_a_format_that_does_not_exist_is_named() -> None:
+    assert _judgements("a.jsonl") == (Path("a.jsonl"), "honed")
+    assert _judgements("a.jsonl:trl") == (Path("a.jsonl"), "trl")
+    with pytest.raises(ValueError, match="no format 'tlr'"):
+        _judgements("a.jsonl:tlr")
+    assert _quoted("out/run-1.yaml") == "out/run-1.yaml"
+    assert _quoted("1.5") == '"1.5"'
