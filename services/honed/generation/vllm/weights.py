@@ -74,8 +74,7 @@ class WeightsExtension:
         """Serves the staged weights, and keeps those that served as the staged ones."""
         assert self._honed_stage is not None
         self._honed_stage.exchange(ticket)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        torch.accelerator.synchronize()
 
     def honed_unstage(self) -> None:
         """Frees the second set."""
