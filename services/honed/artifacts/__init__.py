@@ -5,6 +5,7 @@
 | `version` | the name of a version |
 | `manifest` | what a version consists of, digested |
 | `store` | publish, list, fetch, retain |
+| `verify` | checks a local copy against its manifest |
 | `reward_models` | reward models in the same store, `artifact:NAME/VERSION` |
 | `promotions` | the record of which reward models serve |
 | `marks` | quarantined and promoted versions |

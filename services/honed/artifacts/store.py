@@ -34,6 +34,7 @@ from honed.artifacts.manifest import (
 )
 from honed.artifacts.marks import Marks
 from honed.artifacts.tensors import read_tensor_entries
+from honed.artifacts.verify import check_tensors, compare, verify_directory
 from honed.artifacts.version import VersionId
 from honed.kit.errors import Conflict, DataLoss, InvalidArgument, NotFound
 
@@ -169,7 +170,7 @@ class ArtifactStore:
             for entry in manifest.files:
                 self._fetch_file(version, entry, partial / entry.path)
             (partial / MANIFEST_NAME).write_bytes(manifest.to_bytes())
-            _check_tensors(partial, manifest)
+            check_tensors(partial, manifest)
             partial.rename(target)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -294,7 +295,7 @@ class ArtifactStore:
                 if size > entry.bytes:
                     break  # the message below says it; no need to fill the disk first
                 output.write(chunk)
-        _compare(f"version {version}: {entry.path}", entry, size, digest.hexdigest())
+        compare(f"version {version}: {entry.path}", entry, size, digest.hexdigest())
 
 
 class PolicyStore(ArtifactStore):
@@ -308,44 +309,6 @@ class PolicyStore(ArtifactStore):
         """The complete versions that are not quarantined, newest first: what a generator may try to serve."""
         quarantined = self.marks.all("quarantined")
         return [version for version in reversed(self.versions()) if version not in quarantined]
-
-
-def verify_directory(directory: Path) -> Manifest:
-    """Checks each byte of a fetched version against its manifest.
-
-    Raises:
-        DataLoss: If anything is missing, damaged, or not listed.
-    """
-    try:
-        manifest = Manifest.from_bytes((directory / MANIFEST_NAME).read_bytes())
-        for entry in manifest.files:
-            _compare(f"{directory.name}/{entry.path}", entry, *hash_file(directory / entry.path))
-    except FileNotFoundError as error:
-        raise DataLoss(f"{error.filename} is missing") from error
-    listed = {entry.path for entry in manifest.files} | {MANIFEST_NAME}
-    extra = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()} - listed
-    if extra:
-        raise DataLoss(f"{directory / min(extra)} is not in the manifest")
-    _check_tensors(directory, manifest)
-    return manifest
-
-
-def _compare(what: str, entry: FileEntry, size: int, sha256: str) -> None:
-    if size != entry.bytes:
-        raise DataLoss(f"{what}: {size} bytes, the manifest says {entry.bytes}")
-    if sha256 != entry.sha256:
-        raise DataLoss(f"{what}: sha256 {sha256}, the manifest says {entry.sha256}")
-
-
-def _check_tensors(directory: Path, manifest: Manifest) -> None:
-    found = [
-        tensor
-        for entry in manifest.files
-        if entry.path.endswith(".safetensors")
-        for tensor in read_tensor_entries(directory / entry.path, entry.path)
-    ]
-    if tuple(found) != manifest.tensors:
-        raise DataLoss(f"version {manifest.version}: the safetensors files hold other tensors than the manifest lists")
 
 
 def _model_files(source: Path, chosen: Sequence[str] | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""`honed dead list|show|replay`: entries that were given up after too many tries, straight from Redis."""
+"""`honed dead list|show|replay|delete`: entries that were given up after too many tries, straight from Redis."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ RunFileOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Work that was given up: look at it, send it back.")
+    group = typer.Typer(no_args_is_help=True, help="Work that was given up: look at it, send it back, or delete it.")
     group.command("list", epilog="Example: honed dead list --stage rollouts")(list_)
     group.command(epilog="Example: honed dead show 1718000000000-0")(show)
     group.command(epilog="Example: honed dead replay 1718000000000-0, or honed dead replay --all --stage scored")(replay)
+    group.command(epilog="Example: honed dead delete 1718000000000-0, or honed dead delete --all --stage prompts --yes")(delete)
     app.add_typer(group, name="dead")
 
 
@@ -114,6 +115,37 @@ def replay(
     output.note(f"{len(sent)} sent back")
 
 
+def delete(
+    letter: Annotated[str | None, typer.Argument(help="Id of a dead letter, from `honed dead list`.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All dead letters of the stage, or of all stages.")] = False,
+    stage: StageOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    run: RunOption = None,
+    run_file: RunFileOption = None,
+) -> None:
+    """Delete dead letters for good: nobody will do this work. They stay counted as dead."""
+    if (letter is None) != every:
+        raise typer.BadParameter("name a letter, or give --all, one of the two")
+
+    async def count(stages: dict[str, DeadLetters]) -> dict[str, int]:
+        return {name: await dead.count() for name, dead in stages.items()}
+
+    async def remove(stages: dict[str, DeadLetters]) -> int:
+        if letter is None:
+            return sum([await dead.delete_all() for dead in stages.values()])
+        await _first(stages, letter, lambda dead: dead.delete(letter))
+        return 1
+
+    if not yes:
+        what = (
+            f"dead letter {letter}"
+            if letter
+            else ", ".join(f"{n} of {name}" for name, n in _on_redis(count, stage, run, run_file).items())
+        )
+        typer.confirm(f"Delete {what} for good?", abort=True, err=True)
+    output.note(f"{_on_redis(remove, stage, run, run_file)} deleted")
+
+
 def decoded(stage: str, body: bytes) -> Any:
     """The message of a stage's entry as JSON, or its first bytes when it is none."""
     from google.protobuf.json_format import MessageToDict
@@ -177,26 +209,27 @@ async def _letters(dead: DeadLetters, limit: int | None = None) -> list[DeadLett
 
 async def _found(stages: dict[str, DeadLetters], letter: str) -> tuple[str, DeadLetter]:
     """The stage that has a letter, and the letter."""
-    from honed.kit.errors import NotFound
-
-    for name, dead in stages.items():
-        try:
-            return name, await dead.show(letter)
-        except NotFound:
-            continue
-    raise NotFound(f"no dead letter {letter} in {', '.join(stages)}: `honed dead list` shows them; it may have been replayed")
+    return await _first(stages, letter, lambda dead: dead.show(letter))
 
 
 async def _replay(stages: dict[str, DeadLetters], letter: str) -> tuple[str, str, str]:
     """Sends a letter back, or finds the entry that it went back as."""
+    name, entry = await _first(stages, letter, lambda dead: dead.replay(letter))
+    return name, letter, entry
+
+
+async def _first(stages: dict[str, DeadLetters], letter: str, ask: Callable[[DeadLetters], Awaitable[T]]) -> tuple[str, T]:
+    """Asks one stage after the other; the answer of the first that has the letter, with the stage's name."""
     from honed.kit.errors import NotFound
 
     for name, dead in stages.items():
         try:
-            return name, letter, await dead.replay(letter)
+            return name, await ask(dead)
         except NotFound:
             continue
-    raise NotFound(f"no dead letter {letter} in {', '.join(stages)}: `honed dead list` shows them")
+    raise NotFound(
+        f"no dead letter {letter} in {', '.join(stages)}: `honed dead list` shows them; it may have been replayed or deleted"
+    )
 
 
 def _as_json(letter: DeadLetter) -> dict[str, Any]:

@@ -7,11 +7,9 @@ whose conductor was killed, goes on where it was.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,13 +20,13 @@ from honed.conductor.launcher import Launcher
 from honed.conductor.processes import Processes
 from honed.conductor.prompts import PromptSequence, check_prompts
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition, HonedError, Unavailable, root_cause
+from honed.kit.errors import FailedPrecondition, Unavailable, root_cause
 from honed.kit.progress import JobProgress, read_progress
 from honed.kit.wiring import consumer_name, internal_channel, redis_url
 from honed.queue.admission import Admission, AdmissionPolicy
 from honed.queue.connection import Link, Outage
 from honed.queue.keys import STAGES, RunKeys
-from honed.queue.lease import Claim, Leases
+from honed.queue.lease import Leases
 from honed.queue.stats import StageStats
 from honed.queue.stream import WorkQueue
 from honed.v1 import conductor_pb2, learner_pb2, learner_pb2_grpc, preference_pb2_grpc
@@ -36,7 +34,6 @@ from honed.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-RELEASE_TIMEOUT_S = 2.0
 LEASE_MS = 10_000
 JOB_TIMEOUT_S = 24 * 3600.0
 Hook = Callable[[], Awaitable[None]]
@@ -147,14 +144,18 @@ class Run:
         """Feeds the loop until the learner has done its steps."""
         settings = self.settings
         url = self.processes.redis_url or redis_url(settings)
-        async with Link(url, outage=Outage(settings.queue.outage_s)) as link, self._leased(link) as claim:
-            keys = RunKeys(settings.run)
-            name = consumer_name("conductor")
+        keys = RunKeys(settings.run)
+        name = consumer_name("conductor")
+        # One holder, so that two conductors never feed one run.
+        async with (
+            Link(url, outage=Outage(settings.queue.outage_s)) as link,
+            Leases(link, keys).held("conductor", name, LEASE_MS) as lease,
+        ):
             queues = {stage: WorkQueue(link, keys, stage, name) for stage in STAGES}
             admitter = Admitter(
                 AdmissionPolicy(settings.learner.batch, settings.learner.max_staleness, settings.conductor.max_in_flight),
                 Admission(link, keys),
-                claim,
+                lease.claim,
                 queues,
                 await asyncio.to_thread(self._prompts),
                 samples_per_prompt=settings.conductor.samples_per_prompt,
@@ -202,30 +203,6 @@ class Run:
                     if self.state.learner.state == learner_pb2.LEARNER_STATE_FINISHED:
                         return
                 await asyncio.sleep(0.5)
-
-    @asynccontextmanager
-    async def _leased(self, link: Link) -> AsyncIterator[Claim]:
-        """Holds the conductor's lease, so that two conductors never feed one run."""
-        leases = Leases(link, RunKeys(self.settings.run))
-        end = time.monotonic() + 2 * LEASE_MS / 1000
-        while True:
-            try:
-                claim = await leases.acquire("conductor", consumer_name("conductor"), LEASE_MS)
-                break
-            except FailedPrecondition:
-                if time.monotonic() > end:
-                    raise
-                await asyncio.sleep(0.5)
-        try:
-            async with asyncio.TaskGroup() as group:
-                keeping = group.create_task(leases.keep(claim, LEASE_MS))
-                yield claim
-                keeping.cancel()
-        finally:
-            # Also of a run that was stopped or failed, for its successor; without Redis the lease runs out by itself.
-            with contextlib.suppress(HonedError, TimeoutError):
-                async with asyncio.timeout(RELEASE_TIMEOUT_S):
-                    await leases.release(claim)
 
     def _prompts(self) -> PromptSequence:
         mine = self.settings.conductor

@@ -11,7 +11,6 @@ from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, internal_channel, redis_url, server_options
 from honed.learner.build import build_trainer, config_hash, vocabulary_of
@@ -64,12 +63,9 @@ async def run(settings: RunSettings) -> None:
         leases = Leases(link, keys)
         try:
             newest = await asyncio.to_thread(store.latest)
-            claim = await _take_lease(leases, consumer_name("learner"), above=newest.fence if newest else 0)
-            async with asyncio.TaskGroup() as group:
-                keeping = group.create_task(leases.keep(claim, LEASE_MS))
-                await _train(settings, link, keys, leases, claim, store, service, server, stopping)
-                keeping.cancel()
-            await leases.release(claim)
+            above = newest.fence if newest else 0
+            async with leases.held("learner", consumer_name("learner"), LEASE_MS, above) as lease:
+                await _train(settings, link, keys, leases, lease.claim, store, service, server, stopping)
         finally:
             await link.close()
 
@@ -146,19 +142,6 @@ async def _train(
     finally:
         for channel in channels:
             await channel.close()
-
-
-async def _take_lease(leases: Leases, owner: str, above: int) -> Claim:
-    """Waits for a predecessor's lease to run out, if it died without a word."""
-    end = asyncio.get_running_loop().time() + 3 * LEASE_MS / 1000
-    while True:
-        try:
-            return await leases.acquire("learner", owner, LEASE_MS, above)
-        except FailedPrecondition as error:
-            if asyncio.get_running_loop().time() > end:
-                raise
-            logger.info("waiting for the lease", extra={"reason": str(error)})
-            await asyncio.sleep(0.5)
 
 
 async def _base(store: PolicyStore, directory: Path) -> Path:

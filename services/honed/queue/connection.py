@@ -7,10 +7,12 @@ reply arrived. So each one must be safe to repeat; `hop.lua` says how the script
 from __future__ import annotations
 
 import asyncio
+import copy
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
@@ -24,8 +26,15 @@ from honed.kit.errors import FailedPrecondition, InvalidArgument, Unauthenticate
 
 T = TypeVar("T")
 
-# A server that answers so is alive but cannot serve yet: loading its AOF, failing over, or out of disk or memory.
+logger = logging.getLogger(__name__)
+
+# A server that answers so is alive but cannot serve yet: loading its AOF, failing over, or out of disk or memory. redis-py
+# gives some answers a class of their own and cuts the word off; inside a script's error the word stands in the text.
 _PASSING: Final = ("LOADING", "READONLY", "MISCONF", "OOM ", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")
+_PASSING_CLASSES: Final = (
+    rex.ReadOnlyError, rex.OutOfMemoryError, rex.MasterDownError, rex.ClusterDownError, rex.TryAgainError,
+)  # fmt: skip
+_SAY_EVERY_S: Final = 60.0
 _REPLY_MARGIN_S: Final = 5.0  # how much longer than BLOCK a reply may take before the socket counts as dead
 
 
@@ -34,7 +43,8 @@ class Outage:
     """How long, and how eagerly, to wait for a Redis that is gone.
 
     Attributes:
-        deadline_s: Seconds from the first failure to giving up.
+        deadline_s: Seconds from the first failure to giving up. `math.inf` never gives up: for workers that live as long as
+            their process. A call that a person waits for needs a finite one.
         first_s: The first pause's upper end; it doubles with each failure.
         cap_s: The longest pause's upper end.
     """
@@ -57,7 +67,15 @@ def _is_passing(error: Exception) -> bool:
         return False
     if isinstance(error, (rex.ConnectionError, rex.TimeoutError, OSError)):
         return True
+    if isinstance(error, _PASSING_CLASSES):
+        return True
     return isinstance(error, rex.ResponseError) and any(word in str(error)[:400] for word in _PASSING)
+
+
+def _is_demoted(error: Exception) -> bool:
+    """Whether the server is no master (any more): the name in the URL may lead to another one by now."""
+    demoted = (rex.ReadOnlyError, rex.MasterDownError)
+    return isinstance(error, demoted) or (isinstance(error, rex.ResponseError) and "READONLY" in str(error)[:400])
 
 
 class Link:
@@ -124,6 +142,12 @@ class Link:
         """Closes every connection."""
         await self.redis.aclose()
 
+    def within(self, deadline_s: float) -> Self:
+        """The same connections with another outage deadline, for calls that somebody waits for. Close the original only."""
+        link = copy.copy(self)
+        link._outage = replace(self._outage, deadline_s=deadline_s)
+        return link
+
     async def call(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Runs a repeatable operation until Redis answers.
 
@@ -133,6 +157,7 @@ class Link:
             FailedPrecondition: Redis refused the operation, for example a key of another type or a user without the right.
         """
         gone_since: float | None = None
+        said = -_SAY_EVERY_S
         pause_s = self._outage.first_s
         asked_before = _cancellations()
         while True:
@@ -143,6 +168,8 @@ class Link:
                 if isinstance(error, rex.ResponseError) and needs_group(error):
                     raise
                 self._refuse_if_final(error)
+                if _is_demoted(error):
+                    await self.redis.connection_pool.disconnect(inuse_connections=False)
                 now = self._clock()
                 gone_since = now if gone_since is None else gone_since
                 left_s = gone_since + self._outage.deadline_s - now
@@ -151,6 +178,10 @@ class Link:
                         f"Redis at {self._name} has not served for {self._outage.deadline_s:g} s ({error}): "
                         "check that it runs, has disk and memory to write, and that queue.url is right; a retry is safe"
                     ) from error
+                if now - max(said, gone_since) >= _SAY_EVERY_S:
+                    said = now
+                    facts = {"redis": self._name, "seconds": round(now - gone_since), "reason": str(error)}
+                    logger.warning("Redis does not serve; trying on", extra=facts)
             else:
                 _end_if_cancelled(asked_before)
                 return answer

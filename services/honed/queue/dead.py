@@ -1,4 +1,4 @@
-"""Dead letters: list them, look at one, and send one back to work when its cause is gone.
+"""Dead letters: list them, look at one, send one back to work when its cause is gone, or delete it.
 
 The stream of dead letters has no bound: each one is work that nobody has done, and somebody must decide about it.
 """
@@ -6,7 +6,7 @@ The stream of dead letters has no bound: each one is work that nobody has done, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Self
@@ -18,6 +18,7 @@ from honed.queue.messages import Message, from_fields
 from honed.queue.scripts import Scripts
 
 _REPLAY_KNOWN_S: Final = 86_400
+_PAGE: Final = 200
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,15 @@ class DeadLetters:
         self._stage = stage
         self._dead = keys.dead(stage)
         self._replay_keys = [self._dead, keys.stream(stage), keys.tally(stage), keys.replayed(stage)]
+        self._delete_keys = [self._dead, keys.tally(stage), keys.replayed(stage)]
 
     async def count(self) -> int:
         """How many there are."""
         return int(await self._link.command("XLEN", self._dead))
+
+    async def recent(self, window_s: float, at_most: int = 10_000) -> int:
+        """How many were given up within the last `window_s` seconds and are still here; counting stops at `at_most`."""
+        return int(await self._scripts.run("recent", [self._dead], [int(window_s * 1000), at_most]))
 
     async def list(self, limit: int = 50, after: str | None = None) -> list[DeadLetter]:
         """One page, oldest first. For the next page pass the last letter's id as `after`; a short page is the last.
@@ -118,6 +124,28 @@ class DeadLetters:
         if not entry:
             raise self._missing(letter)
         return str(entry.decode())
+
+    async def delete(self, letter: str) -> None:
+        """Removes a letter for good: nobody will do this work. Counted as `deleted`; safe to repeat for a day.
+
+        Raises:
+            NotFound: there is no such letter.
+        """
+        if not await self._delete([_checked("letter", letter)]):
+            raise self._missing(letter)
+
+    async def delete_all(self) -> int:
+        """Removes the letters that are here now; returns how many. Those that come meanwhile stay."""
+        newest = await self._link.command("XREVRANGE", self._dead, "+", "-", "COUNT", 1)
+        if not newest:
+            return 0
+        deleted = 0
+        while page := await self._link.command("XRANGE", self._dead, "-", newest[0][0], "COUNT", _PAGE):
+            deleted += await self._delete([letter.decode() for letter, _ in page])
+        return deleted
+
+    async def _delete(self, letters: Sequence[str]) -> int:
+        return sum(await self._scripts.run("delete", self._delete_keys, [_REPLAY_KNOWN_S, *letters]))
 
     def _missing(self, letter: str) -> NotFound:
         return NotFound(f"stage {self._stage} has no dead letter {letter}: list them, it may have been replayed")

@@ -147,8 +147,8 @@ end
 return flags
 
 -- @operation release
--- Gives each delivery that is still mine back to be taken again at once, and takes this try off its count.
--- ARGV 6 idle time to set in ms (the lease), 7.. entry, count. Returns 1 or 0 for each delivery.
+-- Gives each delivery that is still mine back to be taken again after a pause, and takes this try off its count.
+-- ARGV 6 idle time to set in ms (the lease less the pause), 7.. entry, count. Returns 1 or 0 for each delivery.
 local flags = {}
 for i = 7, #ARGV, 2 do
   local mine = is_mine(ARGV[i], ARGV[i + 1])
@@ -234,6 +234,20 @@ if #redis.call('XPENDING', stream, group, '-', '+', 1, consumer) > 0 then return
 redis.call('XGROUP', 'DELCONSUMER', stream, group, consumer)
 redis.call('DEL', answers)
 return 1
+
+-- @operation forget
+-- Removes the names of consumers that hold nothing and have not come for ARGV 6 ms: their processes are gone. One that does
+-- live is made anew by its next call. Returns how many.
+local gone = 0
+for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+  local facts = {}
+  for i = 1, #row, 2 do facts[row[i]] = row[i + 1] end
+  if facts.pending == 0 and facts.idle > tonumber(ARGV[6]) and facts.name ~= consumer then
+    redis.call('XGROUP', 'DELCONSUMER', stream, group, facts.name)
+    gone = gone + 1
+  end
+end
+return gone
 
 -- @operation stats
 -- KEYS 5 dead letters. Returns the depth, the number pending, the number of dead letters, and the tally's flat fields.

@@ -7,15 +7,27 @@ holder that slept through its expiry; the number can: whoever checks it sees tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.kit.errors import FailedPrecondition, HonedError, InvalidArgument, Unavailable
 from honed.queue.connection import Link
 from honed.queue.keys import RunKeys
 from honed.queue.scripts import Argument, Scripts
 
+logger = logging.getLogger(__name__)
+
 _RENEWALS_PER_LIFE: Final = 3
+_TRY_EVERY_S: Final = 0.5
+_RELEASE_TIMEOUT_S: Final = 2.0
+
+
+class LeaseHeld(FailedPrecondition):
+    """Another owner holds the lease."""
 
 
 class LeaseLost(FailedPrecondition):
@@ -68,13 +80,13 @@ class Leases:
                 Redis lost its counter.
 
         Raises:
-            FailedPrecondition: another owner holds it; the message says who and for how long.
+            LeaseHeld: another owner holds it; the message says who and for how long.
         """
         if ttl_ms < 1 or not owner:
             raise InvalidArgument("ttl_ms" if owner else "owner", "a lease needs an owner and a life of at least 1 ms")
         fence, holder, left_ms = await self._run("acquire", name, owner, 0, ttl_ms, above)
         if holder.decode() != owner:
-            raise FailedPrecondition(
+            raise LeaseHeld(
                 f"the lease {name!r} is held by {holder.decode()} with fence {fence} for another {left_ms} ms: "
                 "stop that process, or wait until its lease runs out"
             )
@@ -115,8 +127,102 @@ class Leases:
             await asyncio.sleep(ttl_ms / 1000 / _RENEWALS_PER_LIFE)
             await self.renew(claim, ttl_ms)
 
+    @asynccontextmanager
+    async def held(
+        self, name: str, owner: str, ttl_ms: int, above: int = 0, wait_s: float | None = None
+    ) -> AsyncIterator[HeldLease]:
+        """Holds a lease as long as the block runs: waits for it, renews it, and releases it at the end.
+
+        An outage of Redis does not end the block: the claim stands until somebody with a higher fence comes, and while Redis
+        is away nobody can.
+
+        Args:
+            name: As for `acquire`.
+            owner: As for `acquire`.
+            ttl_ms: As for `acquire`; renewed at a third of it.
+            above: As for `acquire`.
+            wait_s: How long to wait for another owner's lease to run out; by default three lives.
+
+        Raises:
+            LeaseHeld: another owner still held it after `wait_s`.
+            LeaseLost: another owner took over; the block was cancelled.
+            Unavailable: Redis did not answer the first request within the outage deadline.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + (3 * ttl_ms / 1000 if wait_s is None else wait_s)
+        while True:
+            try:
+                lease = HeldLease(self, await self.acquire(name, owner, ttl_ms, above), ttl_ms)
+                break
+            except LeaseHeld as error:
+                if loop.time() >= end:
+                    raise
+                logger.info("waiting for the lease", extra={"reason": str(error)})
+                await asyncio.sleep(min(_TRY_EVERY_S, ttl_ms / 1000))
+        failed: Exception | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                renewing = group.create_task(lease._renew_for_ever())
+                try:
+                    yield lease
+                except Exception as raised:  # the block's own errors leave as they are, not in a group
+                    failed = raised
+                finally:
+                    renewing.cancel()
+        except ExceptionGroup as lost:
+            raise lost.exceptions[0] from lost
+        finally:
+            # For the successor's sake, also after a failure; without Redis the lease runs out by itself.
+            with contextlib.suppress(HonedError, TimeoutError):
+                async with asyncio.timeout(_RELEASE_TIMEOUT_S):
+                    await self.release(lease.claim)
+        if failed is not None:
+            raise failed
+
     async def _run(self, operation: str, name: str, *arguments: Argument) -> Any:
         return await self._scripts.run(operation, [self._keys.lease(name), self._keys.fence(name)], arguments)
+
+
+class HeldLease:
+    """A lease that `Leases.held` keeps.
+
+    Attributes:
+        claim: What to show to whoever checks; another one after `raise_fence`.
+    """
+
+    def __init__(self, leases: Leases, claim: Claim, ttl_ms: int) -> None:
+        self.claim = claim
+        self._leases, self._ttl_ms = leases, ttl_ms
+        self._one_at_a_time = asyncio.Lock()
+
+    async def check(self) -> None:
+        """Asserts that the claim stands.
+
+        Raises:
+            LeaseLost: it does not.
+        """
+        await self._leases.check(self.claim)
+
+    async def raise_fence(self, above: int = 0) -> Claim:
+        """Gives the holder a new fence, above its own and above `above`: what it wrote under the old one is abandoned.
+
+        Raises:
+            LeaseLost: the claim does not stand any more.
+        """
+        async with self._one_at_a_time:
+            await self._leases.renew(self.claim, self._ttl_ms)
+            name, owner = self.claim.name, self.claim.owner
+            self.claim = await self._leases.acquire(name, owner, self._ttl_ms, max(above, self.claim.fence))
+            return self.claim
+
+    async def _renew_for_ever(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(self._ttl_ms / 1000 / _RENEWALS_PER_LIFE)
+            try:
+                async with self._one_at_a_time:
+                    await self._leases.renew(self.claim, self._ttl_ms)
+            except Unavailable as error:
+                logger.warning("the lease is not renewed; Redis does not serve", extra={"reason": str(error)})
 
 
 def _lost(claim: Claim, fence: int) -> NoReturn:

@@ -20,7 +20,8 @@ Argument = str | bytes | int
 GROUP: Final = "workers"
 """The one consumer group of each stream: an entry that is finished is deleted, so no second group could read it."""
 
-_ANSWERS_LIVE_S: Final = 3600  # must outlive the longest outage that a call rides out
+# Longer than an outage should last: a call that is repeated later than this may be told `lost` of what it did itself.
+_ANSWERS_LIVE_S: Final = 86_400
 _OPENING: Final = re.compile(r"^-- @operation ([a-z_]+)\n", re.MULTILINE)
 
 

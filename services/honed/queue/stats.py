@@ -23,6 +23,7 @@ class StageStats:
         acked: Entries that ended with an acknowledgement.
         buried: Entries that ever became dead letters.
         replayed: Dead letters that went back to work.
+        deleted: Dead letters that somebody deleted.
         dropped: Entries that ended with a drop, for each reason.
     """
 
@@ -34,6 +35,7 @@ class StageStats:
     acked: int = 0
     buried: int = 0
     replayed: int = 0
+    deleted: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -62,5 +64,6 @@ class StageStats:
             acked=tally.get("acked", 0),
             buried=tally.get("dead", 0),
             replayed=tally.get("replayed", 0),
+            deleted=tally.get("deleted", 0),
             dropped={name.removeprefix(DROPPED): n for name, n in sorted(tally.items()) if name.startswith(DROPPED)},
         )

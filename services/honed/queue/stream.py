@@ -24,6 +24,8 @@ from honed.queue.stats import DROPPED, StageStats
 
 Outcome = Literal["retry", "dead", "lost"]
 
+_FORGET_EVERY_S: Final = 600.0
+_FORGET_IDLE_MS: Final = 3_600_000  # far above any lease: whoever is idle for so long does not live
 _PAGE: Final = 64  # entries of a take-over whose bodies may have to be kept until the reply has arrived
 _REASON_CHARS: Final = 2000
 
@@ -92,6 +94,7 @@ class WorkQueue:
         self._scripts = HopScripts(link, keys, stage, consumer, token_prefix or secrets.token_hex(8))
         self._cursor = "0-0"
         self._sweep_due = clock()
+        self._forget_due = clock()
 
     async def put(self, messages: Sequence[Message]) -> None:
         """Adds new work, all or nothing. The conductor uses `admission.Admission` instead."""
@@ -153,11 +156,19 @@ class WorkQueue:
         held = _flags(await self._scripts.read("renew", _named(deliveries)))
         return [delivery for delivery, mine in zip(deliveries, held, strict=True) if mine]
 
-    async def release(self, deliveries: Sequence[Delivery]) -> int:
-        """Gives back what this consumer will not do, at a shutdown say: it can be taken at once, and no try is counted."""
+    async def release(self, deliveries: Sequence[Delivery], after_ms: int = 0) -> int:
+        """Gives back what this consumer cannot do now through no fault of the entry: no delivery is counted.
+
+        Args:
+            deliveries: What to give back.
+            after_ms: How long it rests before anybody can take it again; at most the lease.
+
+        Returns:
+            How many were still this consumer's.
+        """
         if not deliveries:
             return 0
-        return sum(_flags(await self._scripts.change("release", [self.settings.lease_ms, *_named(deliveries)])))
+        return sum(_flags(await self._scripts.change("release", [self._idle_ms(after_ms), *_named(deliveries)])))
 
     async def fail(self, delivery: Delivery, reason: str, *, retry: bool = True, retry_after_ms: int = 0) -> Outcome:
         """Ends a delivery that went wrong.
@@ -171,7 +182,7 @@ class WorkQueue:
         Returns:
             `retry`: it will be delivered again. `dead`: it is a dead letter. `lost`: it was no longer this consumer's.
         """
-        idle_ms = max(0, self.settings.lease_ms - retry_after_ms)
+        idle_ms = self._idle_ms(retry_after_ms)
         most = self.settings.max_deliveries if retry else 0
         arguments: list[Argument] = [self.stage, delivery.entry, delivery.count, reason[:_REASON_CHARS], most, idle_ms]
         answer: bytes = await self._scripts.change("fail", arguments, self._dead)
@@ -198,6 +209,13 @@ class WorkQueue:
         """Takes this consumer's name off the group, at the end of its life. False, and no change, if it holds something."""
         return bool(await self._scripts.read("leave"))
 
+    async def forget_idle(self, idle_ms: int = _FORGET_IDLE_MS) -> int:
+        """Removes the names of consumers that hold nothing and have not come for so long; returns how many.
+
+        `take` does so now and then: processes that were killed leave their names behind.
+        """
+        return int(await self._scripts.read("forget", [idle_ms]))
+
     async def depth(self) -> int:
         """Entries in the stream, waiting and pending."""
         return int(await self._link.command("XLEN", self._stream))
@@ -222,7 +240,14 @@ class WorkQueue:
             if self._cursor == "0-0":
                 self._sweep_due = self._clock() + limits.sweep_ms / 1000
                 break
+        if self._clock() >= self._forget_due:
+            self._forget_due = self._clock() + _FORGET_EVERY_S
+            await self.forget_idle()
         return deliveries
+
+    def _idle_ms(self, pause_ms: int) -> int:
+        """The idle time of an entry that may be taken over `pause_ms` from now."""
+        return max(0, self.settings.lease_ms - pause_ms)
 
     async def _read_new(self, count: int, block_ms: int) -> list[Delivery]:
         command: list[Argument] = ["XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", count]

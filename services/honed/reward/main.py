@@ -14,12 +14,14 @@ import torch
 
 from honed.artifacts.promotions import PromotionRecord
 from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.config import RewardSettings, RunSettings, ScorerSettings
 from honed.kit.aio import unless
-from honed.kit.errors import FailedPrecondition, HonedError, Unavailable
+from honed.kit.errors import FailedPrecondition, HonedError, NotFound, Unavailable
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.kit.wiring import consumer_name, redis_url, server_options
 from honed.queue.connection import Link, Outage
+from honed.queue.identity import RunIdentity
 from honed.queue.keys import ROLLOUTS, RunKeys
 from honed.queue.members import Member, Members, registered
 from honed.queue.stream import QueueSettings, WorkQueue
@@ -41,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 _GROUP: Final = 256  # rollouts that the worker takes at once
 _WAIT_S: Final = 60.0  # for a policy that is not there yet, before the log says so
-_CONTROL_OUTAGE_S: Final = 5.0  # promotions say soon that Redis is away; heartbeats come again anyhow
+_CONTROL_OUTAGE_S: Final = 2.0  # promotions say soon that Redis is away; heartbeats come again anyhow
 
 SERVICE = "honed.v1.RewardService"
 
@@ -60,9 +62,7 @@ async def run(settings: RunSettings, *, with_worker: bool = True) -> None:
     async with AsyncExitStack() as links:
         process = _Process(settings)
         if with_worker:
-            url = redis_url(settings)
-            await process.join(await links.enter_async_context(Link(url, outage=Outage(_CONTROL_OUTAGE_S))))
-            process.link = await links.enter_async_context(Link(url, outage=Outage(settings.queue.outage_s)))
+            process.join(await links.enter_async_context(Link(redis_url(settings), outage=Outage(settings.queue.outage_s))))
         # The batcher outlives the server, so that calls in flight at a SIGTERM are answered.
         async with process.batcher.running():
             await serve_until_signalled(process.server(), process.work)
@@ -83,16 +83,16 @@ class _Process:
         self._codec: TokenCodec | None = None
         self._worker: ScoringWorker | None = None
         self._ready = False
-        self.link: Link | None = None
-        """To the streams; None for a process without a worker."""
+        self._link: Link | None = None
         limits = settings.reward
         self.batcher = DynamicBatcher(
             lambda: self._registry.serving, BatchSettings(limits.batch_tokens, limits.batch_wait_ms / 1000, limits.max_queued)
         )
 
-    async def join(self, link: Link) -> None:
-        """Takes part with other replicas."""
-        replicas = RedisReplicas(link, self._keys, self._name)
+    def join(self, link: Link) -> None:
+        """Scores rollouts, and promotes together with other replicas."""
+        self._link = link
+        replicas = RedisReplicas(link.within(_CONTROL_OUTAGE_S), self._keys, self._name)
         self._members = replicas.members
         self._promoter = Promoter(self._registry, self._sources, self._record, replicas)
 
@@ -106,25 +106,41 @@ class _Process:
 
     async def work(self, stopping: asyncio.Event) -> None:
         """Loads, becomes ready, and scores rollouts until `stopping` is set."""
-        await unless(stopping, self._load())
-        if stopping.is_set():
-            return
         async with AsyncExitStack() as stack:
             changed: Callable[[], None] = lambda: None  # noqa: E731
             if self._members is not None:
                 changed = await stack.enter_async_context(registered(self._members, self._describe))
+            await unless(stopping, self._load())
+            if stopping.is_set():
+                return
             await self._become_ready()
             stack.push_async_callback(_cancel, asyncio.create_task(self._promoter.watch(changed)))
             stack.push_async_callback(_cancel, asyncio.create_task(self._resign(stopping, changed)))
-            if self.link is None:
+            if self._link is None:
                 await stopping.wait()
                 return
-            queue_settings = self._settings.queue
-            leases = QueueSettings(int(queue_settings.lease_s * 1000), queue_settings.max_deliveries)
-            queue = WorkQueue(self.link, self._keys, ROLLOUTS, self._name, leases)
-            group = min(_GROUP, self._settings.reward.max_queued)
-            self._worker = ScoringWorker(queue, self.batcher, self._policy_codec(), group)
+            self._worker = self._scoring_worker(self._link)
             await self._worker.run(stopping)
+
+    def _scoring_worker(self, link: Link) -> ScoringWorker:
+        settings, identity = self._settings, RunIdentity(link, self._keys)
+        policies = PolicyStore(settings.policy_url, settings.run)
+        leases = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
+
+        async def check_run() -> None:
+            try:
+                base = await asyncio.to_thread(policies.manifest, VersionId(0, 0))
+            except NotFound:
+                return  # nothing to compare; nobody samples before there is one
+            await identity.check(base.digest)
+
+        return ScoringWorker(
+            WorkQueue(link, self._keys, ROLLOUTS, self._name, leases),
+            self.batcher,
+            self._policy_codec(),
+            min(_GROUP, settings.reward.max_queued),
+            check_run,
+        )
 
     async def _load(self) -> None:
         section = self._settings.reward

@@ -11,18 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from honed.artifacts.promotions import Promoted, PromotionAnswer, PromotionRecord, PromotionState
 from honed.artifacts.reward_models import TRAINED, ArtifactRef
 from honed.config import ScorerSettings
-from honed.kit.errors import Conflict, DeadlineExceeded, FailedPrecondition, HonedError, NotFound, Unavailable
+from honed.kit.errors import Conflict, HonedError, NotFound
 from honed.kit.idempotency import Once
 from honed.queue.members import Member
 from honed.queue.promotions import Announced, Candidate
 from honed.reward.registry import BuildScorer, LoadedScorer, ScorerRegistry
-from honed.reward.replicas import Replicas
+from honed.reward.replicas import Replicas, agreement
 from honed.reward.reward import Truncation
 from honed.reward.sources import ModelSources
 
@@ -32,7 +32,6 @@ WATCH_S: Final = 0.5
 _READ_S: Final = 10.0  # how often the record is read though nothing was announced: an announcement may be lost
 _RETRY_S: Final = 5.0  # a model that could not be loaded is tried again after so long
 _LOG_S: Final = 30.0
-_POLL_S: Final = 0.1
 
 
 class Promoter:
@@ -73,7 +72,7 @@ class Promoter:
         self._load_once: Once[LoadedScorer] = Once()
 
     async def start(self, build: BuildScorer, truncation: Truncation | None = None) -> None:
-        """Loads and serves what is promoted; without a promotion what the settings name.
+        """Loads and serves what is promoted; without a promotion what the settings name. `catch_up` comes next.
 
         Waits for the run's own reward model where a scorer's source is `trained` and there is none yet.
 
@@ -86,7 +85,6 @@ class Promoter:
         self._number = state.number
         # So that all replicas, and this one after a restart, serve the same version though a newer one has been trained.
         self._unrecorded = tuple(s for s in self._registry.settings if s.source == TRAINED and _promoted(s, state) is None)
-        await self.catch_up()
 
     def facts(self) -> dict[str, str]:
         """What the other replicas want to know of this one."""
@@ -100,10 +98,11 @@ class Promoter:
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Follows the record until cancelled; calls `changed` when the facts have changed."""
+        told = self.facts()
         while True:
-            before = self.facts()
             await self.catch_up()
-            if self.facts() != before:
+            if (facts := self.facts()) != told:  # also what a call has changed here meanwhile
+                told = facts
                 changed()
             await self._sleep(WATCH_S)
 
@@ -114,7 +113,7 @@ class Promoter:
             await self._follow_record(announced)
             if self._unrecorded:
                 await self._record_choice()
-        except HonedError as error:
+        except (HonedError, OSError) as error:
             logger.warning("promotions cannot be followed; what serves goes on", extra={"reason": str(error)})
         for candidate in announced.candidates if announced is not None else ():
             if any(s.name == candidate.name and s.kind == "reward_model" for s in self._registry.settings):
@@ -165,7 +164,7 @@ class Promoter:
                 raise Conflict(f"this idempotency key promoted '{answer.name}' {answer.version}; take another key")
             await self._announce(state)
             await self._apply(state)
-        others = await self._everywhere(
+        others = await self._agreement(
             lambda member: _number(member) >= state.number,
             (name, version),
             self._promote_timeout_s,
@@ -190,7 +189,7 @@ class Promoter:
             loaded = await self._registry.load(name, source)
         version = loaded.scorer.version
         await self._replicas.offer(Candidate(name, version, loaded.source))
-        await self._everywhere(
+        await self._agreement(
             lambda member: version in member.facts.get(f"loaded:{name}", "").split(),
             (name, version),
             self._load_timeout_s,
@@ -276,7 +275,7 @@ class Promoter:
             return False
         try:
             await self._registry.load(name, source, version)
-        except HonedError as error:
+        except (HonedError, OSError) as error:
             self._failed[name] = (version, str(error), self._clock() + _RETRY_S)
             logger.warning("version cannot be loaded", extra={"scorer": name, "version": version, "reason": str(error)})
             return False
@@ -304,28 +303,10 @@ class Promoter:
         except HonedError as error:  # the others read the record now and then
             logger.warning("promotion cannot be announced", extra={"reason": str(error)})
 
-    async def _everywhere(
+    def _agreement(
         self, done: Callable[[Member], bool], wanted: tuple[str, str], timeout_s: float, what: str
-    ) -> Sequence[Member]:
-        """Waits until `done` holds for each other replica that is ready; returns them. Gives up if one cannot load `wanted`."""
-        name, version = wanted
-        end = self._clock() + timeout_s
-        while True:
-            try:
-                others = await self._replicas.others()
-            except HonedError as error:
-                raise Unavailable(f"{what} the others, as far as is known here: {error}") from error
-            missing = [member for member in others if not done(member)]
-            if not missing:
-                return others
-            names = ", ".join(f"{member.name} at {member.address}" for member in missing)
-            for member in missing:
-                failed, _, reason = member.facts.get(f"failed:{name}", "").partition(" ")
-                if failed == version:
-                    raise FailedPrecondition(f"{what} {names}: {reason}")
-            if self._clock() >= end:
-                raise DeadlineExceeded(f"{what} {names} after {timeout_s:g} s")
-            await self._sleep(_POLL_S)
+    ) -> Awaitable[list[Member]]:
+        return agreement(self._replicas, done, wanted, timeout_s, what, clock=self._clock, sleep=self._sleep)
 
 
 def _promoted(settings: ScorerSettings, state: PromotionState) -> Promoted | None:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
 
 from honed.artifacts.promotions import PromotionState
-from honed.kit.errors import FailedPrecondition, Unavailable, root_cause
+from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, Unavailable
 from honed.queue.connection import Link
 from honed.queue.keys import RunKeys
-from honed.queue.lease import Claim, Leases
+from honed.queue.lease import LeaseHeld, LeaseLost, Leases
 from honed.queue.members import REWARD, Member, Members
 from honed.queue.promotions import Announced, Candidate, PromotionBoard
 
 _LEASE: Final = "promotions"
 _LEASE_MS: Final = 5_000
 _LEASE_WAIT_S: Final = 30.0
-_LEASE_POLL_S: Final = 0.1
+_POLL_S: Final = 0.1
 
 
 class Replicas(Protocol):
@@ -89,23 +89,13 @@ class RedisReplicas:
     async def alone(self) -> AsyncIterator[None]:
         """See `Replicas`."""
         async with self._lock:  # the lease does not tell two tasks of one process apart
-            claim = await self._acquire()
-            error: Exception | None = None
             try:
-                async with asyncio.TaskGroup() as group:
-                    keeping = group.create_task(self._leases.keep(claim, _LEASE_MS))
-                    try:
-                        yield
-                    except Exception as raised:  # the block's own errors leave as they are, not in a group
-                        error = raised
-                    finally:
-                        keeping.cancel()
-            except ExceptionGroup as failed:
-                raise Unavailable(f"another replica may have promoted meanwhile: {root_cause(failed)}") from failed
-            finally:
-                await self._release(claim)
-            if error is not None:
-                raise error
+                async with self._leases.held(_LEASE, self._name, _LEASE_MS, wait_s=_LEASE_WAIT_S):
+                    yield
+            except LeaseHeld as error:
+                raise Unavailable(f"another promotion does not end: {error}") from error
+            except LeaseLost as error:
+                raise Unavailable(f"another replica may have promoted meanwhile: {error}") from error
 
     async def announced(self) -> Announced:
         """See `Replicas`."""
@@ -123,22 +113,47 @@ class RedisReplicas:
         """See `Replicas`."""
         return [member for member in await self.members.list() if member.ready and member.name != self._name]
 
-    async def _acquire(self) -> Claim:
-        refused: FailedPrecondition | None = None
-        try:
-            async with asyncio.timeout(_LEASE_WAIT_S):
-                while True:
-                    try:
-                        return await self._leases.acquire(_LEASE, self._name, _LEASE_MS)
-                    except FailedPrecondition as error:
-                        refused = error
-                    await asyncio.sleep(_LEASE_POLL_S)
-        except TimeoutError as error:
-            raise Unavailable(f"another promotion does not end: {refused}") from error
 
-    async def _release(self, claim: Claim) -> None:
+async def agreement(
+    replicas: Replicas,
+    done: Callable[[Member], bool],
+    wanted: tuple[str, str],
+    timeout_s: float,
+    what: str,
+    *,
+    clock: Callable[[], float],
+    sleep: Callable[[float], Awaitable[None]],
+) -> list[Member]:
+    """Waits until `done` holds for each other replica that is ready; returns them.
+
+    Args:
+        replicas: The others.
+        done: Looks at one.
+        wanted: Scorer and version that it is about.
+        timeout_s: How long to wait.
+        what: Begins the error; the names of those that are missing follow.
+        clock: Seconds, monotonic.
+        sleep: How to wait.
+
+    Raises:
+        FailedPrecondition: One of them cannot load the version; says why.
+        DeadlineExceeded: One of them did not come so far in time; names it.
+        Unavailable: Redis does not answer.
+    """
+    (name, version), end = wanted, clock() + timeout_s
+    while True:
         try:
-            async with asyncio.timeout(_LEASE_MS / 1000):
-                await self._leases.release(claim)
-        except (Unavailable, FailedPrecondition, TimeoutError):
-            return  # it runs out by itself
+            others = await replicas.others()
+        except HonedError as error:
+            raise Unavailable(f"{what} the others, as far as is known here: {error}") from error
+        missing = [member for member in others if not done(member)]
+        if not missing:
+            return others
+        names = ", ".join(f"{member.name} at {member.address}" for member in missing)
+        for member in missing:
+            failed, _, reason = member.facts.get(f"failed:{name}", "").partition(" ")
+            if failed == version:
+                raise FailedPrecondition(f"{what} {names}: {reason}")
+        if clock() >= end:
+            raise DeadlineExceeded(f"{what} {names} after {timeout_s:g} s")
+        await sleep(_POLL_S)

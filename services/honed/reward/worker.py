@@ -48,6 +48,7 @@ class ScoringWorker:
         batcher: DynamicBatcher,
         codec: TokenCodec,
         group_size: int = 256,
+        check_run: Callable[[], Awaitable[None]] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Takes nothing until `run`.
@@ -57,12 +58,15 @@ class ScoringWorker:
             batcher: Scores.
             codec: The policy's tokenizer.
             group_size: Rollouts taken at once at most; below the batcher's bound of its queue.
+            check_run: Raises FailedPrecondition if the streams are those of another run of the same name; asked before any
+                rollout is taken, and again after each outage of Redis.
             sleep: How to rest while a scorer or Redis is away.
         """
         self._queue = queue
         self._batcher = batcher
         self._codec = codec
         self._group_size = group_size
+        self._check_run = check_run
         self._sleep = sleep
         self._pause_s = _PAUSES_S[0]
         self._resting = False
@@ -83,6 +87,8 @@ class ScoringWorker:
                 await self._rest(stopping)
 
     async def _work(self, stopping: asyncio.Event) -> None:
+        if self._check_run is not None:
+            await self._check_run()
         # What an outage left in this consumer's hands goes back as it came.
         await self._queue.release(await self._queue.pending_of())
         room = asyncio.Semaphore(_GROUPS)

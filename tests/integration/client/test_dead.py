@@ -81,8 +81,8 @@ def test_all_letters_of_a_stage_go_back_together(directory: Path) -> None:
 
 
 def test_an_unknown_letter_is_one_line(directory: Path) -> None:
-    for command in ("show", "replay"):
-        done = dead(directory, command, "1-0")
+    for command in ("show", "replay", "delete"):
+        done = dead(directory, command, "1-0", *(["--yes"] if command == "delete" else []))
         assert done.exit_code == 1
         assert "no dead letter 1-0" in done.stderr
 
@@ -90,3 +90,26 @@ def test_an_unknown_letter_is_one_line(directory: Path) -> None:
 def test_a_letter_and_all_exclude_each_other(directory: Path) -> None:
     assert dead(directory, "replay").exit_code == 2
     assert dead(directory, "replay", "1-0", "--all").exit_code == 2
+    assert dead(directory, "delete").exit_code == 2
+    assert dead(directory, "delete", "1-0", "--all").exit_code == 2
+
+
+def test_a_letter_is_deleted_when_the_person_says_yes(directory: Path) -> None:
+    name = letter(directory, "rollouts")
+    asked = CliRunner().invoke(app, ["dead", "delete", name, "--run", str(directory)], input="n\n")
+    assert asked.exit_code == 1
+    assert f"Delete dead letter {name} for good?" in asked.stderr
+    assert "1 in rollouts" in dead(directory, "list").stderr
+    assert "1 deleted" in dead(directory, "delete", name, "--yes").stderr
+    assert "0 in rollouts" in dead(directory, "list").stderr
+
+
+def test_all_letters_of_a_stage_are_deleted_together(directory: Path) -> None:
+    assert (
+        "1 of prompts"
+        in CliRunner()
+        .invoke(app, ["dead", "delete", "--all", "--stage", "prompts", "--run", str(directory)], input="n\n")
+        .stderr
+    )
+    assert "1 deleted" in dead(directory, "delete", "--all", "--stage", "prompts", "-y").stderr
+    assert "0 in prompts, 1 in rollouts" in dead(directory, "list").stderr

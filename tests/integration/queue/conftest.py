@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
@@ -37,8 +38,14 @@ async def link(redis_url: str) -> AsyncIterator[Link]:
 def queue(link: Link, keys: RunKeys) -> Callable[..., WorkQueue]:
     """Makes a consumer of a stage. Its lease is long: only `expire` makes it run out."""
 
-    def make(consumer: str = "a", stage: str = "rollouts", via: Link = link, **settings: int) -> WorkQueue:
-        return WorkQueue(via, keys, stage, consumer, QueueSettings(**{"sweep_ms": 1, **settings}))
+    def make(
+        consumer: str = "a",
+        stage: str = "rollouts",
+        via: Link = link,
+        clock: Callable[[], float] = time.monotonic,
+        **settings: int,
+    ) -> WorkQueue:
+        return WorkQueue(via, keys, stage, consumer, QueueSettings(**{"sweep_ms": 1, **settings}), clock)
 
     return make
 

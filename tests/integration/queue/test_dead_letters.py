@@ -93,3 +93,45 @@ async def test_an_unknown_letter_is_not_found_and_a_malformed_one_is_refused(dea
             await call
     with pytest.raises(InvalidArgument, match="limit"):
         await dead.list(limit=0)
+
+
+async def test_a_deleted_letter_is_gone_and_counted_and_a_repeat_changes_nothing(queue, dead, wire, keys):
+    await bury(queue, "1", "2")
+    first, second = await dead.list()
+    async with wire as url, Link(url, outage=Outage(deadline_s=5)) as link:
+        wire.lose_reply_to(first.letter.encode())
+        await DeadLetters(link, keys, "rollouts").delete(first.letter)
+    assert wire.lost == 1
+    assert await dead.list() == [second]
+    with pytest.raises(NotFound):
+        await dead.replay(first.letter)
+    with pytest.raises(NotFound):
+        await dead.delete("5-0")
+    stats = await queue().stats()
+    assert (stats.buried, stats.deleted, stats.dead, stats.depth, stats.balance) == (2, 1, 1, 0, 0)
+
+
+async def test_a_replayed_letter_cannot_be_deleted(queue, dead):
+    await bury(queue, "1")
+    [letter] = await dead.list()
+    await dead.replay(letter.letter)
+    with pytest.raises(NotFound):
+        await dead.delete(letter.letter)
+    assert (await queue().stats()).deleted == 0
+
+
+async def test_all_letters_are_deleted_over_many_pages(queue, dead):
+    await bury(queue, *map(str, range(450)))
+    assert await dead.delete_all() == 450
+    assert await dead.delete_all() == 0
+    assert (await queue().stats()).deleted == 450
+
+
+async def test_letters_of_a_window_are_counted_by_their_ids(queue, dead, link, keys):
+    now = int((await link.redis.time())[0]) * 1000
+    await link.redis.xadd(keys.dead("rollouts"), {"reason": "old"}, id=f"{now - 700_000}-0")
+    await bury(queue, *map(str, range(150)))
+    assert await dead.recent(600) == 150
+    assert await dead.recent(600, at_most=100) == 100
+    assert await dead.recent(800) == 151
+    assert await DeadLetters(link, keys, "scored").recent(600) == 0

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.kit.errors import FailedPrecondition, InvalidArgument, Unavailable
 from honed.queue.connection import Link, Outage
 from honed.queue.dead import DeadLetters
 from honed.queue.holding import holding
@@ -135,27 +135,103 @@ async def test_a_renewed_lease_is_not_taken_over_and_a_lost_one_is_not_renewed(q
     assert await a.ack([held[1]]) == 1
 
 
-async def test_holding_renews_in_the_background_and_tells_what_was_lost(queue, expire):
+async def test_holding_renews_in_the_background_and_work_on_what_was_lost_can_be_cancelled(queue, expire):
     a, b = queue("a", lease_ms=90), queue("b", lease_ms=60_000)
     await a.put(messages("kept", "lost"))
     held = await a.take(2)
-    async with holding(a, held) as hold, asyncio.timeout(5):
+    async with holding(a) as hold, asyncio.timeout(5):
+        work = [asyncio.create_task(asyncio.Event().wait()) for _ in held]
+        for delivery, task in zip(held, work, strict=True):
+            hold.add([delivery], on_lost=lambda _, task=task: task.cancel())
         await expire(held[1])
         [taken] = await b.take(1)
-        while not hold.lost:
-            await asyncio.sleep(0.01)
-        assert hold.lost == {(taken.entry, 1)}
+        assert taken.entry == held[1].entry
+        await asyncio.wait([work[1]])
+        assert (work[0].done(), work[1].cancelled(), len(hold)) == (False, True, 1)
+        work[0].cancel()
         await asyncio.sleep(0.2)  # more than two leases: time itself is under test
         assert "kept" not in ids(await queue("c", lease_ms=90).take(5))
         assert await a.ack([held[0]]) == 1
         hold.discard(held)
-        assert not hold.lost
+        assert len(hold) == 0
+
+
+async def test_a_redis_that_is_away_does_not_end_the_holding_block(redis_url, keys, queue):
+    async with Link(redis_url, outage=Outage(deadline_s=0.01)) as link:
+        a = queue("a", via=link, lease_ms=60)
+        await a.put(messages("1"))
+        held = await a.take(1)
+        async with asyncio.timeout(5), holding(a, held):
+            answers = iter([Unavailable("away"), Unavailable("away")])
+            renewed, renew = asyncio.Event(), a.renew
+
+            async def fail_twice(deliveries):
+                for error in answers:
+                    raise error
+                renewed.set()
+                return await renew(deliveries)
+
+            a.renew = fail_twice
+            await renewed.wait()
 
 
 async def test_an_error_leaves_the_holding_block_as_itself(queue):
     with pytest.raises(KeyError):
         async with holding(queue()):
             raise KeyError("mine")
+
+
+async def test_a_release_rests_and_costs_no_delivery_however_often(queue, link, keys):
+    a = queue("a", lease_ms=60_000, max_deliveries=2)
+    await a.put(messages("1"))
+    for _ in range(5):
+        [delivery] = await a.take(1, block_ms=1000)
+        assert delivery.count == 1
+        assert await a.release([delivery], after_ms=50_000) == 1
+        assert await a.take(1) == []
+        [row] = await link.redis.xpending_range(keys.stream("rollouts"), "workers", "-", "+", 1)
+        assert 10_000 <= row["time_since_delivered"] < 20_000, "it can be taken in the lease less what has passed"
+        await link.redis.xclaim(
+            keys.stream("rollouts"), "workers", "(released)", 0, [delivery.entry], idle=60_000, justid=True, retrycount=0
+        )
+    assert await a.release([delivery], after_ms=1) == 0
+    assert (await a.stats()).dead == 0
+
+
+async def test_a_release_rests_for_its_lease_at_most(queue):
+    a = queue("a", lease_ms=40)
+    await a.put(messages("1"))
+    assert await a.release(await a.take(1), after_ms=3_600_000) == 1
+    async with asyncio.timeout(5):
+        while not await a.take(1):
+            await asyncio.sleep(0.01)
+
+
+async def test_names_of_consumers_that_are_gone_and_hold_nothing_are_removed(queue, link, keys):
+    working, gone, me = queue("working"), queue("gone"), queue("me")
+    await working.put(messages("1", "2"))
+    await working.take(1)
+    await gone.ack(await gone.take(1))
+    await asyncio.sleep(0.02)  # idle time is the server's: time itself is under test
+    assert await me.forget_idle(idle_ms=3_600_000) == 0
+    assert await me.forget_idle(idle_ms=10) == 1
+    names = {row["name"] for row in await link.redis.xinfo_consumers(keys.stream("rollouts"), "workers")}
+    assert names == {b"working"}
+    assert await gone.take(1) == [], "one that lives after all comes back by itself"
+
+
+async def test_take_removes_names_now_and_then(queue, monkeypatch):
+    asked = []
+    now = [0.0]
+    a = queue("a", clock=lambda: now[0])
+
+    async def forget_idle():
+        asked.append(now[0])
+
+    monkeypatch.setattr(a, "forget_idle", forget_idle)
+    for now[0] in (0.0, 10.0, 500.0, 650.0, 1300.0):
+        await a.take(1)
+    assert asked == [0.0, 650.0, 1300.0]
 
 
 async def test_ack_and_drop_are_counted_and_the_books_balance(queue):

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from honed.kit.errors import FailedPrecondition
-from honed.queue.lease import Claim, LeaseLost, Leases
+from honed.kit.errors import FailedPrecondition, Unavailable
+from honed.queue.lease import Claim, LeaseHeld, LeaseLost, Leases
 
 pytestmark = pytest.mark.redis
 
@@ -109,3 +109,67 @@ async def test_losing_the_lease_cancels_the_holders_work(leases, run_out):
     with pytest.raises(ExceptionGroup) as caught:
         await working
     assert caught.group_contains(LeaseLost)
+
+
+async def test_a_lease_is_held_as_long_as_the_block_runs_and_released_after_it(leases):
+    async with leases.held("learner", "a", 30, above=4) as lease:
+        assert lease.claim == Claim("learner", "a", 5)
+        await asyncio.sleep(0.1)  # more than three lives: time itself is under test
+        await lease.check()
+        with pytest.raises(LeaseHeld):
+            async with leases.held("learner", "b", LONG, wait_s=0):
+                pass
+    assert (await leases.acquire("learner", "b", LONG)).fence == 6
+
+
+async def test_a_block_waits_for_a_dead_predecessors_lease(leases):
+    await leases.acquire("learner", "dead", 40)
+    async with asyncio.timeout(5), leases.held("learner", "b", 40) as lease:
+        assert lease.claim.fence == 2
+
+
+async def test_losing_the_lease_cancels_the_block_with_that_error_alone(leases, run_out):
+    async def hold_and_lose() -> None:
+        async with asyncio.timeout(5), leases.held("learner", "a", 30):
+            await run_out()
+            await leases.acquire("learner", "b", LONG)
+            await asyncio.Event().wait()
+
+    with pytest.raises(LeaseLost):
+        await hold_and_lose()
+
+
+async def test_an_error_of_the_block_leaves_as_itself_and_the_lease_is_free(leases):
+    with pytest.raises(KeyError):
+        async with leases.held("learner", "a", LONG):
+            raise KeyError("mine")
+    assert (await leases.acquire("learner", "b", LONG)).fence == 2
+
+
+async def test_an_outage_does_not_end_the_block(leases, monkeypatch):
+    renewed = asyncio.Event()
+    renew, answers = leases.renew, iter([Unavailable("away"), Unavailable("away")])
+
+    async def fail_twice(claim, ttl_ms):
+        for error in answers:
+            raise error
+        await renew(claim, ttl_ms)
+        renewed.set()
+
+    monkeypatch.setattr(leases, "renew", fail_twice)
+    async with asyncio.timeout(5), leases.held("learner", "a", 60) as lease:
+        await renewed.wait()
+        await lease.check()
+
+
+async def test_the_holder_raises_its_own_fence_while_it_renews(leases):
+    async with asyncio.timeout(5), leases.held("learner", "a", 15) as lease:
+        old = lease.claim
+        for expected in range(2, 12):
+            assert (await lease.raise_fence()).fence == expected
+            await asyncio.sleep(0.005)  # renewals fall in between
+        with pytest.raises(LeaseLost):
+            await leases.check(old)
+        assert (await lease.raise_fence(above=40)).fence == 41
+        await asyncio.sleep(0.03)
+        await lease.check()

@@ -12,16 +12,20 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from tests.unit.reward.support import CODEC, FakeScorer, as_number
+from tests.unit.reward.support import CODEC, FakeScorer, as_number, make_version, read_version
 
+from honed.artifacts import PromotionRecord
 from honed.config import ScorerSettings
 from honed.kit.channel import connect
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import TokenTable, ensure_local_tokens, read_token
 from honed.reward.batching import BatchSettings, DynamicBatcher
+from honed.reward.promoter import Promoter
 from honed.reward.registry import ScorerRegistry
+from honed.reward.replicas import NoReplicas
 from honed.reward.scorer import Scorer
 from honed.reward.service import RewardService
+from honed.reward.sources import ModelSources
 from honed.v1 import common_pb2, generation_pb2, reward_pb2, reward_pb2_grpc
 
 NAME = "honed.v1.RewardService"
@@ -34,23 +38,28 @@ class Rig:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.scorers: dict[str, FakeScorer] = {}
+        for version in ("v0", "v1", "v2", "v3", "v4"):
+            make_version(directory / version, version)
         settings = [
             ScorerSettings(name="rm", kind="reward_model", source=str(directory / "v1"), weight=2.0),
             ScorerSettings(name="aid", kind="function", source="aid", weight=-1.0),
         ]
-        self.registry = ScorerRegistry(settings, self.build, directory / "promotions.json", [directory])
+        self.registry = ScorerRegistry(settings)
+        store = str(directory / "store")
+        self.sources = ModelSources(store, "r", directory / "copies", [directory])
+        self.promoter = Promoter(self.registry, self.sources, PromotionRecord(store, "r"), NoReplicas())
         self.batcher = DynamicBatcher(lambda: self.registry.serving, BATCH)
 
     def build(self, settings: ScorerSettings, source: str) -> Scorer:
         if settings.kind == "function":
             return FakeScorer("aid", "pkg 1", lambda text: 1.0 if text != "raise" else as_number(text))
-        version = Path(source).name
+        version = read_version(self.sources.local(source))
         return self.scorers.setdefault(version, FakeScorer("rm", version))
 
     async def serve(self) -> AsyncIterator[Rig]:
         ensure_local_tokens(self.directory / "tokens")
-        await self.registry.start()
-        service = RewardService(self.batcher, self.registry, CODEC)
+        await self.promoter.start(self.build)
+        service = RewardService(self.batcher, self.registry, self.promoter, lambda: CODEC)
         servicer = Servicer(NAME, reward_pb2_grpc.add_RewardServiceServicer_to_server, service)
         options = ServerOptions(tokens=TokenTable.load(self.directory / "tokens" / "table.json"), drain_s=1.0)
         server = Server([Listener("127.0.0.1", 0, [servicer])], options)
@@ -180,11 +189,24 @@ async def test_a_stream_ends_with_the_first_failure_and_names_the_item(rig: Rig)
         await call.read()
 
 
-async def test_an_item_of_a_stream_that_cannot_be_read_is_the_callers_mistake(rig: Rig) -> None:
-    answers = rig.stub.StreamScore(iter([reward_pb2.StreamScoreRequest(item=reward_pb2.ScoreItem(id="none"))]), timeout=10)
-    with pytest.raises(grpc.aio.AioRpcError, match=r"item\.response") as caught:
-        _ = [answer async for answer in answers]
+async def test_an_item_of_a_stream_that_breaks_the_contract_is_the_callers_fault(rig: Rig) -> None:
+    call = rig.application.StreamScore(timeout=10)
+    await call.write(reward_pb2.StreamScoreRequest(item=score_item("good", "1")))
+    assert (await call.read()).result.id == "good"
+    await call.write(reward_pb2.StreamScoreRequest(item={"id": "bad"}))
+    with pytest.raises(grpc.aio.AioRpcError, match="response") as caught:
+        await call.read()
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_scorer_that_is_out_of_order_is_told_from_one_that_is_wrong(rig: Rig) -> None:
+    def away(text: str) -> float:
+        raise ConnectionError("no route")
+
+    rig.scorers["v1"]._value = away
+    with pytest.raises(grpc.aio.AioRpcError, match="no route") as caught:
+        await rig.application.Score(request("1", "2"), timeout=10)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def conversation(*turns: tuple[str, str]) -> generation_pb2.Prompt:
@@ -232,6 +254,7 @@ async def test_a_version_is_loaded_and_promoted_in_the_middle_of_traffic_and_no_
             assert loaded.scorer.state == reward_pb2.SCORER_STATE_LOADED
             promoted = await rig.stub.PromoteScorer(promote(version), timeout=10)
             assert promoted.serving.state == reward_pb2.SCORER_STATE_SERVING
+            assert promoted.replicas == 1
         target = len(seen) + 100
         while len(seen) < target:
             await asyncio.sleep(0.001)

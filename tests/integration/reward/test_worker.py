@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,7 +11,9 @@ from tests.integration.queue.servers import Server
 from tests.unit.reward.support import CODEC, FakeScorer
 
 from honed.queue.connection import Link
+from honed.queue.connection import Outage as LinkOutage
 from honed.queue.dead import DeadLetters
+from honed.queue.identity import RunIdentity
 from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
 from honed.queue.messages import Delivery, Message
 from honed.queue.stream import QueueSettings, WorkQueue
@@ -43,21 +45,32 @@ class Rig:
         self.dead = DeadLetters(link, keys, ROLLOUTS)
         self.source = self.queue("test", ROLLOUTS)
         self.sink = self.queue("learner", SCORED)
+        self.pauses: list[float] = []
+
+    async def pause(self, seconds: float) -> None:
+        """A worker's rest, which takes no time worth waiting for."""
+        self.pauses.append(seconds)
+        await asyncio.sleep(0.002)
 
     def queue(self, consumer: str, stage: str, lease_ms: int = 60_000) -> WorkQueue:
         return WorkQueue(self.link, self.keys, stage, consumer, QueueSettings(lease_ms, max_deliveries=2, sweep_ms=20))
 
     @asynccontextmanager
     async def worker(
-        self, scorer: FakeScorer, consumer: str = "w", lease_ms: int = 60_000
+        self,
+        scorer: FakeScorer,
+        consumer: str = "w",
+        lease_ms: int = 60_000,
+        check_run: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncIterator[asyncio.Task[None]]:
         """Runs a worker, and stops it as the service does."""
         stopping = asyncio.Event()
         batcher = DynamicBatcher(lambda: WeightedSum([Term(scorer, 2.0)]), BatchSettings(64, 0.001, 128))
         async with batcher.running(), asyncio.timeout(60):
-            worker = ScoringWorker(self.queue(consumer, ROLLOUTS, lease_ms), batcher, CODEC, group_size=16)
+            queue = self.queue(consumer, ROLLOUTS, lease_ms)
+            worker = ScoringWorker(queue, batcher, CODEC, group_size=16, check_run=check_run, sleep=self.pause)
             task = asyncio.ensure_future(worker.run(stopping))
-            yield
+            yield task
             stopping.set()
             scorer.gate.set()
             await task
@@ -176,3 +189,109 @@ async def test_a_redis_that_dies_in_the_middle_is_ridden_out(redis_server: Serve
         ids = [scored.rollout.rollout_id for _, scored in await rig.scored(500)]
     assert sorted(ids) == sorted(f"{i}/0" for i in range(500))
     assert (await rig.source.stats()).balance == 0
+
+
+class Outage:
+    """A scorer's value that fails for everything while it is away, and always for one response."""
+
+    def __init__(self, error: Exception, poison: str = "13") -> None:
+        self.error, self.poison, self.away, self.refused = error, poison, True, 0
+
+    def __call__(self, text: str) -> float:
+        if self.away:
+            self.refused += 1
+            raise self.error
+        if text == self.poison:
+            raise ValueError("this one never")
+        return float(text)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("away"), RuntimeError("out of memory"), TimeoutError("late")])
+@pytest.mark.parametrize("before", [0, 5])
+async def test_a_scorer_that_is_away_costs_no_rollout_a_delivery(rig: Rig, error: Exception, before: int) -> None:
+    outage = Outage(error)
+    outage.away = False
+    scorer = FakeScorer(value=outage)
+    async with rig.worker(scorer):
+        await rig.source.put([rollout(100 + i) for i in range(before)])
+        await rig.scored(before)
+        outage.away = True
+        await rig.source.put([rollout(i) for i in range(30)])
+        async with asyncio.timeout(30):
+            while len(rig.pauses) < 8:  # max_deliveries is 2
+                await asyncio.sleep(0.005)
+        stats = await rig.source.stats()
+        assert (stats.dead, stats.depth, stats.handed_on) == (0, 30, before)
+        outage.away = False
+        scored = await rig.scored(29)
+        [reason] = await rig.dead_letters(1)
+    assert {int(s.rollout.group_id) for _, s in scored} == set(range(30)) - {13}
+    assert reason == "scorer 'fake' (v1) failed: ValueError: this one never", "the one that the scorer itself refuses"
+    assert rig.pauses[:6] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
+    assert max(rig.pauses) == 5.0
+
+
+async def test_a_rollout_that_fails_alone_is_told_from_an_outage_by_one_that_scored_before(rig: Rig) -> None:
+    outage = Outage(ConnectionError("away"))
+    outage.away = False
+    async with rig.worker(FakeScorer(value=outage), lease_ms=1100):
+        await rig.source.put([rollout(1)])
+        await rig.scored(1)
+        await rig.source.put([rollout(13)])
+        [reason] = await rig.dead_letters(1)
+    assert reason.endswith("this one never")
+    assert rig.pauses == []
+
+
+async def test_an_outage_of_the_scorer_is_asked_once_for_a_batch_not_for_each_rollout(rig: Rig) -> None:
+    outage = Outage(ConnectionError("away"))
+    scorer = FakeScorer(value=outage)
+    await rig.source.put([rollout(i) for i in range(16)])
+    async with rig.worker(scorer):
+        async with asyncio.timeout(30):
+            while not rig.pauses:
+                await asyncio.sleep(0.002)
+        tried = [len(batch) for batch in scorer.batches]
+        outage.away = False
+        await rig.scored(15)
+    assert tried
+    assert min(tried) > 1
+
+
+async def test_rollouts_of_another_run_of_the_same_name_are_left_alone(rig: Rig) -> None:
+    identity = RunIdentity(rig.link, rig.keys)
+    await identity.check("theirs")
+    await rig.source.put([rollout(1)])
+    async with rig.worker(FakeScorer(), check_run=lambda: identity.check("ours")):
+        async with asyncio.timeout(20):
+            while len(rig.pauses) < 3:
+                await asyncio.sleep(0.002)
+        assert (await rig.source.stats()).waiting == 1
+        await rig.link.redis.delete(rig.keys.identity())
+        await rig.scored(1)
+
+
+async def test_an_outage_of_redis_longer_than_the_link_waits_does_not_end_the_worker(
+    redis_server: Server, keys: RunKeys
+) -> None:
+    async with Link(redis_server.url, outage=LinkOutage(deadline_s=0.05, first_s=0.01)) as link:
+        rig = Rig(link, keys)
+        scorer = FakeScorer()
+        async with rig.worker(scorer) as task:
+            await rig.source.put([rollout(i) for i in range(5)])
+            await rig.scored(5)
+            scorer.gate.clear()
+            scorer.entered.clear()
+            await rig.source.put([rollout(10 + i) for i in range(20)])
+            assert await asyncio.to_thread(scorer.entered.wait, 10)
+            await asyncio.to_thread(redis_server.kill)
+            scorer.gate.set()
+            async with asyncio.timeout(30):
+                while len(rig.pauses) < 3:
+                    await asyncio.sleep(0.01)
+            assert not task.done()
+            await asyncio.to_thread(redis_server.start)
+            ids = {scored.rollout.rollout_id for _, scored in await rig.scored(20)}
+        assert ids == {f"{10 + i}/0" for i in range(20)}
+        stats = await rig.source.stats()
+        assert (stats.dead, stats.depth, stats.balance) == (0, 0, 0)

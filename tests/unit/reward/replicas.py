@@ -111,6 +111,7 @@ class Replica:
     async def start(self) -> Replica:
         await self.promoter.start(self.build)
         self.ready = True
+        await self.promoter.catch_up()
         return self
 
     def serving(self) -> dict[str, str]:

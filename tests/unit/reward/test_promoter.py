@@ -99,6 +99,22 @@ async def test_a_replica_that_cannot_load_a_version_says_why_to_the_caller(rig: 
     assert served(a, b) == {"v-first"}
 
 
+async def test_a_disk_that_fails_does_not_end_the_watch(rig: ReplicaRig) -> None:
+    a, b = [await rig.start(name) for name in "ab"]
+    copy = b.sources.local
+
+    def broken(source: str) -> Path:
+        raise PermissionError(13, "read-only")
+
+    b.sources.local = broken  # type: ignore[method-assign]
+    with pytest.raises(FailedPrecondition, match="read-only"):
+        await a.promoter.load("rm", str(rig.make("second")))
+    b.sources.local = copy  # type: ignore[method-assign]
+    rig.clock.now += 5.0
+    await a.promoter.load("rm", str(rig.make("second")))
+    assert b.registry.find("rm", "v-second") is not None
+
+
 async def test_without_redis_replicas_serve_on_and_promote_nothing(rig: ReplicaRig) -> None:
     a = await rig.start("a")
     await a.promoter.load("rm", str(rig.make("second")))

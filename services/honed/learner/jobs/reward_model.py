@@ -30,7 +30,7 @@ from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.formats.files import Defaults, read_judgements
-from honed.kit.errors import FailedPrecondition
+from honed.kit.errors import FailedPrecondition, root_cause
 from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.kit.wiring import internal_channel
@@ -136,9 +136,12 @@ class _Training:
         policies = PolicyStore(settings.policy_url, settings.run)
         base = await asyncio.to_thread(policies.fetch, BASE, self._directory)
         tokenizer = load_tokenizer(base)
-        async with asyncio.TaskGroup() as group:  # the generation service may still be starting
-            sampling = group.create_task(self._samples(base, tokenizer))
-            exporting = group.create_task(self._exported(stub, snapshot, tokenizer))
+        try:
+            async with asyncio.TaskGroup() as group:  # the generation service may still be starting
+                sampling = group.create_task(self._samples(base, tokenizer))
+                exporting = group.create_task(self._exported(stub, snapshot, tokenizer))
+        except ExceptionGroup as failed:
+            raise root_cause(failed) from failed
         model = await asyncio.to_thread(self._trained, base, tokenizer, exporting.result(), sampling.result())
         figures = {"judgements": float(len(exporting.result())), **await asyncio.to_thread(self._agreement, model, tokenizer)}
         return await asyncio.to_thread(self._publish, model, base, snapshot, settings_digest, figures)

@@ -1,0 +1,172 @@
+"""The reward-model job: from judgements to an artifact, again and again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from tests.integration.jobs.conftest import Services, comparison
+from tests.support.tiny import make_tiny_model
+
+from honed.artifacts import PolicyStore, PromotionRecord, RewardModelStore, VersionDraft, VersionId
+from honed.artifacts.promotions import Promoted, PromotionState
+from honed.config import RunSettings
+from honed.kit.errors import FailedPrecondition
+from honed.kit.progress import read_progress
+from honed.learner.jobs import reward_model
+from honed.v1 import preference_pb2
+
+GOOD = ("a lovely film", "what a joy", "warm and kind", "a fine story")
+BAD = ("a dull mess", "so long and flat", "cold noise", "it drags on")
+
+
+class Rig:
+    """A run with a base model, prompts and held-out judgements."""
+
+    def __init__(self, root: Path, services: Services) -> None:
+        self.root, self.services = root, services
+        self.prompts = [[60 + i, 70 + i] for i in range(8)]
+        (root / "prompts.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in self.prompts))
+        held_out = [comparison(GOOD[3], BAD[3]), comparison(GOOD[0], BAD[3]), self.tie(), self.ranking()]
+        lines = [{"judgement": json_format.MessageToDict(row, preserving_proto_field_name=True)} for row in held_out]
+        (root / "held-out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self.store = RewardModelStore(root / "run" / "policy", "small", "trained")
+        policies = PolicyStore(root / "run" / "policy", "small")
+        policies.publish(make_tiny_model(root / "model", seed=1), VersionDraft(VersionId(0, 0), ()))
+        for good in GOOD[:3]:
+            for bad in BAD[:3]:
+                services.preference.compare(good, bad)
+
+    @staticmethod
+    def tie() -> preference_pb2.Judgement:
+        judgement = comparison("as good", "as bad")
+        judgement.pairwise.tie = True
+        return judgement
+
+    @staticmethod
+    def ranking() -> preference_pb2.Judgement:
+        """Three pairs, less the tie between the last two."""
+        judgement = comparison(GOOD[1], BAD[1])
+        judgement.responses.add(text=BAD[2])
+        judgement.ranking.ranks.extend([1, 0, 1])
+        return judgement
+
+    def settings(self, **changes: Any) -> RunSettings:
+        tree: dict[str, Any] = {
+            "run": "small",
+            "directory": str(self.root / "run"),
+            "seed": 3,
+            "security": {"authentication": False},
+            "preference": {"port": self.services.port},
+            "generation": {"port": self.services.port, "max_model_tokens": 128, "max_prompt_tokens": 32, "max_tokens": 96},
+            "reward": {"scorers": [{"name": "people", "kind": "reward_model", "source": "trained", "sees_prompt": False}]},
+            "reward_training": {"learning_rate": 3e-3, "normalising_samples": 6, "layers": 1},
+            "conductor": {"response_tokens": 5, "fixed_length": True, "temperature": 0.7, "start_timeout_s": 30},
+            "data": {
+                "prompts": str(self.root / "prompts.jsonl"),
+                "evaluation": {"judgements": {"file": str(self.root / "held-out.jsonl")}},
+            },
+        }
+        for name, section in changes.items():
+            tree[name] = {**tree.get(name, {}), **section}
+        return RunSettings.model_validate(tree)
+
+    async def run(self, **changes: Any) -> list[str]:
+        """Runs the job; the versions that stand after it."""
+        await reward_model.run(self.settings(**changes))
+        return [version.label for version in self.store.versions()]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        progress = read_progress(self.root / "run" / "progress" / "reward-model.json")
+        assert progress is not None
+        assert progress.done == 1.0
+        return progress.figures
+
+
+@pytest.fixture
+def rig(tmp_path: Path, services: Services) -> Rig:
+    return Rig(tmp_path, services)
+
+
+async def test_the_job_publishes_a_reward_model_with_what_made_it_and_how_good_it_is(rig: Rig, tmp_path: Path) -> None:
+    rig.services.generation.loading = 3
+    assert await rig.run() == ["0.1"]
+    manifest = rig.store.manifest(VersionId(0, 1))
+    lineage = manifest.lineage
+    assert (lineage.parent, len(lineage.preference_snapshot), len(lineage.reward_model_version)) == ("0.0", 64, 64)
+    assert lineage.figures["judgements"] == 9
+    assert lineage.figures["held_out"] == 4, "two comparisons and two pairs of the ranking; ties order nothing"
+    assert 0.0 <= lineage.figures["agreement"] <= 1.0
+    assert rig.figures == lineage.figures
+    asked = rig.services.generation.asked
+    assert [list(request.prompt.token_ids.ids) for request in sorted(asked, key=lambda r: r.sampling.seed)] == rig.prompts[:6]
+    assert {(r.n, r.sampling.max_tokens, round(r.sampling.temperature, 3), r.sampling.fixed_length) for r in asked} == {
+        (1, 5, 0.7, True)
+    }
+    config = json.loads((rig.store.fetch(VersionId(0, 1), tmp_path / "copy") / "config.json").read_text())
+    assert "reward_bias" in config
+    assert sorted(path.name for path in (tmp_path / "run" / "jobs" / "reward-model").iterdir()) == ["0.0"]
+
+
+async def test_the_trained_model_prefers_what_people_preferred(rig: Rig) -> None:
+    for _ in range(10):
+        for good in GOOD:
+            for bad in BAD:
+                rig.services.preference.compare(good, bad)
+    await rig.run(reward_training={"learning_rate": 1e-3, "normalising_samples": 6, "layers": 1, "batch_texts": 2})
+    assert rig.figures["agreement"] == 1.0
+
+
+async def test_the_same_judgements_and_settings_train_nothing_again(rig: Rig) -> None:
+    await rig.run()
+    figures = rig.figures
+    assert await rig.run() == ["0.1"]
+    assert rig.services.preference.exported == 1
+    assert rig.figures == figures
+    assert await rig.run(reward_training={"learning_rate": 1e-3, "normalising_samples": 6, "layers": 1}) == ["0.1", "0.2"]
+
+
+async def test_a_refresh_learns_from_what_people_have_said_since(rig: Rig) -> None:
+    await rig.run()
+    rig.services.preference.compare(GOOD[3], BAD[0])
+    assert await rig.run() == ["0.1", "0.2"]
+    first, second = (rig.store.manifest(VersionId(0, step)).lineage for step in (1, 2))
+    assert first.preference_snapshot != second.preference_snapshot
+    assert (first.figures["judgements"], second.figures["judgements"]) == (9, 10)
+
+
+async def test_old_versions_go_and_the_promoted_one_stays(rig: Rig) -> None:
+    await rig.run(policy={"keep": 1})
+    record = PromotionRecord(rig.root / "run" / "policy", "small")
+    record.write(PromotionState().with_promotion("people", Promoted("artifact:trained/0.1", "digest", "trained")))
+    for bad in BAD[:2]:
+        rig.services.preference.compare(GOOD[3], bad)
+        versions = await rig.run(policy={"keep": 1})
+    assert versions == ["0.1", "0.3"]
+
+
+@pytest.mark.parametrize("why", ["trained on", "away", "no target"])
+async def test_the_reference_is_sampled_here_where_nobody_serves_it(rig: Rig, why: str) -> None:
+    changes: dict[str, Any] = {}
+    if why == "trained on":
+        rig.services.generation.version.step = 7
+    elif why == "away":
+        changes = {
+            "generation": {**rig.settings().generation.model_dump(), "port": 1},
+            "conductor": {**rig.settings().conductor.model_dump(), "start_timeout_s": 0.2},
+        }
+    else:
+        changes = {"generation": {**rig.settings().generation.model_dump(), "port": 0}}
+    assert await rig.run(**changes) == ["0.1"]
+    assert rig.services.generation.asked == []
+
+
+async def test_a_run_without_judgements_says_what_to_do(rig: Rig) -> None:
+    rig.services.preference.judgements = [rig.tie()]
+    with pytest.raises(FailedPrecondition, match=r"data\.judgements"):
+        await rig.run()
+    assert rig.store.versions() == []
