@@ -7,13 +7,17 @@ from pathlib import Path
 
 from tests.support.fuzz import FAULTS, fuzz
 from tests.support.listening import open_channel, serving
-from tests.unit.reward.support import CODEC, FakeScorer
+from tests.unit.reward.support import CODEC, FakeScorer, make_version
 
+from honed.artifacts import PromotionRecord
 from honed.config import ScorerSettings
 from honed.kit.server import Servicer
 from honed.reward.batching import BatchSettings, DynamicBatcher
+from honed.reward.promoter import Promoter
 from honed.reward.registry import ScorerRegistry
+from honed.reward.replicas import NoReplicas
 from honed.reward.service import RewardService
+from honed.reward.sources import ModelSources
 from honed.v1 import reward_pb2, reward_pb2_grpc
 
 
@@ -21,15 +25,18 @@ async def test_nothing_random_is_answered_as_a_fault(tmp_path: Path) -> None:
     def length(settings: ScorerSettings, source: str) -> FakeScorer:
         return FakeScorer(settings.name, "v1", lambda text: float(len(text)))
 
-    (tmp_path / "v1").mkdir()
+    make_version(tmp_path / "v1", "v1")
     item = reward_pb2.ScoreItem(id="a", text="fine", prompt={"text": "A film"})
     examples = [reward_pb2.ScoreRequest(items=[item]), reward_pb2.StreamScoreRequest(item=item)]
     settings = [ScorerSettings(name="rm", kind="reward_model", source=str(tmp_path / "v1"))]
-    registry = ScorerRegistry(settings, length, tmp_path / "promotions.json", [tmp_path])
-    await registry.start()
+    registry = ScorerRegistry(settings)
+    store = str(tmp_path / "store")
+    sources = ModelSources(store, "r", tmp_path / "copies", [tmp_path])
+    promoter = Promoter(registry, sources, PromotionRecord(store, "r"), NoReplicas())
+    await promoter.start(length)
     descriptor = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]
     batcher = DynamicBatcher(lambda: registry.serving, BatchSettings(max_tokens=64, max_wait_s=0.0, max_queued=32))
-    service = RewardService(batcher, registry, CODEC)
+    service = RewardService(batcher, registry, promoter, lambda: CODEC)
     servicer = Servicer(descriptor.full_name, reward_pb2_grpc.add_RewardServiceServicer_to_server, service)
     async with batcher.running(), serving([servicer]) as server, open_channel(server) as channel:
         found = await fuzz(channel, descriptor, random.Random(5), rounds=40, examples=examples)
