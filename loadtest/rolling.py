@@ -99,7 +99,8 @@ class Crowd:
 async def rolling(root: Path, engine: str, callers: int, tokens: int) -> dict[str, Any]:
     """Starts two generators, replaces each under load, and returns the figures."""
     generation = {"engine": engine, "max_model_tokens": 256, "max_prompt_tokens": 64, "max_tokens": 192, "kv_cache_gib": 0.25}
-    tree = {"run": RUN, "directory": str(root / "run"), "generation": generation}
+    conductor = {"response_tokens": generation["max_tokens"]}
+    tree = {"run": RUN, "directory": str(root / "run"), "generation": generation, "conductor": conductor}
     await asyncio.to_thread(make_model, root / "model")
     store = PolicyStore(root / "run" / "policy", RUN)
     await asyncio.to_thread(publish, store, root / "model", root / "export", 1)

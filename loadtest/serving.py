@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from honed.artifacts.store import PolicyStore
-from honed.config import GenerationSettings, RunSettings
+from honed.config import ConductorSettings, GenerationSettings, RunSettings
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import InitialVersion
 from honed.generation.frontend import SamplingFrontend
@@ -78,7 +78,8 @@ class Setup:
                 "staged_load": self.staged,
             }
         )
-        return RunSettings(run=RUN, directory=Path(self.directory), generation=generation)
+        conductor = ConductorSettings(response_tokens=generation.max_tokens)
+        return RunSettings(run=RUN, directory=Path(self.directory), generation=generation, conductor=conductor)
 
 
 async def main() -> None:
