@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -71,7 +71,7 @@ async def run(settings: RunSettings) -> None:
         FailedPrecondition: There is no base version, or another learner holds the run or its directory.
         LeaseLost: Another learner took over.
     """
-    section, home = settings.learner, Workspace(settings.directory).learner
+    section = settings.learner
     status = LearnerStatus()
     loaded: asyncio.Future[LoadedLearner] = asyncio.get_running_loop().create_future()
     service = LearnerService(settings.run, section.steps, status, loaded)
@@ -81,91 +81,161 @@ async def run(settings: RunSettings) -> None:
     async def work(stopping: asyncio.Event) -> None:
         # A run outlives any outage of Redis: what waits for it waits.
         async with Link(redis_url(settings), outage=Outage(math.inf)) as link:
+            learner = LearnerProcess(settings, link, status, stopping)
             try:
-                async with locked(home):
-                    await _hold_lease(settings, home, link, status, server, stopping, loaded)
+                async with locked(learner.home), learner.leased() as lease, learner.loaded(lease) as found:
+                    loaded.set_result(found)
+                    await server.ready()
+                    await found.loop.run()
             finally:
                 loaded.cancel()  # streams that still wait for it end
 
     await serve_until_signalled(server, work)
 
 
-async def _hold_lease(
-    settings: RunSettings,
-    home: Path,
-    link: Link,
-    status: LearnerStatus,
-    server: Server,
-    stopping: asyncio.Event,
-    loaded: asyncio.Future[LoadedLearner],
-) -> None:
-    """Trains as long as the lease is held."""
-    keys = RunKeys(settings.run)
-    store = PolicyStore(settings.policy_url, settings.run)
-    identity, base = RunIdentity(link, keys), await asyncio.to_thread(store.manifest, BASE)
-    await identity.check(base.digest)
-    newest = await asyncio.to_thread(store.latest)
-    above = max(newest.fence if newest else 0, CheckpointStore(home / "checkpoints").newest_fence())
-    async with Leases(link, keys).held("learner", consumer_name("learner"), LEASE_MS, above) as lease:
-        await _train(settings, home, link, store, lease, lambda: identity.check(base.digest), status, server, stopping, loaded)
+class LearnerProcess:
+    """Builds a learner out of its settings, and takes it apart again."""
 
+    def __init__(self, settings: RunSettings, link: Link, status: LearnerStatus, stopping: asyncio.Event) -> None:
+        """Reads and writes nothing yet.
 
-async def _train(
-    settings: RunSettings,
-    home: Path,
-    link: Link,
-    store: PolicyStore,
-    lease: HeldLease,
-    identify: Callable[[], Awaitable[None]],
-    status: LearnerStatus,
-    server: Server,
-    stopping: asyncio.Event,
-    loaded: asyncio.Future[LoadedLearner],
-) -> None:
-    """Loads everything, trains until told to stop, and leaves the queue."""
-    section, keys = settings.learner, RunKeys(settings.run)
-    status.fence = lease.claim.fence
-    checkpoints = CheckpointStore(home / "checkpoints", keep=section.keep_checkpoints)
-    await asyncio.to_thread(_remove_leftovers, home, checkpoints, lease.claim.fence)
-    # The base version 0.0 is where training starts, and the reference of the KL penalty.
-    base = await asyncio.to_thread(store.fetch, BASE, home / "base")
-    trainer = await asyncio.to_thread(build_trainer, settings, base)
-    journal = await asyncio.to_thread(lambda: Journal(home, most_mb=section.journal_mb))
-    limits = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
-    queue = WorkQueue(link, keys, SCORED, f"learner-{lease.claim.fence}", limits)
-    generators = _generators(settings, link)
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(generators.close)
-        held = await stack.enter_async_context(holding(queue))
+        Args:
+            settings: Of the run.
+            link: To Redis.
+            status: Where the learner writes how it stands.
+            stopping: Ends the training.
+        """
+        self._settings, self._link, self._status, self._stopping = settings, link, status, stopping
+        self._keys = RunKeys(settings.run)
+        self._store = PolicyStore(settings.policy_url, settings.run)
+        self._base_digest = ""
+        self.home = Workspace(settings.directory).learner
+        self._checkpoints = CheckpointStore(self.home / "checkpoints", keep=settings.learner.keep_checkpoints)
+
+    @asynccontextmanager
+    async def leased(self) -> AsyncIterator[HeldLease]:
+        """Holds the run's lease, with a fence above all that learners have written.
+
+        Raises:
+            FailedPrecondition: Another learner holds it, or another run of this name stands in Redis.
+            NotFound: There is no base version.
+        """
+        base = await asyncio.to_thread(self._store.manifest, BASE)
+        self._base_digest = base.digest
+        await self._identify()
+        newest = await asyncio.to_thread(self._store.latest)
+        above = max(newest.fence if newest else 0, self._checkpoints.newest_fence())
+        leases = Leases(self._link, self._keys)
+        async with leases.held("learner", consumer_name("learner"), LEASE_MS, above) as lease:
+            self._status.fence = lease.claim.fence
+            yield lease
+
+    @asynccontextmanager
+    async def loaded(self, lease: HeldLease) -> AsyncIterator[LoadedLearner]:
+        """A learner that has resumed; its parts end with the block.
+
+        Raises:
+            DataLoss: There are checkpoints, and none is whole; or the journal is damaged.
+        """
+        settings, home, section = self._settings, self.home, self._settings.learner
+        await asyncio.to_thread(self._remove_leftovers, lease.claim.fence)
+        # The base version 0.0 is where training starts, and the reference of the KL penalty.
+        base = await asyncio.to_thread(self._store.fetch, BASE, home / "base")
+        trainer = await asyncio.to_thread(build_trainer, settings, base)
+        journal = await asyncio.to_thread(lambda: Journal(home, most_mb=section.journal_mb))
+        limits = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
+        queue = WorkQueue(self._link, self._keys, SCORED, f"learner-{lease.claim.fence}", limits)
         vocabulary = vocabulary_of(base, trainer.policy.vocabulary_size)
-        intake = _intake(settings, queue, held, vocabulary, status)
-        stack.push_async_callback(intake.close)
-        training = Training(trainer, checkpoints, timeout_s=section.update_timeout_s, stop_within_s=section.drain_s / 2)
-        release = Release(
-            store,
-            Exporter(trainer.policy, base, home / "export", dtype=settings.generation.weights_dtype),
-            Pusher(generators, timeout_s=section.push_timeout_s),
+        async with contextlib.AsyncExitStack() as stack:
+            intake = self._intake(queue, await stack.enter_async_context(holding(queue)), vocabulary)
+            stack.push_async_callback(intake.close)
+            generators = self._generators()
+            stack.push_async_callback(generators.close)
+            release = self._release(trainer, base, generators, journal, lease)
+            training = Training(
+                trainer, self._checkpoints, timeout_s=section.update_timeout_s, stop_within_s=section.drain_s / 2
+            )
+            reporter = self._reporter(queue)
+            state = RunState(training, intake, self._checkpoints, journal, release, lease, self._status, reporter, time.time)
+            await asyncio.to_thread(state.load)
+            await state.take_over(await self._predecessors(queue.consumer))
+            await reporter.refresh()
+            history = History(self._checkpoints, self._store, journal, home / "fetched", _load_weights)
+            pause = PauseFile(home)
+            loop = TrainingLoop(state, history, _loop_settings(settings, trainer), self._stopping, paused=bool(pause))
+            await stack.enter_async_context(_beside(reporter, journal, self._stopping))
+            yield LoadedLearner(loop, journal, history, pause)
+        await queue.leave()
+
+    def _intake(self, queue: WorkQueue, held: Holding, vocabulary: Vocabulary) -> Intake:
+        settings = self._settings
+        return Intake(
+            queue,
+            held,
+            vocabulary,
+            IntakeSettings(settings.learner.max_staleness, settings.generation.max_model_tokens, settings.reward.on_promotion),
+            TrainedIds(settings.run),
+            lambda: self._status.scorers,
+        )
+
+    def _generators(self) -> RegisteredGenerators:
+        section = self._settings.generation
+        fallback = section.control_address or (f"{section.host}:{section.control_port}" if section.control_port else "")
+        members = Members(self._link, self._keys, GENERATION)
+        return RegisteredGenerators(members, lambda address: internal_channel(self._settings, address), fallback=fallback)
+
+    def _release(
+        self, trainer: PPOTrainer, base: Path, generators: RegisteredGenerators, journal: Journal, lease: HeldLease
+    ) -> Release:
+        settings = self._settings
+        return Release(
+            self._store,
+            Exporter(trainer.policy, base, self.home / "export", dtype=settings.generation.weights_dtype),
+            Pusher(generators, timeout_s=settings.learner.push_timeout_s),
             journal,
             lease,
-            status,
+            self._status,
             keep=settings.policy.keep,
             config_hash=config_hash(settings),
             preference_snapshot=_snapshot(settings),
             clock=time.time,
         )
-        reporter = _reporter(settings, link, queue, status, identify)
-        state = RunState(training, intake, checkpoints, journal, release, lease, status, reporter, time.time)
-        await asyncio.to_thread(state.load)
-        await state.take_over(await _predecessors(link, keys, queue.consumer))
-        await reporter.refresh()
-        history = History(checkpoints, store, journal, home / "fetched", _load_weights)
-        pause = PauseFile(home)
-        loop = TrainingLoop(state, history, _loop_settings(settings, trainer), stopping, paused=bool(pause))
-        loaded.set_result(LoadedLearner(loop, journal, history, pause))
-        await server.ready()
-        async with _beside(reporter, journal, stopping):
-            await loop.run()
-        await queue.leave()
+
+    def _reporter(self, queue: WorkQueue) -> Reporter:
+        async def dropped() -> Mapping[str, int]:
+            stats = await queue.stats()
+            return {**stats.dropped, **({"dead_letter": stats.dead} if stats.dead else {})}
+
+        record = PromotionRecord(self._settings.policy_url, self._settings.run)
+        scorers = PromotedScorers(PromotionBoard(self._link, self._keys), lambda: record.read().versions)
+        return Reporter(
+            self._status,
+            ProgressBoard(self._link, self._keys),
+            samples=self._settings.conductor.samples_per_prompt,
+            dropped=dropped,
+            promotions=AnnouncedPromotions(scorers),
+            identify=self._identify,
+        )
+
+    async def _identify(self) -> None:
+        """Says in Redis whose run this is, also to a Redis that has forgotten."""
+        await RunIdentity(self._link, self._keys).check(self._base_digest)
+
+    async def _predecessors(self, own: str) -> list[str]:
+        """Learners whose names the queue still knows, the oldest first: their processes are gone, the lease says so."""
+        try:
+            rows = await self._link.call(lambda: self._link.redis.xinfo_consumers(self._keys.stream(SCORED), GROUP))
+        except (FailedPrecondition, ResponseError):  # no stream or no group yet
+            return []
+        names = [row["name"].decode() for row in rows]
+        found = {name: int(match[1]) for name in names if (match := _CONSUMER.fullmatch(name)) and name != own}
+        return sorted(found, key=found.__getitem__)
+
+    def _remove_leftovers(self, fence: int) -> None:
+        """Removes what killed learners left: exports, fetched versions, unfinished checkpoints."""
+        for name in ("export", "fetched"):
+            shutil.rmtree(self.home / name, ignore_errors=True)
+        self._checkpoints.clean(fence)
 
 
 @asynccontextmanager
@@ -183,38 +253,6 @@ async def _beside(reporter: Reporter, journal: Journal, stopping: asyncio.Event)
             task.cancel()
 
 
-def _generators(settings: RunSettings, link: Link) -> RegisteredGenerators:
-    section = settings.generation
-    fallback = section.control_address or (f"{section.host}:{section.control_port}" if section.control_port else "")
-    members = Members(link, RunKeys(settings.run), GENERATION)
-    return RegisteredGenerators(members, lambda address: internal_channel(settings, address), fallback=fallback)
-
-
-def _intake(settings: RunSettings, queue: WorkQueue, held: Holding, vocabulary: Vocabulary, status: LearnerStatus) -> Intake:
-    return Intake(
-        queue,
-        held,
-        vocabulary,
-        IntakeSettings(settings.learner.max_staleness, settings.generation.max_model_tokens, settings.reward.on_promotion),
-        TrainedIds(settings.run),
-        lambda: status.scorers,
-    )
-
-
-def _reporter(
-    settings: RunSettings, link: Link, queue: WorkQueue, status: LearnerStatus, identify: Callable[[], Awaitable[None]]
-) -> Reporter:
-    async def dropped() -> Mapping[str, int]:
-        stats = await queue.stats()
-        return {**stats.dropped, **({"dead_letter": stats.dead} if stats.dead else {})}
-
-    board = ProgressBoard(link, RunKeys(settings.run))
-    samples = settings.conductor.samples_per_prompt
-    record = PromotionRecord(settings.policy_url, settings.run)
-    scorers = PromotedScorers(PromotionBoard(link, RunKeys(settings.run)), lambda: record.read().versions)
-    return Reporter(status, board, samples=samples, dropped=dropped, promotions=AnnouncedPromotions(scorers), identify=identify)
-
-
 def _loop_settings(settings: RunSettings, trainer: PPOTrainer) -> LoopSettings:
     section = settings.learner
     on_gpu = trainer.policy.device.type != "cpu"
@@ -227,24 +265,6 @@ def _loop_settings(settings: RunSettings, trainer: PPOTrainer) -> LoopSettings:
         on_refused=section.on_refused,
         failures=section.bad_batches,
     )
-
-
-async def _predecessors(link: Link, keys: RunKeys, own: str) -> list[str]:
-    """Learners whose names the queue still knows, the oldest first: their processes are gone, the lease says so."""
-    try:
-        rows = await link.call(lambda: link.redis.xinfo_consumers(keys.stream(SCORED), GROUP))
-    except (FailedPrecondition, ResponseError):  # no stream or no group yet
-        return []
-    names = [row["name"].decode() for row in rows]
-    found = {name: int(match[1]) for name in names if (match := _CONSUMER.fullmatch(name)) and name != own}
-    return sorted(found, key=found.__getitem__)
-
-
-def _remove_leftovers(home: Path, checkpoints: CheckpointStore, fence: int) -> None:
-    """Removes what killed learners left: exports, fetched versions, unfinished checkpoints."""
-    for name in ("export", "fetched"):
-        shutil.rmtree(home / name, ignore_errors=True)
-    checkpoints.clean(fence)
 
 
 def _load_weights(directory: Path) -> Weights:

@@ -213,7 +213,8 @@ class RunState:
         """Brings the status up to date."""
         self.status.update = self.training.step
         self.status.unsaved = len(self.unsaved)
-        self.status.turn = max(self.intake.trained.turn, self.journal.totals.turn)
+        totals = self.journal.totals
+        self.status.turn, self.status.undone = max(self.intake.trained.turn, totals.turn), totals.undone
 
     async def _cut_journal(self) -> None:
         journal = self.journal

@@ -37,6 +37,7 @@ class LearnerStatus:
         spare: Rollouts that were waiting beside the batch when the last update took it.
         update_s: Seconds that the last update took.
         finished: Whether the updates of the run are done.
+        undone: Rollouts whose training was undone, over the whole run.
         alarms: What is in trouble, by subject.
         dropped: Rollouts that did not train, by reason, as read from Redis last.
         scorers: Version of each scorer whose scores are trained on.
@@ -56,6 +57,7 @@ class LearnerStatus:
     spare: int = 0
     update_s: float = 0.0
     finished: bool = False
+    undone: int = 0
     alarms: dict[str, str] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
     scorers: Mapping[str, str] = field(default_factory=dict)
@@ -82,6 +84,7 @@ class LearnerStatus:
             spare=self.spare,
             update_s=self.update_s,
             finished=self.finished,
+            undone=self.undone,
             scorers=tuple(f"{name}@{version}" for name, version in sorted(self.scorers.items())),
         )
 
