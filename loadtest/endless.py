@@ -79,7 +79,8 @@ def publish_base(settings: RunSettings, model: Path) -> PolicyStore:
     """A policy store with the base version."""
     import torch
 
-    from honed.learner.model import PolicyModel, load_language_model
+    from honed.learner.model import PolicyModel
+    from honed.models.loader import load_language_model
 
     store = PolicyStore(settings.policy_url, settings.run)
     policy = PolicyModel(load_language_model(model, device=torch.device("cpu")))

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from honed.learner.exporter import canary_texts
-from honed.learner.model import load_language_model
+from honed.models.loader import load_language_model
 
 _REPEATS = 5
 

@@ -21,7 +21,6 @@ from honed.learner.exporter import Exporter
 from honed.learner.intake import Held
 from honed.learner.journal import Journal
 from honed.learner.loop import LoopSettings, TrainingLoop
-from honed.learner.model import load_language_model
 from honed.learner.push import Pusher
 from honed.learner.release import Release
 from honed.learner.rollback import History
@@ -29,6 +28,7 @@ from honed.learner.run_state import RunState
 from honed.learner.status import LearnerStatus
 from honed.learner.trained import TrainedIds
 from honed.learner.training import Training
+from honed.models.loader import load_language_model
 from honed.queue.lease import Claim, LeaseLost
 from honed.queue.messages import Delivery, Message
 from honed.v1 import generation_pb2
