@@ -29,13 +29,13 @@ import yaml
 from honed.artifacts import PolicyStore, VersionDraft, VersionId
 from honed.config import RunSettings
 from honed.kit.tokens import ensure_local_tokens
-from honed.kit.wiring import internal_channel
 from honed.learner.build import build_trainer
 from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress
 from honed.learner.exporter import Exporter
 from honed.learner.segments import ROWS, encoded
 from honed.learner.trained import TrainedIds
 from honed.queue.embedded import EmbeddedRedis, free_port
+from honed.runtime import internal_channel
 from honed.v1 import learner_pb2, learner_pb2_grpc
 from honed.workspace import Workspace
 from loadtest import report

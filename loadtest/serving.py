@@ -30,7 +30,7 @@ from honed.generation.make_engine import make_engine
 from honed.generation.service import GenerationService
 from honed.generation.vllm.engine import VLLMEngine
 from honed.kit.server import Listener, Server, Servicer
-from honed.kit.wiring import server_options
+from honed.runtime import server_options
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace
 from loadtest.bare import BareEngine

@@ -76,7 +76,7 @@ async def finished(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fi
         application = Application()
         executing = asyncio.ensure_future(run.execute())
         await until(lambda: run.state.loop_started_at or executing.done(), 240, "the loop begins")
-        async with Link(str(run.processes.redis_url)) as link, tapped(link, run.settings.run) as tap:
+        async with Link(str(run.fleet.redis_url)) as link, tapped(link, run.settings.run) as tap:
             token = read_token(run.settings.tokens_directory / "application.token")
             calling = [asyncio.create_task(application.call_for_ever(run.settings.generation.target, token)) for _ in "ab"]
             await executing

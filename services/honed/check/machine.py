@@ -161,8 +161,8 @@ def _check_ports(settings: RunSettings, report: Report) -> None:
 
 
 def _check_redis(settings: RunSettings, report: Report) -> None:
-    from honed.kit.wiring import redis_url
     from honed.queue.embedded import redis_server_binary
+    from honed.runtime import redis_url
 
     if settings.queue.url is None:
         if settings.conductor.launcher == "none":

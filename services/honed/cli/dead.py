@@ -178,11 +178,11 @@ def _on_redis(
 
 @asynccontextmanager
 async def _stages(stage: Stage | None, run: Path | None, run_file: Path | None) -> AsyncIterator[dict[str, DeadLetters]]:
-    from honed.kit.wiring import redis_url
     from honed.queue.connection import Link, Outage
     from honed.queue.dead import DeadLetters
     from honed.queue.embedded import embedded_redis_url
     from honed.queue.keys import STAGES, RunKeys
+    from honed.runtime import redis_url
     from honed.settings_file import load_settings
     from honed.workspace import Workspace
 

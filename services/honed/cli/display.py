@@ -18,7 +18,7 @@ from rich.text import Text
 
 from honed.cli.output import printable
 from honed.config import RunSettings
-from honed.kit.wiring import internal_channel
+from honed.runtime import internal_channel
 from honed.v1 import conductor_pb2, conductor_pb2_grpc, learner_pb2, learner_pb2_grpc
 
 REFRESH_S = 0.5

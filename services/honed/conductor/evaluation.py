@@ -27,8 +27,8 @@ from honed.conductor.scoring import scores
 from honed.config import JudgementsFile, RunSettings
 from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import HonedError
-from honed.kit.wiring import internal_channel
 from honed.report.measures import share_won
+from honed.runtime import internal_channel
 from honed.v1 import generation_pb2, generation_pb2_grpc, reward_pb2, reward_pb2_grpc
 from honed.workspace import Workspace
 

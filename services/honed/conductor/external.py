@@ -14,10 +14,10 @@ from honed.conductor.fleet import check_replicated
 from honed.conductor.launcher import ProcessState
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, HonedError
-from honed.kit.wiring import internal_channel, redis_url
 from honed.queue.connection import Link, Outage
 from honed.queue.keys import RunKeys
 from honed.queue.members import Members
+from honed.runtime import internal_channel, redis_url
 from honed.v1 import learner_pb2, learner_pb2_grpc, preference_pb2, preference_pb2_grpc
 
 POLL_S = 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -19,12 +20,12 @@ from honed.conductor.state import RunState
 from honed.conductor.submission import submit_prompts
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
-from honed.kit.wiring import consumer_name, internal_channel, redis_url
 from honed.queue.admission import AdmissionPolicy
 from honed.queue.connection import Link, Outage
 from honed.queue.inbox import PromptInbox
 from honed.queue.keys import RunKeys
 from honed.queue.lease import Leases
+from honed.runtime import consumer_name, internal_channel, redis_url
 from honed.v1 import conductor_pb2, learner_pb2, learner_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class OnlineLoop:
         encoder, file = await asyncio.to_thread(self._opened, prompts, tokenizer)
         mix = PromptMix(settings.run, file, encoder, settings.seed, settings.conductor)
         async with (
-            Link(self._fleet.redis_url or redis_url(settings), outage=Outage(settings.queue.outage_s)) as link,
+            Link(self._fleet.redis_url or redis_url(settings), outage=Outage(math.inf)) as link,
             # One holder, so that two conductors never feed one run.
             Leases(link, keys).held("conductor", consumer_name("conductor"), LEASE_MS) as lease,
         ):

@@ -26,7 +26,7 @@ from honed.conductor.state import PHASE_NAMES, RunState
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, Unavailable, root_cause
 from honed.kit.progress import JobProgress, read_progress
-from honed.kit.wiring import internal_channel
+from honed.runtime import internal_channel
 from honed.v1 import conductor_pb2, preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace
 

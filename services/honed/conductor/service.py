@@ -13,7 +13,7 @@ from honed.conductor.versions import Versions
 from honed.kit.errors import InvalidArgument, NotFound
 from honed.kit.idempotency import Once
 from honed.kit.server import Listener, Server, Servicer
-from honed.kit.wiring import server_options
+from honed.runtime import server_options
 from honed.topology import REPLICATED, SERVICES
 from honed.v1 import conductor_pb2, conductor_pb2_grpc
 

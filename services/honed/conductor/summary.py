@@ -10,9 +10,9 @@ import grpc
 from honed.conductor.run import Run
 from honed.conductor.sampling import Continuation
 from honed.conductor.state import PHASE_NAMES
-from honed.kit.wiring import internal_channel
 from honed.report.measures import distinct_n, mean, pauses_ms, percentile
 from honed.report.page import RunReport, SampleRow, write_report
+from honed.runtime import internal_channel
 from honed.v1 import learner_pb2, learner_pb2_grpc
 
 logger = logging.getLogger(__name__)

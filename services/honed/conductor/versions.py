@@ -27,8 +27,8 @@ from honed.conductor.sampling import prompts_of
 from honed.conductor.scoring import scores
 from honed.config import RunSettings
 from honed.kit.errors import Aborted, FailedPrecondition, Unavailable
-from honed.kit.wiring import internal_channel
 from honed.report.measures import distinct_n, mean
+from honed.runtime import internal_channel
 from honed.v1 import (
     common_pb2,
     conductor_pb2,

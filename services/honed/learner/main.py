@@ -23,7 +23,6 @@ from honed.artifacts.store import PolicyStore
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
-from honed.kit.wiring import consumer_name, internal_channel, redis_url, server_options
 from honed.learner.build import build_trainer, config_hash, vocabulary_of
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.directory_lock import locked
@@ -53,6 +52,7 @@ from honed.queue.progress import ProgressBoard
 from honed.queue.promotions import PromotedScorers, PromotionBoard
 from honed.queue.scripts import GROUP
 from honed.queue.stream import QueueSettings, WorkQueue
+from honed.runtime import consumer_name, internal_channel, redis_url, server_options
 from honed.v1 import learner_pb2_grpc
 from honed.workspace import Workspace
 

@@ -19,7 +19,6 @@ from honed.config import RewardSettings, RunSettings, ScorerSettings
 from honed.kit.aio import unless
 from honed.kit.errors import FailedPrecondition, HonedError, NotFound, Unavailable
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
-from honed.kit.wiring import consumer_name, redis_url, server_options
 from honed.queue.connection import Link, Outage
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import ROLLOUTS, RunKeys
@@ -37,6 +36,7 @@ from honed.reward.scorer import Scorer, TokenCodec
 from honed.reward.service import RewardService
 from honed.reward.sources import ModelSources
 from honed.reward.worker import ScoringWorker
+from honed.runtime import consumer_name, redis_url, server_options
 from honed.v1 import reward_pb2_grpc
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,6 @@ from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import FailedPrecondition, root_cause
 from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
-from honed.kit.wiring import internal_channel
 from honed.learner import rng
 from honed.learner.build import choose_device
 from honed.learner.jobs.judged import Judged, encode, read_judgement, read_pairs
@@ -49,6 +48,7 @@ from honed.learner.reward_training import (
 from honed.models.chat import ChatMessage
 from honed.models.reward_model import RewardModel, reward_model_version
 from honed.models.tokenizer import TextTokenizer, load_tokenizer, render_chat
+from honed.runtime import internal_channel
 from honed.v1 import preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace
 
