@@ -493,15 +493,10 @@ class CommitVersionResponse(_message.Message):
     PAUSE_FIELD_NUMBER: _builtins.int
     CANARY_MAX_ERROR_FIELD_NUMBER: _builtins.int
     REQUESTS_CARRIED_FIELD_NUMBER: _builtins.int
-    CANARY_MARGIN_FIELD_NUMBER: _builtins.int
     canary_max_error: _builtins.float
     """The largest difference between a canary's log-probability here and in the manifest, in nats."""
     requests_carried: _builtins.int
     """Requests that were in flight at the pause and went on after it."""
-    canary_margin: _builtins.float
-    """How much worse the canaries of the version before fit the loaded weights than those of this one, in nats. 0 if the two
-    cannot be told apart.
-    """
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The committed version."""
@@ -519,11 +514,10 @@ class CommitVersionResponse(_message.Message):
         pause: _duration_pb2.Duration | None = ...,
         canary_max_error: _builtins.float = ...,
         requests_carried: _builtins.int = ...,
-        canary_margin: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_margin", b"canary_margin", "canary_max_error", b"canary_max_error", "pause", b"pause", "requests_carried", b"requests_carried", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_max_error", b"canary_max_error", "pause", b"pause", "requests_carried", b"requests_carried", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
