@@ -74,6 +74,8 @@ class Setup:
                 "max_num_seqs": self.concurrency,
                 "max_queued": max(512, 4 * self.concurrency),
                 "threads": self.threads,
+                "max_model_tokens": 512,
+                "max_prompt_tokens": 256,
                 "max_tokens": 192,
                 "staged_load": self.staged,
             }
