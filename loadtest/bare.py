@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from honed.generation.vllm_engine import VLLMEngine
+from honed.generation.vllm.engine import VLLMEngine
 from loadtest.closed_loop import Round, run_closed_loop
 from loadtest.work import Work
 

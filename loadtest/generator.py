@@ -44,6 +44,7 @@ class Generator:
         self._ready = ready
         self._token = read_token(Path(ready["token_file"]))
         self.vocabulary: int = ready["vocabulary"]
+        self.model = Path(ready["model"])
         self.versions = [Version(*row) for row in ready["versions"]]
 
     def channel(self, *, control: bool = False) -> grpc.aio.Channel:

@@ -41,18 +41,30 @@ class Published:
     vocabulary: int
 
 
-def make_model(directory: Path, seed: int = 1, *, width: int = WIDTH, layers: int = LAYERS) -> None:
-    """Writes a random Llama of the demo's shape with a byte-level BPE tokenizer."""
+def make_model(
+    directory: Path, seed: int = 1, *, width: int = WIDTH, layers: int = LAYERS, vocabulary: int | None = None
+) -> None:
+    """Writes a random Llama of the demo's shape with a byte-level BPE tokenizer; `vocabulary` may be more than that has."""
     words = random.Random(seed)
     # Made-up words by the thousand, so that the tokenizer finds enough merges to fill its vocabulary.
     letters = "etaoinshrdlucmfwypvbgk"
     made = ["".join(words.choices(letters, k=words.randint(2, 9))) for _ in range(4000)]
     texts = [" ".join(words.choices(made, k=40)) + " " + random_text(words, 40) for _ in range(400)]
     tokenizer = train_tokenizer(texts, vocabulary_size=VOCABULARY, max_length=LONGEST)
-    shape = ModelShape(hidden_size=width, layers=layers, head_size=32, max_length=LONGEST)
-    model = new_language_model(shape, vocabulary_size=len(tokenizer), rng=rng.generator(seed))
+    shape = ModelShape(hidden_size=width, layers=layers, head_size=32 if width < 512 else 64, max_length=LONGEST)
+    model = new_language_model(shape, vocabulary_size=vocabulary or len(tokenizer), rng=rng.generator(seed))
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def make_large_model(directory: Path, gigabytes: float) -> None:
+    """Writes a random Llama of about that size in float32, in the proportions of real ones: a head of 32,000 tokens."""
+    width, vocabulary = 1024, 32_000
+    a_layer = 4 * width**2 + 3 * width * (-(-width * 8 // 3 // 32) * 32)
+    layers = round((gigabytes * 1e9 / 4 - vocabulary * width) / a_layer)
+    if layers < 1:
+        raise ValueError(f"--make {gigabytes:g} is too small; {(vocabulary * width + a_layer) * 4e-9:.2f} is the least")
+    make_model(directory, width=width, layers=layers, vocabulary=vocabulary)
 
 
 def publish(store: PolicyStore, model: Path, scratch: Path, count: int) -> Published:

@@ -24,10 +24,11 @@ from honed.artifacts.store import PolicyStore
 from honed.config import GenerationSettings, RunSettings
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import InitialVersion
-from honed.generation.main import CONTROL, PUBLIC, caps, make_engine
-from honed.generation.sampler import Sampler
+from honed.generation.frontend import SamplingFrontend
+from honed.generation.main import CONTROL, PUBLIC, limits, make_gate
+from honed.generation.make_engine import make_engine
 from honed.generation.service import GenerationService
-from honed.generation.vllm_engine import VLLMEngine
+from honed.generation.vllm.engine import VLLMEngine
 from honed.kit.server import Listener, Server, Servicer
 from honed.kit.wiring import server_options
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
@@ -50,6 +51,8 @@ class Setup:
         concurrency: Requests that the engine runs at once.
         threads: Compute threads of the engine on a CPU.
         dtype: Of weights and activations.
+        gigabytes: Size of the model to make; 0 makes the tiny one.
+        staged: Load new weights beside those that serve.
     """
 
     directory: str
@@ -58,6 +61,8 @@ class Setup:
     concurrency: int = 64
     threads: int = 1
     dtype: str = "float32"
+    gigabytes: float = 0.0
+    staged: bool = True
 
     def settings(self) -> RunSettings:
         """The settings of the run that this is."""
@@ -65,11 +70,12 @@ class Setup:
             {
                 "engine": "vllm",
                 "dtype": self.dtype,
-                "canary_tolerance": 1e-3 if self.dtype == "float32" else 0.2,
+                "canary_tolerance": None if self.dtype == "float32" else 0.2,
                 "max_num_seqs": self.concurrency,
                 "max_queued": max(512, 4 * self.concurrency),
                 "threads": self.threads,
                 "max_tokens": 192,
+                "staged_load": self.staged,
             }
         )
         return RunSettings(run=RUN, directory=Path(self.directory), generation=generation)
@@ -82,11 +88,12 @@ async def main() -> None:
     settings = setup.settings()
     store = PolicyStore(settings.policy_url, settings.run)
     published, initial = await asyncio.to_thread(_publish, setup, settings, store)
-    engine = make_engine(settings.generation, initial)
+    gate = make_gate(settings.generation)
+    engine = make_engine(settings.generation, initial, gate)
     assert isinstance(engine, VLLMEngine)
-    sampler = Sampler(engine, caps(settings.generation), settings.run)
-    service = GenerationService(sampler)
-    control = GenerationControlService(sampler, store, Workspace(settings.directory).versions)
+    frontend = SamplingFrontend(engine, gate, limits(settings.generation), settings.run)
+    service = GenerationService(frontend)
+    control = GenerationControlService(frontend, store, _versions(settings))
     host = settings.generation.host
     server = Server(
         [
@@ -152,18 +159,24 @@ class Bench:
         return {"hot": _hot_spots(self._profile)}
 
 
+def _versions(settings: RunSettings) -> Path:
+    return Workspace(settings.directory).generators / "versions"
+
+
 def _publish(setup: Setup, settings: RunSettings, store: PolicyStore) -> tuple[dict[str, Any], InitialVersion]:
-    from loadtest.material import make_model, publish
+    from loadtest.material import make_large_model, make_model, publish
 
     place = Workspace(settings.directory)
     model = Path(setup.model) if setup.model else place.base_model
-    if setup.model is None:
+    if setup.model is None and setup.gigabytes:
+        make_large_model(model, setup.gigabytes)
+    elif setup.model is None:
         make_model(model)
     published = publish(store, model, place.root / "export", setup.versions)
     first = published.manifests[0].version
-    initial = InitialVersion(first, store.fetch(first, place.versions))
+    initial = InitialVersion(first, store.fetch(first, _versions(settings)))
     manifests = [[m.version.fence, m.version.step, m.digest] for m in published.manifests]
-    return {"versions": manifests, "vocabulary": published.vocabulary}, initial
+    return {"versions": manifests, "vocabulary": published.vocabulary, "model": str(model)}, initial
 
 
 async def _obey(commands: asyncio.StreamReader, replies: TextIO, bench: Bench) -> None:

@@ -21,7 +21,7 @@ def main() -> int:
         import transformers
         import vllm
 
-        import honed.generation.vllm_plugin  # noqa: F401
+        import honed.generation.vllm.plugin  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
         print(f"the installation is not complete: {error}; remove .venv and run make again", file=sys.stderr)
         return 1

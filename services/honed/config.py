@@ -7,7 +7,7 @@ unknown key is an error that names the nearest known one (`honed.settings_file` 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
@@ -110,12 +110,27 @@ class GenerationSettings(ReplicatedSettings):
     kv_cache_gib: Rate = Field(2.0, description="KV cache on a machine without a GPU.")
     threads: Positive = Field(1, description="Compute threads of the engine on a machine without a GPU.")
     weights_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of published versions.")
-    canary_tolerance: Rate | None = Field(
-        None, description="Nats; more, and a version is rolled back. Unset: what the dtype allows."
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = Field(0.85, description="Share of a GPU's memory for the engine.")
+    cuda_graphs: bool | None = Field(None, description="Compile and replay CUDA graphs. Unset: on a GPU yes; a CPU cannot.")
+    max_batched_tokens: Positive = Field(2048, description="Tokens that one step of the engine processes, prompts included.")
+    tensor_parallel: Positive = Field(1, description="GPUs that share the model.")
+    staged_load: bool = Field(True, description="Load new weights beside those that serve: short pauses, twice the memory.")
+    canary_tolerance: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Nats; more, and a version is rolled back. Unset: 0.001 in float32, 0.03 in float16, 0.1 in bfloat16."
     )
-    commit_timeout_s: Seconds = 60.0
+    call_timeout_s: Seconds = Field(30.0, description="Deadline of a call into the engine; a load has 1 s more for each 50 MB.")
+    commit_timeout_s: Seconds = Field(60.0, description="Deadline of a change of weights, with as much more.")
     rollout_concurrency: Positive = Field(64, description="Training samples in flight at once.")
     stall_s: Seconds = Field(120.0, description="An engine with work that gives no token for so long is started anew.")
+
+    @model_validator(mode="after")
+    def _a_step_holds_every_sequence(self) -> Self:
+        if self.max_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_batched_tokens is {self.max_batched_tokens}, less than max_num_seqs {self.max_num_seqs}: "
+                "a step must have room for one token of each sample; raise the first or lower the second"
+            )
+        return self
 
 
 class TruncateSettings(Section):

@@ -78,16 +78,6 @@ class Workspace:
         return self.models / "base"
 
     @property
-    def reward_model(self) -> Path:
-        """The reward model that the reward-model phase trained."""
-        return self.models / "reward"
-
-    @property
-    def reward_snapshot(self) -> Path:
-        """Content hash of the judgements behind the reward model."""
-        return self.models / "reward.snapshot"
-
-    @property
     def export(self) -> Path:
         """Where the pretraining job writes the base version before it is published."""
         return self.models / "export"
@@ -98,14 +88,9 @@ class Workspace:
         return self.root / "learner"
 
     @property
-    def generation(self) -> Path:
+    def generators(self) -> Path:
         """A directory for each replica of the generation service."""
         return self.root / "generation"
-
-    @property
-    def versions(self) -> Path:
-        """Versions that a generator has fetched."""
-        return self.generation / "versions"
 
     @property
     def reward(self) -> Path:

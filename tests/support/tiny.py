@@ -42,7 +42,14 @@ def make_tokenizer(directory: Path) -> int:
 
 
 def make_tiny_model(
-    directory: Path, seed: int, *, width: int = 64, layers: int = 2, vocab_size: int | None = None, spread: float = 0.2
+    directory: Path,
+    seed: int,
+    *,
+    width: int = 64,
+    layers: int = 2,
+    vocab_size: int | None = None,
+    spread: float = 0.2,
+    tied: bool = False,
 ) -> Path:
     """Writes a random Llama with its tokenizer as a Hugging Face model directory.
 
@@ -53,6 +60,7 @@ def make_tiny_model(
         layers: Number of layers.
         vocab_size: At least the tokenizer's 258; more makes the output layer larger.
         spread: Standard deviation of the initial weights: large enough that models differ, small enough for some entropy.
+        tied: Whether the output layer is the embedding.
 
     Returns:
         `directory`.
@@ -73,7 +81,7 @@ def make_tiny_model(
         initializer_range=spread,
         eos_token_id=0,
         bos_token_id=1,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):

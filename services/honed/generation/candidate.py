@@ -24,6 +24,11 @@ class Candidate:
         return self.manifest.version
 
     @property
+    def weight_bytes(self) -> int:
+        """Size of the safetensors files."""
+        return sum(entry.bytes for entry in self.manifest.files if entry.path.endswith(".safetensors"))
+
+    @property
     def weight_files(self) -> tuple[str, ...]:
         """The safetensors files, relative to the directory."""
         return tuple(entry.path for entry in self.manifest.files if entry.path.endswith(".safetensors"))
@@ -34,7 +39,8 @@ def read_candidate(version: VersionId, directory: Path) -> Candidate:
 
     Raises:
         DataLoss: If it is not the complete and undamaged `version`.
-        FailedPrecondition: If the version has no canaries: nobody could tell whether it was loaded right.
+        FailedPrecondition: If the version has no canaries: nobody could tell whether it was loaded
+            right.
     """
     manifest = verify_directory(directory)
     if manifest.version != version:

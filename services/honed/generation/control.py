@@ -6,6 +6,7 @@ import asyncio
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.generation.engine import CommitReport
-from honed.generation.sampler import Sampler
+from honed.generation.frontend import SamplingFrontend
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.kit.idempotency import Once
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
@@ -25,16 +26,30 @@ logger = logging.getLogger(__name__)
 class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServicer):
     """Fetches versions into a local directory while the old one serves, and swaps them in.
 
-    One change at a time. The directories of the serving version and the one before stay, for a roll-back; at a commit the
-    others go.
+    One change at a time. The directories of the serving version and the one before stay, for a
+    roll-back; at a commit the others go.
     """
 
-    def __init__(self, sampler: Sampler, store: PolicyStore, directory: Path) -> None:
-        """Keeps fetched versions under `directory`."""
-        self._sampler = sampler
-        self._engine = sampler.engine
+    def __init__(
+        self,
+        frontend: SamplingFrontend,
+        store: PolicyStore,
+        directory: Path,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Before the engine serves, every change is answered with Unavailable.
+
+        Args:
+            frontend: In front of the engine.
+            store: Where versions are fetched from.
+            directory: Where fetched versions go.
+            on_change: Called when another version serves, or what is taken changes.
+        """
+        self._frontend = frontend
+        self._engine = frontend.engine
         self._store = store
         self._directory = directory
+        self._on_change = on_change
         self._changing = asyncio.Lock()
         self._prepare: Once[generation_pb2.PrepareVersionResponse] = Once()
         self._commit: Once[CommitReport | None] = Once()
@@ -79,17 +94,29 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
 
     async def Resume(self, request: generation_pb2.ResumeRequest, context: Any) -> generation_pb2.ResumeResponse:
         """Lets it go on, and ends a drain."""
-        self._sampler.draining = False
+        self._frontend.draining = False
+        self._on_change()
         await self._engine.resume()
         return generation_pb2.ResumeResponse()
 
     async def Drain(self, request: generation_pb2.DrainRequest, context: Any) -> generation_pb2.DrainResponse:
         """Takes no new calls, and waits until nothing is in flight or the time is up."""
-        self._sampler.draining = True
+        self._frontend.draining = True
+        self._on_change()
         end = time.monotonic() + (request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else 30.0)
         while self._engine.in_flight and time.monotonic() < end:  # noqa: ASYNC110  # the engine has no event for it
             await asyncio.sleep(0.02)
         return generation_pb2.DrainResponse(remaining=self._engine.in_flight)
+
+    @property
+    def version(self) -> VersionId:
+        """The version that serves. Raises Unavailable before the first."""
+        return self._engine.version
+
+    @property
+    def changing(self) -> bool:
+        """Whether a version is being prepared or committed."""
+        return self._changing.locked()
 
     async def change(self, version: VersionId, manifest_sha256: str) -> CommitReport | None:
         """Prepares and commits a version, as the two calls do.
@@ -114,7 +141,7 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
         return generation_pb2.PrepareVersionResponse(bytes_fetched=fetched, elapsed=_duration(time.monotonic() - started))
 
     async def _do_commit(self, version: VersionId) -> CommitReport | None:
-        """Commits a version; None if it serves already, as after a restart that found it in the store."""
+        """Commits a version; None if it serves already, as after a restart."""
         async with self._changing:
             if version == self._engine.version:
                 return None
@@ -124,6 +151,7 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
                 )
             before = self._engine.version
             report = await self._engine.commit(version)
+            self._on_change()
             await asyncio.to_thread(self._clear, before, version)
         logger.info(
             "version committed",
@@ -137,7 +165,7 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
         return report
 
     def _clear(self, before: VersionId, now: VersionId) -> None:
-        """Removes every fetched version older than `now` but `before`: those that were refused, too."""
+        """Removes every fetched version older than `now` but `before`, refused ones too."""
         for path in self._directory.glob("[0-9]*"):  # a fetch under way has a hidden name
             if path != self._target(before) and VersionId.parse(path.name) < now:
                 shutil.rmtree(path, ignore_errors=True)
@@ -146,8 +174,8 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
         return self._directory / version.label
 
     def _version(self, version: common_pb2.PolicyVersion) -> VersionId:
-        if version.run != self._sampler.run:
-            raise InvalidArgument("version.run", f"this generator serves run {self._sampler.run!r}, not {version.run!r}")
+        if version.run != self._frontend.run:
+            raise InvalidArgument("version.run", f"this generator serves run {self._frontend.run!r}, not {version.run!r}")
         return VersionId(version.fence, version.step)
 
 

@@ -2,9 +2,11 @@
 
 What each implementation keeps:
 
-* Every token carries the version that sampled it, and its log-probability is that version's own, given the whole prefix.
+* Every token carries the version that sampled it, and its log-probability is that version's own,
+  given the whole prefix.
 * No token that leaves the engine was sampled by weights whose canary check had not passed.
-* A change of weights fails no request: those in flight go on afterwards, those that arrive meanwhile wait.
+* A change of weights fails no request: those in flight go on afterwards, those that arrive
+  meanwhile wait.
 * Cancelling `complete` or closing `generate` frees the engine of the request.
 """
 
@@ -12,12 +14,13 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from honed.artifacts.version import VersionId
+from honed.generation.gate import RequestKind
 from honed.kit.errors import InvalidArgument
 
 
@@ -32,7 +35,8 @@ class Sampling:
         top_k: Keeps the k most likely tokens; 0 keeps all.
         seed: Makes the sampling repeatable.
         stop: Texts that end the response; not part of the text.
-        stop_token_ids: Tokens that end the response; the token itself is part of the token ids, not of the text.
+        stop_token_ids: Tokens that end the response; the token itself is part of the token ids, not
+            of the text.
         fixed_length: Sample exactly `max_tokens`, past any end-of-sequence token.
     """
 
@@ -71,8 +75,10 @@ class EngineRequest:
         request_id: Unique among the requests in flight; appears in logs.
         prompt_token_ids: The prompt; at least one token.
         sampling: How to sample.
-        want_text: Decode the response. Rollouts leave it off: decoding costs time on the path of every token.
+        want_text: Decode the response. Rollouts leave it off: decoding costs time on the path of
+            every token.
         want_logprobs: Record the log-probability of each sampled token.
+        kind: On whose behalf; decides when it may enter the engine.
     """
 
     request_id: str
@@ -80,6 +86,7 @@ class EngineRequest:
     sampling: Sampling
     want_text: bool = True
     want_logprobs: bool = True
+    kind: RequestKind = RequestKind.APPLICATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +112,11 @@ class Chunk:
 
     Attributes:
         token_ids: Sampled tokens.
-        logprobs: One value a token (nats, float32 precision), of the distribution that was sampled from: after temperature,
-            top-p and top-k; at temperature 0 of the model's own. Empty unless asked for.
-        spans: Who sampled them. Ordered, without gaps, covering exactly the chunk's tokens; they count from the start of the
-            response.
+        logprobs: One value a token (nats, float32 precision), of the distribution that was sampled
+            from: after temperature, top-p and top-k; at temperature 0 of the model's own. Empty
+            unless asked for.
+        spans: Who sampled them. Ordered, without gaps, covering exactly the chunk's tokens; they
+            count from the start of the response.
         text: The decoded text; empty unless asked for.
         finish_reason: None while the response goes on.
     """
@@ -126,15 +134,21 @@ class CommitReport:
 
     Attributes:
         version: The version that serves now.
-        pause_s: Seconds from the pause to the moment that sampled tokens may leave the engine again.
-        canary_max_error: The largest difference of a canary's log-probability from the manifest's, nats.
+        pause_s: Seconds from the pause to the moment that sampled tokens may leave the engine
+            again.
+        canary_max_error: The largest difference of a canary's log-probability from the manifest's,
+            nats.
         requests_carried: Requests that were in flight at the pause and went on after it.
+        canaries_tell_apart: Whether the canaries could tell this version from the one that served
+            before: False after a step too small for them, None where the two have no canary text in
+            common.
     """
 
     version: VersionId
     pause_s: float
     canary_max_error: float
     requests_carried: int
+    canaries_tell_apart: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +164,18 @@ class CommitSettings:
     """Bounds of a change of weights.
 
     Attributes:
-        canary_tolerance: The largest difference of a canary's log-probability that passes, nats. float32 engines agree to about
-            1e-5; bfloat16 needs about 0.1.
-        call_timeout_s: Deadline of each single call into the engine.
+        canary_tolerance: The largest difference of a canary's log-probability that passes, nats.
+            None: by the coarser of the engine's and the files' types, see
+            `canaries.default_tolerance`.
+        call_timeout_s: Deadline of each single call into the engine that loads nothing.
         timeout_s: Deadline from the pause to the verified weights; a roll-back has as long again.
+        load_bytes_per_s: Deadlines of what reads weights grow by the weights' size over this.
     """
 
-    canary_tolerance: float = 1e-3
+    canary_tolerance: float | None = None
     call_timeout_s: float = 30.0
     timeout_s: float = 60.0
+    load_bytes_per_s: float = 50e6
 
 
 class GenerationEngine(Protocol):
@@ -166,7 +183,15 @@ class GenerationEngine(Protocol):
 
     @property
     def version(self) -> VersionId:
-        """The committed version."""
+        """The committed version.
+
+        Raises:
+            Unavailable: Before `start` has found a version that passes.
+        """
+
+    @property
+    def refused(self) -> Mapping[VersionId, str]:
+        """The versions that `start` passed over, with the reason."""
 
     @property
     def in_flight(self) -> int:
@@ -180,12 +205,20 @@ class GenerationEngine(Protocol):
     def description(self) -> str:
         """Name and version of the engine, for example `vllm 0.32.0`."""
 
+    @property
+    def longest_token(self) -> int:
+        """Characters of the longest token of the policy's tokenizer: no text has more characters for each of its tokens."""
+
+    @property
+    def progress(self) -> int:
+        """A number that is another one whenever a token has been sampled for a request in flight."""
+
     async def start(self) -> None:
-        """Loads the first version and checks its canaries.
+        """Serves the first of the given versions that is whole and whose canaries agree with the loaded weights.
 
         Raises:
             Unavailable: If the engine cannot be started; the message says what is missing.
-            Aborted: If the canaries do not agree with the loaded weights.
+            Aborted: If no version passed; the message gives the reason of each.
         """
 
     async def complete(self, request: EngineRequest) -> Chunk:
@@ -201,13 +234,16 @@ class GenerationEngine(Protocol):
         """Samples a response chunk by chunk; the last one has a finish reason. Raises like `complete`."""
 
     async def prepare(self, version: VersionId, directory: Path) -> None:
-        """Checks that the verified version at `directory` can replace the serving one. The old version goes on serving.
+        """Verifies the version at `directory` and loads it beside the serving one, which goes on serving.
 
-        The directory must stay until another version has been committed after it: a roll-back reads it again.
+        The directory must stay until another version has been committed after it: a roll-back may
+        read it again.
 
         Raises:
-            FailedPrecondition: If its architecture or tokenizer differs from what is loaded, or it has no canaries.
+            FailedPrecondition: If its architecture or tokenizer differs from what is loaded, or it
+                has no canaries.
             DataLoss: If files are missing or damaged.
+            Unavailable: If it cannot be loaded, or no version serves yet. Nothing of it is kept.
         """
 
     async def commit(self, version: VersionId) -> CommitReport:
@@ -216,11 +252,12 @@ class GenerationEngine(Protocol):
         Raises:
             FailedPrecondition: If the version was not prepared.
             Aborted: If it did not take; the last good version serves again, and no request failed.
-            Unavailable: If the last good version could not be restored either. The engine is dead then.
+            Unavailable: If the last good version could not be restored either. The engine is dead
+                then.
         """
 
     async def abort_version(self, version: VersionId) -> None:
-        """Forgets a prepared version; nothing happens if it was not prepared."""
+        """Forgets a prepared version and frees what it takes; nothing happens if it was not prepared."""
 
     async def pause(self) -> None:
         """Freezes what is in flight. New requests wait. A commit is possible and leaves the engine paused."""
@@ -261,7 +298,17 @@ def check_request(request: EngineRequest, limits: EngineLimits) -> None:
 
 @dataclass(frozen=True, slots=True)
 class InitialVersion:
-    """What an engine serves first: a version's verified directory."""
+    """A version that an engine may serve first.
+
+    Attributes:
+        version: Its name.
+        directory: Its verified directory; or a function that fetches it, called in a thread when
+            its turn comes.
+    """
 
     version: VersionId
-    directory: Path
+    directory: Path | Callable[[], Path]
+
+    def fetched(self) -> Path:
+        """The directory. Blocks; raises what the function raises."""
+        return self.directory() if callable(self.directory) else self.directory

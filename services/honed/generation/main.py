@@ -1,28 +1,48 @@
-"""The generation process: the engine on the newest version, both gRPC services, and the rollout worker."""
+"""The generation process: an engine, both gRPC services, and the rollout worker.
+
+In this order: the ports, so that a second process of the same settings ends before it touches
+anything; the directory's lock; the engine on the newest version that passes; what was pushed
+meanwhile; readiness. At SIGTERM the other way round: readiness, training work, the calls in flight,
+and the engine last.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import logging
-import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.config import GenerationSettings, RunSettings
+from honed.generation import metrics
+from honed.generation.catch_up import CatchUp
 from honed.generation.control import GenerationControlService
-from honed.generation.engine import CommitSettings, GenerationEngine, InitialVersion
-from honed.generation.sampler import Caps, Sampler
+from honed.generation.engine import GenerationEngine, InitialVersion
+from honed.generation.frontend import RequestLimits, SamplingFrontend
+from honed.generation.gate import RequestGate
+from honed.generation.home import own_directory
+from honed.generation.make_engine import make_engine
 from honed.generation.service import GenerationService
+from honed.generation.stall import StallWatch
 from honed.generation.worker import RolloutWorker
-from honed.kit.errors import FailedPrecondition, Unavailable
-from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
-from honed.kit.wiring import consumer_name, redis_url, server_options
+from honed.kit.aio import unless
+from honed.kit.errors import FailedPrecondition, NotFound, Unavailable, root_cause
+from honed.kit.server import Lifecycle, Listener, Server, Servicer, serve_until_signalled
+from honed.models.chat import ChatMessage
+from honed.models.tokenizer import TextTokenizer, load_tokenizer, render_chat
+from honed.queue.application import ApplicationPrompts
 from honed.queue.connection import Link, Outage
+from honed.queue.identity import RunIdentity
 from honed.queue.keys import PROMPTS, RunKeys
+from honed.queue.members import GENERATION, Member, Members, registered
+from honed.queue.progress import ProgressBoard
 from honed.queue.stream import QueueSettings, WorkQueue
-from honed.v1 import generation_pb2_grpc
+from honed.runtime import consumer_name, redis_url, server_options
+from honed.v1 import generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -35,120 +55,180 @@ async def run(settings: RunSettings) -> None:
     """Serves until SIGTERM.
 
     Raises:
-        FailedPrecondition: the policy store holds no version.
-        Unavailable: the engine died, or Redis is gone for good.
+        OSError: A port is taken.
+        FailedPrecondition: The policy store holds no version, or this replica runs already.
+        Aborted: No version of the store can be served.
+        Unavailable: The engine died or stands still.
     """
-    mine = settings.generation
-    store = PolicyStore(settings.policy_url, settings.run)
-    versions = _fresh(Workspace(settings.directory).versions)
-    initial = await _newest(store, versions)
-    engine = make_engine(mine, initial)
-    sampler = Sampler(engine, caps(mine), settings.run)
-    control = GenerationControlService(sampler, store, versions)
-    server = Server(
-        [
-            Listener(
-                mine.host,
-                mine.port,
-                [Servicer(PUBLIC, generation_pb2_grpc.add_GenerationServiceServicer_to_server, GenerationService(sampler))],
-            ),
-            Listener(
-                mine.host,
-                mine.control_port,
-                [Servicer(CONTROL, generation_pb2_grpc.add_GenerationControlServiceServicer_to_server, control)],
-            ),
-        ],
-        server_options(settings, mine),
-    )
-
-    async def work(stopping: asyncio.Event) -> None:
-        link = Link(redis_url(settings), outage=Outage(settings.queue.outage_s))
-        leases = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
-        queue = WorkQueue(link, RunKeys(settings.run), PROMPTS, consumer_name("generation"), leases)
-        worker = RolloutWorker(sampler, queue, mine.rollout_concurrency)
-        try:
-            await engine.start()
-            await catch_up(control, store, engine)
-            # What lives by now lives to the end. A full collection over it would hold up everything for a third of a second.
-            gc.collect()
-            gc.freeze()
-            await server.ready()
-            logger.info("serving", extra={"version": engine.version.label, "engine": engine.description})
-            async with asyncio.TaskGroup() as group:
-                dead = group.create_task(_fail_when_dead(engine))
-                await worker.run(stopping)
-                dead.cancel()
-        finally:
-            await engine.close()
-            await link.close()
-
-    await serve_until_signalled(server, work)
+    section = settings.generation
+    generator = Generator(settings, redis_url(settings))
+    add_public = generation_pb2_grpc.add_GenerationServiceServicer_to_server
+    add_control = generation_pb2_grpc.add_GenerationControlServiceServicer_to_server
+    public = Servicer(PUBLIC, add_public, GenerationService(generator.frontend, generator.name))
+    control = Servicer(CONTROL, add_control, generator.control)
+    listeners = [
+        Listener(section.host, section.port, [public], when_ready=True),
+        Listener(section.host, section.control_port, [control]),
+    ]
+    server = Server(listeners, server_options(settings, section))
+    await serve_until_signalled(server, partial(generator.work, server))
 
 
-def caps(mine: GenerationSettings) -> Caps:
-    """What one request may ask for."""
-    return Caps(
-        max_samples=mine.max_samples,
-        max_tokens=mine.max_tokens,
-        default_max_tokens=mine.default_max_tokens,
-        max_prompt_tokens=mine.max_prompt_tokens,
-        max_in_flight=mine.max_queued,
-    )
+class Generator:
+    """The parts of the process, and the order in which they start and end."""
 
-
-def make_engine(mine: GenerationSettings, initial: InitialVersion) -> GenerationEngine:
-    """The engine that the settings name; `auto` takes vLLM where it is installed."""
-    commit = CommitSettings(canary_tolerance=mine.canary_tolerance or 1e-3, timeout_s=mine.commit_timeout_s)
-    kind = mine.engine
-    if kind == "auto":
-        kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
-    if kind == "vllm":
-        from honed.generation.vllm_engine import VLLMEngine, VLLMSettings
-
-        return VLLMEngine(
-            initial,
-            VLLMSettings(
-                dtype=mine.dtype,
-                max_model_len=mine.max_model_tokens,
-                max_num_seqs=mine.max_num_seqs,
-                kv_cache_gib=mine.kv_cache_gib,
-                threads=mine.threads,
-            ),
-            commit,
-            max_in_flight=mine.max_queued,
+    def __init__(self, settings: RunSettings, url: str) -> None:
+        """Touches neither disk nor network. `url` is Redis'."""
+        self._settings = settings
+        self._section = section = settings.generation
+        self.name = consumer_name("generation")
+        self._store = PolicyStore(settings.policy_url, settings.run)
+        self._generators = Workspace(settings.directory).generators
+        self._versions = self._generators / str(section.replica) / "versions"
+        self._candidates: list[InitialVersion] = []
+        gate = make_gate(section)
+        self._engine = make_engine(section, self._candidates, gate)
+        self._chat = ChatRenderer()
+        self._link = Link(url, outage=Outage(settings.queue.outage_s))
+        keys = RunKeys(settings.run)
+        wanted = settings.conductor.application_prompts
+        self._offered = ApplicationPrompts(self._link, keys, wanted, decode=self._engine.decode)
+        self.frontend = SamplingFrontend(
+            self._engine, gate, limits(section), settings.run, render_chat=self._chat, on_prompt=self._offered.offer
         )
-    from honed.generation.transformers_engine import TransformersEngine, TransformersSettings
+        self.control = GenerationControlService(self.frontend, self._store, self._versions, lambda: self._changed())
+        self._members = Members(self._link, keys, GENERATION)
+        self._identity = RunIdentity(self._link, keys)
+        leases = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
+        queue = WorkQueue(self._link, keys, PROMPTS, self.name, leases)
+        self._worker = RolloutWorker(self.frontend, queue, self._check_identity, drain_s=section.drain_s)
+        self._catch_up = CatchUp(self.control, ProgressBoard(self._link, keys), self._worker.allowed)
+        metrics.observe(gate, self._worker)
+        self._ready = False
+        self._changed: Callable[[], None] = lambda: None
+        self._base_digest: str | None = None
 
-    return TransformersEngine(
-        initial,
-        TransformersSettings(dtype=mine.dtype, max_model_len=mine.max_model_tokens, max_batch=mine.max_num_seqs),
-        commit,
+    async def work(self, server: Server, lifecycle: Lifecycle) -> None:
+        """Loads, serves and works until the calls in flight at the end have ended."""
+        try:
+            with own_directory(self._generators, self._section.replica):
+                async with registered(self._members, self._describe) as self._changed, self._offered.running():
+                    if await unless(lifecycle, self._start()):
+                        await self._serve(server, lifecycle)
+        finally:
+            await self._engine.close()
+            await self._link.close()
+
+    async def _start(self) -> bool:
+        self._candidates += await asyncio.to_thread(lambda: list(_candidates(self._store, self._versions)))
+        await self._engine.start()
+        self._chat.tokenizer = await asyncio.to_thread(load_tokenizer, self._versions / self._engine.version.label)
+        self._catch_up.refused.update(self._engine.refused)
+        await self._catch_up.join()
+        # What lives by now lives to the end. A full collection over it would hold up everything for
+        # a third of a second.
+        gc.collect()
+        gc.freeze()
+        return True
+
+    async def _serve(self, server: Server, lifecycle: Lifecycle) -> None:
+        engine, gate = self._engine, self.frontend.gate
+        await server.ready()
+        self._ready = True
+        self._changed()
+        logger.info("serving", extra={"version": engine.version.label, "engine": engine.description})
+        try:
+            async with asyncio.TaskGroup() as group:
+                watches = [
+                    group.create_task(_fail_when_dead(engine)),
+                    group.create_task(StallWatch(engine, gate, self._section.stall_s).run()),
+                    group.create_task(self._catch_up.run()),
+                    group.create_task(self._worker.run(lifecycle)),
+                ]
+                await lifecycle.wait()
+                self._ready = False
+                self._changed()
+                # Calls in flight need the engine, and training may finish what it has. The worker ends by itself.
+                await lifecycle.drained.wait()
+                await watches.pop()
+                for watch in watches:
+                    watch.cancel()
+        except BaseExceptionGroup as failures:
+            raise root_cause(failures) from failures
+
+    def _describe(self) -> Member:
+        section = self._section
+        control = section.control_address or f"{section.host}:{section.control_port}"
+        try:
+            version = self._engine.version.label
+        except Unavailable:
+            version = ""
+        facts = {"replica": str(section.replica), "training": self._worker.state}
+        if self._catch_up.refused:
+            facts["refused"] = "; ".join(f"{version}: {reason}" for version, reason in self._catch_up.refused.items())
+        ready = self._ready and not self.frontend.draining
+        return Member(self.name, section.target, control, version, ready, facts)
+
+    async def _check_identity(self) -> None:
+        if self._base_digest is None:
+            try:
+                base = await asyncio.to_thread(self._store.manifest, VersionId(0, 0))
+            except NotFound:
+                return  # a run whose base was taken away by hand: nothing to compare
+            self._base_digest = base.digest
+        await self._identity.check(self._base_digest)
+
+
+class ChatRenderer:
+    """The policy's chat template, once the policy is there."""
+
+    def __init__(self) -> None:
+        """Knows no template yet."""
+        self.tokenizer: TextTokenizer | None = None
+
+    def __call__(self, messages: Sequence[generation_pb2.ChatMessage]) -> list[int]:
+        """Token ids of a conversation.
+
+        Raises:
+            InvalidArgument: There is no template, or it refuses the messages.
+            Unavailable: No version serves yet.
+        """
+        if self.tokenizer is None:
+            raise Unavailable("the engine has not started; try again")
+        return render_chat(self.tokenizer, [ChatMessage(m.role, m.content) for m in messages], field="prompt.messages")
+
+
+def limits(section: GenerationSettings) -> RequestLimits:
+    """What one request may ask for."""
+    return RequestLimits(
+        max_samples=section.max_samples,
+        max_tokens=section.max_tokens,
+        default_max_tokens=section.default_max_tokens,
+        max_prompt_tokens=section.max_prompt_tokens,
     )
 
 
-async def catch_up(control: GenerationControlService, store: PolicyStore, engine: GenerationEngine) -> None:
-    """Takes in what was published while the engine started."""
-    latest = await asyncio.to_thread(store.latest)
-    if latest is not None and latest > engine.version:
-        await control.change(latest, "")
+def make_gate(section: GenerationSettings) -> RequestGate:
+    """The gate before the engine. It lets a little more in than the engine runs at once."""
+    window = max(2, section.max_num_seqs + section.max_num_seqs // 4)
+    return RequestGate(window, section.max_queued, section.application_share, training_limit=section.rollout_concurrency)
 
 
-async def _newest(store: PolicyStore, directory: Path) -> InitialVersion:
-    version = await asyncio.to_thread(store.latest)
-    if version is None:
+def _candidates(store: PolicyStore, directory: Path) -> Iterator[InitialVersion]:
+    """The versions to try, newest first; each is fetched when its turn comes.
+
+    Raises:
+        FailedPrecondition: There is none.
+    """
+    versions = store.servable()
+    if not versions:
         raise FailedPrecondition(
             f"the policy store holds no version of run {store.run!r}: "
             "run the pretraining phase, or set conductor.start_from to a model"
         )
-    return InitialVersion(version, await asyncio.to_thread(store.fetch, version, directory))
+    for version in versions:
+        yield InitialVersion(version, partial(store.fetch, version, directory))
 
 
 async def _fail_when_dead(engine: GenerationEngine) -> None:
     raise Unavailable(f"the engine died: {await engine.wait_dead()}")
-
-
-def _fresh(directory: Path) -> Path:
-    """Versions fetched by an earlier process are of no use: nobody knows that they are whole."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    return directory

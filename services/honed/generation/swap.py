@@ -3,25 +3,31 @@
 Invariants:
 
 * The host thaws only with weights whose canaries have just passed.
-* The version changes only after that, and back never happens silently: a failed commit raises Aborted.
-* If the last good version cannot be restored, the host stays frozen for ever and `wait_dead` returns.
+* The version changes only after that, and back never happens silently: a failed commit raises
+  Aborted.
+* If the last good version cannot be restored, the host stays frozen for ever and `wait_dead`
+  returns.
 * A commit that has begun runs to its end even if its caller goes away.
+* Nothing is prepared or committed before a first version has passed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from honed.artifacts.version import VersionId
-from honed.generation.admission import Admission
+from honed.generation.canaries import Measured, check_tolerance, default_tolerance, tell_apart
 from honed.generation.candidate import Candidate, check_fits, read_candidate
 from honed.generation.engine import CommitReport, CommitSettings
+from honed.generation.gate import RequestGate
 from honed.kit.errors import Aborted, FailedPrecondition, Unavailable
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -32,8 +38,18 @@ class WeightHost(Protocol):
     async def freeze(self) -> None:
         """Stops sampling and keeps every request. Also while it is frozen already."""
 
+    async def stage(self, candidate: Candidate) -> None:
+        """Loads weights beside those that serve, while sampling goes on. At most one version is staged; the newest stays."""
+
+    async def unstage(self) -> None:
+        """Frees what is staged, or what a `load` of the staged version left."""
+
     async def load(self, candidate: Candidate) -> None:
-        """Replaces all weights, labels what they will sample, and forgets all that the old ones had computed."""
+        """Replaces all weights, labels what they will sample, and forgets all that the old ones had computed.
+
+        Fast if the candidate is staged, or served before the last call and nothing was staged
+        since. Otherwise its files are read.
+        """
 
     async def canary_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         """For each prompt the log-probabilities of its tokens but the first. Nothing else may be sampled meanwhile."""
@@ -51,18 +67,24 @@ class VersionSwap:
     def __init__(
         self,
         host: WeightHost,
-        serving: Candidate,
-        admission: Admission,
+        first: Candidate,
+        gate: RequestGate,
         settings: CommitSettings,
         clock: Callable[[], float],
+        *,
+        dtype: str = "float32",
     ) -> None:
-        """`serving` is what the host has loaded; `clock` counts seconds."""
+        """`first` is what the host has loaded, computing in `dtype`; `clock` counts seconds."""
         self._host = host
-        self._serving = serving
-        self._admission = admission
+        self._first = first
+        self._serving: Candidate | None = None
+        self._measured: Measured | None = None
+        self._gate = gate
         self._settings = settings
         self._clock = clock
+        self._dtype = dtype
         self._prepared: dict[VersionId, Candidate] = {}
+        self._staging = asyncio.Lock()  # who holds it may fill or empty the host's second set; taken before `_lock`
         self._lock = asyncio.Lock()
         self._paused = False
         self._last: CommitReport | None = None
@@ -70,52 +92,61 @@ class VersionSwap:
 
     @property
     def version(self) -> VersionId:
-        """The committed version."""
-        return self._serving.version
+        """The committed version. Raises Unavailable before the first has passed."""
+        return self._current.version
 
-    async def verify_first(self) -> None:
-        """Loads the first version as a push does, checks its canaries, then opens the door.
-
-        It is loaded already. Loading it again shows now that a roll-back to it will work, and the first push is no slower than
-        the others.
+    async def start(self, candidate: Candidate) -> None:
+        """Serves a first version if its canaries pass, and opens the door. If it does not pass, another one may be tried.
 
         Raises:
-            Aborted: If the canaries do not agree.
+            FailedPrecondition: If it does not fit what the host has loaded.
+            Aborted: If its canaries do not agree.
         """
-        await self._call("freeze", self._host.freeze())
-        await self._call("load", self._host.load(self._serving))
-        await self._check(self._serving)
-        await self._call("thaw", self._host.thaw())
-        self._admission.open()
+        async with self._staging, self._lock:
+            self._check_alive()
+            check_fits(candidate, self._first)
+            await self._call("freeze", self._host.freeze())
+            await self._call("load", self._host.load(candidate), self._load_s(candidate))
+            self._measured = await self._check(candidate)
+            await self._call("thaw", self._host.thaw())
+            self._serving = candidate
+            self._gate.open()
 
     async def prepare(self, version: VersionId, directory: Path) -> None:
         """See `GenerationEngine.prepare`."""
+        serving = self._current
         candidate = await asyncio.to_thread(read_candidate, version, directory)
-        check_fits(candidate, self._serving)
-        self._prepared[version] = candidate
+        check_fits(candidate, serving)
+        async with self._staging:
+            self._check_alive()
+            await self._call("stage", self._host.stage(candidate), self._load_s(candidate))
+            self._prepared[version] = candidate
 
-    def forget(self, version: VersionId) -> None:
+    async def forget(self, version: VersionId) -> None:
         """See `GenerationEngine.abort_version`."""
-        self._prepared.pop(version, None)
+        async with self._staging:
+            if self._prepared.pop(version, None) is not None:
+                await self._call("unstage", self._host.unstage())
 
     async def commit(self, version: VersionId) -> CommitReport:
         """See `GenerationEngine.commit`. Committing the serving version again returns its report."""
-        async with self._lock:
+        async with self._staging, self._lock:
             self._check_alive()
             if self._last is not None and version == self._last.version == self.version:
                 return self._last
+            serving = self._current
             candidate = self._prepared.pop(version, None)
             if candidate is None:
                 raise FailedPrecondition(f"version {version} was not prepared; call PrepareVersion first")
             # A caller that gives up half-way must not leave the engine half-way.
-            return await finish(asyncio.create_task(self._transaction(candidate)))
+            return await finish(asyncio.create_task(self._transaction(candidate, serving)))
 
     async def pause(self) -> None:
         """See `GenerationEngine.pause`."""
         async with self._lock:
             self._check_alive()
             self._paused = True
-            self._admission.shut()
+            self._gate.shut()
             await self._call("freeze", self._host.freeze())
 
     async def resume(self) -> None:
@@ -124,7 +155,7 @@ class VersionSwap:
             self._check_alive()
             self._paused = False
             await self._call("thaw", self._host.thaw())
-            self._admission.open()
+            self._gate.open()
 
     async def wait_dead(self) -> str:
         """Returns the reason when the engine can no longer serve."""
@@ -134,46 +165,65 @@ class VersionSwap:
         """Ends the engine's service. Idempotent."""
         if not self._dead.done():
             self._dead.set_result(reason)
-            self._admission.end(reason)
+            self._gate.end(reason)
             await self._host.halt(reason)
 
-    async def _transaction(self, candidate: Candidate) -> CommitReport:
+    @property
+    def _current(self) -> Candidate:
+        self._check_alive()
+        if self._serving is None:
+            raise Unavailable("no version serves yet: the engine is starting, and verifies its first one; try again")
+        return self._serving
+
+    async def _transaction(self, candidate: Candidate, serving: Candidate) -> CommitReport:
         started = self._clock()
-        self._admission.shut()
+        self._gate.shut()
         carried = 0
         try:
-            async with self._deadline():
+            async with self._deadline(candidate):
                 await self._call("freeze", self._host.freeze())
-                carried = self._admission.running
-                await self._call("load", self._host.load(candidate))
-                error = await self._check(candidate)
+                carried = self._gate.running
+                await self._call("load", self._host.load(candidate), self._load_s(candidate))
+                measured = await self._check(candidate)
+                apart = None if self._measured is None else tell_apart(measured, self._measured)
         except Exception as failure:  # whatever it was: what is loaded now must not serve
-            await self._roll_back(candidate.version, failure)
-            raise Aborted(f"version {candidate.version} did not take, {self.version} serves: {failure}") from failure
-        self._serving = candidate
+            await self._roll_back(candidate.version, serving, failure)
+            raise Aborted(f"version {candidate.version} did not take, {serving.version} serves: {failure}") from failure
+        self._serving, self._measured = candidate, measured
+        if apart is False:
+            logger.info("the step from %s to %s is too small for the canaries to tell", serving.version, candidate.version)
         await self._go_on()
-        self._last = CommitReport(candidate.version, self._clock() - started, error, carried)
+        self._last = CommitReport(candidate.version, self._clock() - started, measured.max_error, carried, apart)
         return self._last
 
-    async def _roll_back(self, failed: VersionId, failure: Exception) -> None:
+    async def _roll_back(self, failed: VersionId, serving: Candidate, failure: Exception) -> None:
         try:
-            async with self._deadline():
+            async with self._deadline(serving):
                 await self._call("freeze", self._host.freeze())
-                await self._call("load", self._host.load(self._serving))
-                await self._check(self._serving)
+                await self._call("load", self._host.load(serving), self._load_s(serving))
+                await self._check(serving)
         except Exception as second:
-            reason = f"version {failed} did not take ({failure}), and {self.version} could not be restored ({second})"
+            reason = f"version {failed} did not take ({failure}), and {serving.version} could not be restored ({second})"
             await self.die(reason)
             raise Unavailable(reason) from second
         await self._go_on()
 
+    async def _release(self) -> None:
+        """Frees the weights that do not serve. What fails here costs memory and no more."""
+        try:
+            await self._call("unstage", self._host.unstage())
+        except Exception:
+            logger.warning("the weights that do not serve were not freed", exc_info=True)
+
     async def _go_on(self) -> None:
+        # Before the host steps again: its next step computes every prefix anew, and an answer would wait for that.
+        await self._release()
         if self._paused:
             # The canaries may have needed the host to run; the operator's pause still stands.
             await self._or_die("freeze", self._host.freeze())
         else:
             await self._or_die("thaw", self._host.thaw())
-            self._admission.open()
+            self._gate.open()
 
     async def _or_die(self, name: str, call: Awaitable[None]) -> None:
         try:
@@ -182,36 +232,33 @@ class VersionSwap:
             await self.die(f"the engine failed at {name}: {error}")
             raise
 
-    async def _check(self, candidate: Candidate) -> float:
-        canaries = candidate.manifest.canaries
-        found = await self._call("canary", self._host.canary_logprobs([canary.token_ids for canary in canaries]))
-        errors = [
-            abs(value - expected)
-            for values, canary in zip(found, canaries, strict=True)
-            for value, expected in zip(values[canary.start - 1 :], canary.logprobs, strict=True)
-        ]
-        worst = math.inf if any(math.isnan(error) for error in errors) else max(errors)
-        if worst > self._settings.canary_tolerance:
-            raise Aborted(
-                f"the canaries of version {candidate.version} are off by {worst:.3g} nats; at most "
-                f"{self._settings.canary_tolerance:g} is allowed: the loaded weights are not the learner's"
-            )
-        return worst
+    async def _check(self, candidate: Candidate) -> Measured:
+        manifest, tolerance = candidate.manifest, self._settings.canary_tolerance
+        prompts = [canary.token_ids for canary in manifest.canaries]
+        measured = Measured.of(manifest, await self._call("canary", self._host.canary_logprobs(prompts)))
+        check_tolerance(measured, default_tolerance(self._dtype, manifest) if tolerance is None else tolerance)
+        return measured
 
-    async def _call(self, name: str, call: Awaitable[T]) -> T:
+    async def _call(self, name: str, call: Awaitable[T], more_s: float = 0.0) -> T:
+        limit = self._settings.call_timeout_s + more_s
         try:
-            async with asyncio.timeout(self._settings.call_timeout_s):
+            async with asyncio.timeout(limit):
                 return await call
         except TimeoutError as error:
-            raise Unavailable(f"the engine did not answer {name} within {self._settings.call_timeout_s:g} s") from error
+            raise Unavailable(f"the engine did not answer {name} within {limit:g} s") from error
+
+    def _load_s(self, candidate: Candidate) -> float:
+        """What reading a version may take, beyond the time of a call that reads nothing."""
+        return candidate.weight_bytes / self._settings.load_bytes_per_s
 
     @asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[None]:
+    async def _deadline(self, candidate: Candidate) -> AsyncIterator[None]:
+        limit = self._settings.timeout_s + self._load_s(candidate)
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
+            async with asyncio.timeout(limit):
                 yield
         except TimeoutError as error:
-            raise Unavailable(f"it took more than {self._settings.timeout_s:g} s") from error
+            raise Unavailable(f"it took more than {limit:g} s") from error
 
     def _check_alive(self) -> None:
         if self._dead.done():

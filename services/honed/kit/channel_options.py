@@ -32,5 +32,6 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # A replica that was replaced is found again within this time; who replaces the next one waits so long.
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 )

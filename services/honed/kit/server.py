@@ -55,11 +55,20 @@ class Servicer:
 
 @dataclass(frozen=True)
 class Listener:
-    """A port and the services on it."""
+    """A port and the services on it.
+
+    Attributes:
+        host: Where it listens.
+        port: 0 for any free one.
+        servicers: What it serves.
+        when_ready: Takes the port at the start, so that nobody else gets it, and answers from `Server.ready` on. A client
+            that connects before waits meanwhile, or goes to another replica; none gets an error from one that still loads.
+    """
 
     host: str
     port: int
     servicers: Sequence[Servicer]
+    when_ready: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,7 @@ class Server:
         self._listeners = listeners
         self.options = options
         self._servers: list[grpc.aio.Server] = []
+        self._unstarted: list[grpc.aio.Server] = []
         self._interceptors: list[CallInterceptor] = []
         self._prober: grpc.aio.Server | None = None
         self.health = Health()
@@ -130,6 +140,8 @@ class Server:
                 reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
             self.ports.append(_bind(server, listener.host, listener.port, options.tls, ", ".join(names)))
             self._servers.append(server)
+            if listener.when_ready:
+                self._unstarted.append(server)
             self._interceptors.append(interceptor)
         if options.health_port:
             self._prober = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=PROBES)
@@ -139,10 +151,13 @@ class Server:
         if options.metrics_port:
             metrics.expose(options.host, options.metrics_port)
         for server in self._servers:
-            await server.start()
+            if server not in self._unstarted:
+                await server.start()
 
     async def ready(self, serving: bool = True) -> None:
         """Sets the readiness of every service of this process; ignored once a stop has begun."""
+        while serving and self._unstarted:
+            await self._unstarted.pop().start()
         for listener in self._listeners:
             for servicer in listener.servicers:
                 await self.health.set(servicer.full_name, serving)

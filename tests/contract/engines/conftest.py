@@ -15,6 +15,7 @@ from tests.support.tiny import load, make_canaries, make_tiny_model, publish_ver
 
 from honed.artifacts import Canary, PolicyStore, VersionId
 from honed.generation.engine import Chunk, CommitReport, EngineRequest, GenerationEngine, InitialVersion, Sampling
+from honed.generation.gate import RequestGate
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -85,13 +86,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def make_engine(kind: str, initial: InitialVersion) -> GenerationEngine:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    gate = RequestGate(MAX_IN_FLIGHT, MAX_IN_FLIGHT + 1, application_share=1.0)
     if kind == "vllm":
-        from honed.generation.vllm_engine import VLLMEngine, VLLMSettings
+        from honed.generation.vllm.engine import VLLMEngine, VLLMSettings
 
-        return VLLMEngine(initial, VLLMSettings(max_num_seqs=MAX_BATCH), max_in_flight=MAX_IN_FLIGHT)
-    from honed.generation.transformers_engine import TransformersEngine, TransformersSettings
+        return VLLMEngine(initial, VLLMSettings(max_num_seqs=MAX_BATCH), gate=gate)
+    from honed.generation.hf.engine import TransformersEngine, TransformersSettings
 
-    return TransformersEngine(initial, TransformersSettings(max_batch=MAX_BATCH), max_in_flight=MAX_IN_FLIGHT)
+    return TransformersEngine(initial, TransformersSettings(max_batch=MAX_BATCH), gate=gate)
 
 
 @pytest_asyncio.fixture(

@@ -134,11 +134,25 @@ async def test_weights_that_are_not_the_learners_never_sample_and_the_last_good_
     assert (await lab.push(2)).version > before
 
 
+async def test_a_prepared_version_needs_its_files_no_more(lab: Lab) -> None:
+    version, directory = lab.publish(1)
+    await lab.engine.prepare(version, directory)
+    (directory / "model.safetensors").unlink()
+    async with load(lab) as running:
+        await lab.engine.commit(version)
+    for prompt, chunk in running.answers:
+        assert_true(lab, prompt, chunk)
+    assert lab.engine.version == version
+    await lab.push(0)  # the next one has files again
+
+
 async def test_weights_that_cannot_be_read_are_rolled_back(lab: Lab) -> None:
     await lab.push(1)
     before = lab.engine.version
     version, directory = lab.publish(2)
     await lab.engine.prepare(version, directory)
+    other, other_directory = lab.publish(0)
+    await lab.engine.prepare(other, other_directory)  # takes the memory: the first is to be loaded in the pause
     (directory / "model.safetensors").unlink()
     async with load(lab) as running:
         with pytest.raises(Aborted):

@@ -19,9 +19,10 @@ from honed.client import Client, RequestError, Version
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from honed.artifacts import PolicyStore, VersionId
     from honed.generation.engine import InitialVersion
-    from honed.generation.sampler import Caps, Sampler
+    from honed.generation.frontend import RequestLimits, SamplingFrontend
+    from honed.generation.gate import RequestGate
+    from honed.generation.hf.engine import TransformersEngine
     from honed.generation.service import GenerationService
-    from honed.generation.transformers_engine import TransformersEngine
     from honed.kit.server import Servicer
     from honed.v1 import generation_pb2_grpc
 
@@ -30,12 +31,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     version = VersionId(1, 0)
     publish_version(store, make_tiny_model(root / "model", seed=1), version)
     loop = served.Loop()
-    engine = TransformersEngine(InitialVersion(version, store.fetch(version, root / "versions")))
+    gate = RequestGate(window=16, queue_limit=17)
+    engine = TransformersEngine(InitialVersion(version, store.fetch(version, root / "versions")), gate=gate)
     try:
         loop.run(engine.start())
-        caps = Caps(max_samples=4, max_tokens=32, default_max_tokens=8, max_prompt_tokens=64, max_in_flight=16)
+        limits = RequestLimits(max_samples=4, max_tokens=32, default_max_tokens=8, max_prompt_tokens=64)
         add = generation_pb2_grpc.add_GenerationServiceServicer_to_server
-        service = Servicer("honed.v1.GenerationService", add, GenerationService(Sampler(engine, caps, "demo")))
+        service = Servicer("honed.v1.GenerationService", add, GenerationService(SamplingFrontend(engine, gate, limits, "demo")))
         served.announce(root, generation=loop.serve(service, served.make_tokens(root)))
         yield root
     finally:

@@ -19,16 +19,17 @@ from tests.support.tiny import make_canaries, make_tiny_model, publish_version
 from honed.artifacts import Canary, Manifest, PolicyStore, VersionId
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import InitialVersion
+from honed.generation.frontend import RequestLimits, SamplingFrontend
+from honed.generation.gate import RequestGate
+from honed.generation.hf.engine import TransformersEngine, TransformersSettings
 from honed.generation.main import CONTROL, PUBLIC
-from honed.generation.sampler import Caps, Sampler
 from honed.generation.service import GenerationService
-from honed.generation.transformers_engine import TransformersEngine, TransformersSettings
 from honed.kit.channel import connect
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import TokenTable, ensure_local_tokens, read_token
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
-CAPS = Caps(max_samples=4, max_tokens=64, default_max_tokens=8, max_prompt_tokens=20, max_in_flight=6)
+LIMITS = RequestLimits(max_samples=4, max_tokens=64, default_max_tokens=8, max_prompt_tokens=20)
 FENCE = 3
 
 
@@ -36,7 +37,7 @@ FENCE = 3
 class Service:
     """The services with an internal token's stubs."""
 
-    sampler: Sampler
+    frontend: SamplingFrontend
     store: PolicyStore
     models: list[Path]
     canaries: list[tuple[Canary, ...]]
@@ -107,14 +108,17 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
     canaries = [make_canaries(model) for model in models]
     publish_version(store, models[0], first, canaries=canaries[0])
     versions = root / "versions"
-    engine = TransformersEngine(InitialVersion(first, store.fetch(first, versions)), TransformersSettings(max_batch=8))
-    sampler = Sampler(engine, CAPS, "test")
-    control = GenerationControlService(sampler, store, versions)
+    gate = RequestGate(window=10, queue_limit=8)
+    engine = TransformersEngine(
+        InitialVersion(first, store.fetch(first, versions)), TransformersSettings(max_batch=8), gate=gate
+    )
+    frontend = SamplingFrontend(engine, gate, LIMITS, "test")
+    control = GenerationControlService(frontend, store, versions)
     ensure_local_tokens(root / "tokens")
     listeners = [
         Listener("127.0.0.1", 0, [Servicer(name, add, servicer)])
         for name, add, servicer in (
-            (PUBLIC, generation_pb2_grpc.add_GenerationServiceServicer_to_server, GenerationService(sampler)),
+            (PUBLIC, generation_pb2_grpc.add_GenerationServiceServicer_to_server, GenerationService(frontend)),
             (CONTROL, generation_pb2_grpc.add_GenerationControlServiceServicer_to_server, control),
         )
     ]
@@ -123,7 +127,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
     await engine.start()
     await server.ready()
     public, private = (f"127.0.0.1:{port}" for port in server.ports[:2])
-    service = Service(sampler, store, models, canaries, versions, public, private, root / "tokens")
+    service = Service(frontend, store, models, canaries, versions, public, private, root / "tokens")
     service.weights[first] = models[0]
     token = read_token(root / "tokens" / "operator.token")
     async with connect(public, token) as channel, connect(private, token) as control_channel:
@@ -139,5 +143,5 @@ async def service(running: Service) -> AsyncIterator[Service]:
     """The services; each test leaves them idle and serving."""
     yield running
     async with asyncio.timeout(10):
-        while running.sampler.engine.in_flight:
+        while running.frontend.engine.in_flight:
             await asyncio.sleep(0.01)

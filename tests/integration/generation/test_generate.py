@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from tests.integration.generation.conftest import CAPS, FENCE, Service, refused
+from tests.integration.generation.conftest import FENCE, LIMITS, Service, refused
 from tests.support.run import until
 from tests.support.tiny import load, token_logprobs
 
@@ -55,7 +55,7 @@ async def test_recorded_log_probabilities_are_the_serving_versions_own(service: 
 async def test_without_asking_there_are_no_log_probabilities_and_the_default_length_holds(service: Service) -> None:
     sample = (await service.public.Generate(ask(seed=1, fixed_length=True), timeout=30)).samples[0]
     assert list(sample.logprobs) == []
-    assert len(sample.token_ids) == CAPS.default_max_tokens
+    assert len(sample.token_ids) == LIMITS.default_max_tokens
     assert sample.finish_reason == common_pb2.FINISH_REASON_LENGTH
 
 
@@ -89,9 +89,9 @@ async def test_a_stream_concatenates_to_the_answer_of_the_same_seed(service: Ser
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        (ask(n=CAPS.max_samples + 1), "n"),
+        (ask(n=LIMITS.max_samples + 1), "n"),
         (ask(n=257), "n"),
-        (ask(max_tokens=CAPS.max_tokens + 1), "sampling.max_tokens"),
+        (ask(max_tokens=LIMITS.max_tokens + 1), "sampling.max_tokens"),
         (ask(temperature=11.0), "sampling.temperature"),
         (ask(top_p=0.0), "sampling.top_p"),
         (ask(stop=[""]), "sampling.stop"),
@@ -119,7 +119,7 @@ async def test_a_bad_field_is_named(service: Service, request_: Any, field: str)
 async def test_overload_is_told_with_the_time_to_come_back_and_harms_nobody_in_flight(service: Service) -> None:
     await service.control.Pause(generation_pb2.PauseRequest(), timeout=10)
     waiting = asyncio.ensure_future(service.public.Generate(ask(n=4, max_tokens=4), timeout=30))
-    await until(lambda: service.sampler.engine.in_flight == 4, 10, "four are in flight")
+    await until(lambda: service.frontend.engine.in_flight == 4, 10, "four are in flight")
     code, _, details = await refused(service.public.Generate(ask(n=3, max_tokens=4), timeout=10))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     retry = [d for d in details if isinstance(d, error_details_pb2.RetryInfo)]
@@ -131,12 +131,12 @@ async def test_overload_is_told_with_the_time_to_come_back_and_harms_nobody_in_f
 async def test_a_caller_that_leaves_frees_the_engine(service: Service) -> None:
     call = service.public.Generate(ask(n=2, max_tokens=64, fixed_length=True), timeout=30)
     sending = asyncio.ensure_future(call.code())
-    await until(lambda: service.sampler.engine.in_flight == 2, 10, "two are in flight", every_s=0.001)
-    failed = service.sampler.failed
+    await until(lambda: service.frontend.engine.in_flight == 2, 10, "two are in flight", every_s=0.001)
+    failed = service.frontend.failed
     call.cancel()
     await sending
-    await until(lambda: service.sampler.engine.in_flight == 0, 10, "nothing is in flight")
-    assert service.sampler.failed == failed, "a cancellation is no failure"
+    await until(lambda: service.frontend.engine.in_flight == 0, 10, "nothing is in flight")
+    assert service.frontend.failed == failed, "a cancellation is no failure"
 
 
 async def test_a_stream_that_is_left_frees_the_engine(service: Service) -> None:
@@ -144,16 +144,16 @@ async def test_a_stream_that_is_left_frees_the_engine(service: Service) -> None:
         ask(generation_pb2.StreamGenerateRequest, n=2, max_tokens=64, fixed_length=True), timeout=30
     )
     await stream.read()
-    assert service.sampler.engine.in_flight == 2
+    assert service.frontend.engine.in_flight == 2
     stream.cancel()
-    await until(lambda: service.sampler.engine.in_flight == 0, 10, "nothing is in flight")
+    await until(lambda: service.frontend.engine.in_flight == 0, 10, "nothing is in flight")
 
 
 async def test_a_deadline_frees_the_engine(service: Service) -> None:
     await service.control.Pause(generation_pb2.PauseRequest(), timeout=10)
     code, _, _ = await refused(service.public.Generate(ask(max_tokens=8), timeout=0.3))
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: service.sampler.engine.in_flight == 0, 10, "nothing is in flight")
+    await until(lambda: service.frontend.engine.in_flight == 0, 10, "nothing is in flight")
     await service.control.Resume(generation_pb2.ResumeRequest(), timeout=10)
 
 

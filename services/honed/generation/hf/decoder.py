@@ -1,7 +1,7 @@
 """Batched decoding with transformers: rows that were prefilled together share a key-value cache and step together.
 
-Log-probabilities are float32 and of the distribution that is sampled from: after temperature, top-k and top-p, in this order;
-at temperature 0 of the model's own.
+Log-probabilities are float32 and of the distribution that is sampled from: after temperature, top-k
+and top-p, in this order; at temperature 0 of the model's own.
 """
 
 from __future__ import annotations
@@ -77,6 +77,11 @@ class Decoder:
     def busy(self) -> bool:
         """Whether there is anything to step."""
         return bool(self._waiting or self._cohorts)
+
+    @property
+    def model(self) -> Any:
+        """What samples now."""
+        return self._model
 
     def replace(self, model: Any, version: VersionId) -> None:
         """Swaps the model. Every row computes its prefix anew in the next step."""
