@@ -78,16 +78,6 @@ class Workspace:
         return self.models / "base"
 
     @property
-    def reward_model(self) -> Path:
-        """The reward model that the reward-model phase trained."""
-        return self.models / "reward"
-
-    @property
-    def reward_snapshot(self) -> Path:
-        """Content hash of the judgements behind the reward model."""
-        return self.models / "reward.snapshot"
-
-    @property
     def export(self) -> Path:
         """Where the pretraining job writes the base version before it is published."""
         return self.models / "export"

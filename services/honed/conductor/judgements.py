@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
 from typing import Final
@@ -33,7 +34,8 @@ async def import_judgements(
     """
     entries = read_judgements(source.file, source.format, Defaults(source.source, source.annotator))
     done = 0
-    while batch := list(islice(entries, BATCH)):
+    # Parsing and checking thousands of lines would hold up everything else in this process.
+    while batch := await asyncio.to_thread(lambda: list(islice(entries, BATCH))):
         await stub.ImportJudgements(_requests(iter(batch)), timeout=TIMEOUT_S)
         done += len(batch)
         progress(done)

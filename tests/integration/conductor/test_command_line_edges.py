@@ -96,12 +96,10 @@ async def test_a_model_to_start_from_that_is_not_there_fails_the_job_with_the_fi
     assert "nowhere" in text
 
 
-async def test_a_service_without_its_version_or_redis_says_what_to_do(tree: dict[str, Any], tmp_path: Path) -> None:
-    file = write_run_file(tmp_path / "run.yaml", tree)
-    status, text = await honed("serve", "generation", "--run-file", str(file), HONED_QUEUE__URL="redis://127.0.0.1:1")
-    assert status == 1
-    assert "the policy store holds no version of run 'small'" in text.splitlines()[-1]
-    status, text = await honed("serve", "learner", "--run-file", str(file))
+@pytest.mark.parametrize("service", ["generation", "reward", "learner", "conductor"])
+async def test_a_service_without_redis_says_what_to_do(tree: dict[str, Any], tmp_path: Path, service: str) -> None:
+    file = write_run_file(tmp_path / "run.yaml", changed(tree, "conductor", launcher="none"))
+    status, text = await honed("serve", service, "--run-file", str(file))
     assert status == 1
     assert "queue.url is not set" in text.splitlines()[-1]
 
