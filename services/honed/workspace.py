@@ -49,7 +49,7 @@ class Workspace:
 
     @property
     def learner(self) -> Path:
-        """Checkpoints and books of the learner."""
+        """Checkpoints and journal of the learner."""
         return self.root / "learner"
 
     @property
