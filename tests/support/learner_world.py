@@ -148,6 +148,9 @@ class FakeReporter:
     reports: list[tuple[int, int]] = field(default_factory=list)
     """Update and rollouts unsaved."""
 
+    def soon(self) -> None:
+        pass
+
     async def write(self) -> None:
         self.reports.append((self.status.update, self.status.unsaved))
 

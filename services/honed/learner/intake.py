@@ -218,9 +218,6 @@ class Intake:
                 # does not exist in Redis any more; it trains, and is acknowledged in vain.
                 self._leases.discard([earlier])
                 del self._entries[delivery.entry]
-            if delivery.message.id in self.trained or delivery.message.id in self._ids:
-                duplicates.append(delivery)
-                continue
             try:
                 scored = common_pb2.ScoredRollout.FromString(delivery.message.body)
                 episode = Episode.from_scored(delivery.entry, scored, self._vocabulary, max_tokens=self._settings.max_tokens)

@@ -71,6 +71,8 @@ class Release:
         self._attempted = asyncio.Event()
         self.changed: Callable[[], None] = lambda: None
         """Called when generators have refused a version, or the push has failed for good."""
+        self.committed: Callable[[], None] = lambda: None
+        """Called when a generator has committed a version."""
         self.refused: PushReport | None = None
         """The push that generators refused, until somebody has dealt with it."""
 
@@ -197,6 +199,7 @@ class Release:
         )
         if report.committed:
             self._status.served = report.version
+            self.committed()
         if not (report.committed and self._journal.committed(record.version)):
             try:
                 self._journal.add_push(record)

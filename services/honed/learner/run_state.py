@@ -67,6 +67,7 @@ class RunState:
         self.rollbacks = 0
         """Roll-backs of this process."""
         status.fence = lease.claim.fence
+        release.committed = reporter.soon
 
     def load(self) -> None:
         """Loads the newest whole checkpoint, if there is one. Blocks.

@@ -56,7 +56,7 @@ class LearnerService(learner_pb2_grpc.LearnerServiceServicer):
         totals = self._learner.result().journal.totals if self._is_loaded() else Totals()
         return learner_pb2.GetStatusResponse(
             state=status.state,
-            version=self._version(VersionId(status.fence, status.update)),
+            version=self._version(status.version),
             served_version=self._version(status.served) if status.served else None,
             target_steps=self._target,
             rollouts_trained=totals.trained,

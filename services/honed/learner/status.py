@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -148,10 +149,18 @@ class Reporter:
         """
         self._status, self._board, self._samples = status, board, samples
         self._dropped, self._promotions, self._identify = dropped, promotions, identify
+        self._writing = asyncio.Lock()
+        self._due = asyncio.Event()
+
+    def soon(self) -> None:
+        """Has the progress written without waiting for it."""
+        self._due.set()
 
     async def write(self) -> None:
         """Writes the progress now."""
-        if not await self._board.write(self._status.progress(self._samples)):
+        async with self._writing:  # an older report must not arrive after a newer one
+            written = await self._board.write(self._status.progress(self._samples))
+        if not written:
             logger.warning("a learner with a higher fence reports its progress", extra={"fence": self._status.fence})
 
     async def refresh(self) -> None:
@@ -161,8 +170,12 @@ class Reporter:
         self._status.scorers = await self._promotions.promoted()
 
     async def run(self) -> None:
-        """Writes and reads every two seconds until cancelled."""
+        """Writes and reads every two seconds, and writes when it is due, until cancelled."""
         while True:
             await self.refresh()
-            await self.write()
-            await asyncio.sleep(EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_S):
+                    while True:
+                        self._due.clear()
+                        await self.write()
+                        await self._due.wait()
