@@ -11,7 +11,6 @@ from tests.integration.learner.harness import Learner, a_generator, recorded
 from tests.integration.queue.servers import Server
 from tests.support.run import until
 
-from honed.kit.wiring import internal_channel
 from honed.learner.journal import read_pushes, read_updates
 from honed.queue.connection import Link
 from honed.queue.embedded import free_port
@@ -19,6 +18,7 @@ from honed.queue.keys import SCORED, RunKeys
 from honed.queue.members import GENERATION, Member, Members, registered
 from honed.queue.progress import LearnerProgress, ProgressBoard
 from honed.queue.stream import WorkQueue
+from honed.runtime import internal_channel
 from honed.v1 import learner_pb2, learner_pb2_grpc
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(180)]
