@@ -4,8 +4,8 @@ A rollout's entry ends in the same atomic step that adds the scored rollout: a w
 between costs time, and one that lost its lease adds nothing. So each rollout comes out at most once,
 scored by one version of each scorer.
 
-A failure counts as a delivery of the rollout only if the scorer works: a rollout that scored before is
-scored again to tell. While it does not work, or Redis is away, rollouts go back with their counts as
+A failure counts as a delivery of the rollout only if the scorer works: a rollout that scored before, or
+one of a single token where none did, is scored to tell. While it does not work, or Redis is away, rollouts go back with their counts as
 they were, and the worker rests for growing pauses. Neither ends the process, which serves beside it.
 """
 
@@ -150,19 +150,22 @@ class ScoringWorker:
             metrics.ROLLOUTS.labels("handed_on" if mine else "lost").inc()
             if not mine:
                 logger.warning("rollout was taken over meanwhile", extra={"entry": delivery.entry})
-        if failed and not await self._scorer_works():
+        if failed and not await self._scorer_works(work[0][1]):
             await self._release([delivery for delivery, _ in failed], failed[0][1])
             return
         for delivery, reason in failed:
             await self._fail(delivery, reason, retry=True)
         self._note(working=True)
 
-    async def _scorer_works(self) -> bool:
-        """Whether a rollout that scored before still does; False if none ever did."""
-        if self._scored_before is None:
-            return False
+    async def _scorer_works(self, rollout: common_pb2.Rollout) -> bool:
+        """Whether a rollout that scored before still does; where none has, whether a single token of `rollout` does.
+
+        Without the latter a process that finds nothing but bad rollouts at its start would try them for ever.
+        """
+        token = tuple(rollout.prompt_token_ids[-1:])
+        probe = self._scored_before or ScorerInput(self._codec, token, response_tokens=token)
         try:
-            [result] = await self._batcher.score_each([self._scored_before], patient=True)
+            [result] = await self._batcher.score_each([probe], patient=True)
         except HonedError:
             return False
         return isinstance(result, Reward)

@@ -243,6 +243,21 @@ async def test_a_rollout_that_fails_alone_is_told_from_an_outage_by_one_that_sco
     assert rig.pauses == []
 
 
+async def test_a_worker_that_meets_nothing_but_bad_rollouts_buries_them(rig: Rig) -> None:
+    """As after a restart beside a queue whose good ones have gone on: nothing has scored in this process yet."""
+
+    def value(text: str) -> float:
+        if text == "13":
+            raise ValueError("this one never")
+        return float(len(text))
+
+    async with rig.worker(FakeScorer(value=value), lease_ms=1100):
+        await rig.source.put([rollout(13)])
+        [reason] = await rig.dead_letters(1)
+    assert reason.endswith("this one never")
+    assert rig.pauses == []
+
+
 async def test_an_outage_of_the_scorer_is_asked_once_for_a_batch_not_for_each_rollout(rig: Rig) -> None:
     outage = Outage(ConnectionError("away"))
     scorer = FakeScorer(value=outage)
