@@ -5,8 +5,9 @@ between costs time, and one that lost its lease adds nothing. So each rollout co
 scored by one version of each scorer.
 
 A failure counts as a delivery of the rollout only if the scorer works: a rollout that scored before, or
-one of a single token where none did, is scored to tell. While it does not work, or Redis is away, rollouts go back with their counts as
-they were, and the worker rests for growing pauses. Neither ends the process, which serves beside it.
+one of a single token where none did, is scored to tell. While it does not work, or Redis is away,
+rollouts go back with their counts as they were, and the worker rests for growing pauses. Neither ends
+the process, which serves beside it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from honed.reward import metrics
 from honed.reward.batching import DynamicBatcher
 from honed.reward.messages import rollout_input, scored_message
 from honed.reward.reward import Reward
-from honed.reward.scorer import BadSample, ScorerFailed, ScorerInput, TokenCodec
+from honed.reward.scorer import BadSample, ScorerFailed, ScorerInput, TokenCodec, is_outage
 from honed.v1 import common_pb2
 
 logger = logging.getLogger(__name__)
@@ -150,18 +151,21 @@ class ScoringWorker:
             metrics.ROLLOUTS.labels("handed_on" if mine else "lost").inc()
             if not mine:
                 logger.warning("rollout was taken over meanwhile", extra={"entry": delivery.entry})
-        if failed and not await self._scorer_works(work[0][1]):
+        if failed and not await self._scorer_works(work[0][1], failed[0][1]):
             await self._release([delivery for delivery, _ in failed], failed[0][1])
             return
         for delivery, reason in failed:
             await self._fail(delivery, reason, retry=True)
         self._note(working=True)
 
-    async def _scorer_works(self, rollout: common_pb2.Rollout) -> bool:
+    async def _scorer_works(self, rollout: common_pb2.Rollout, error: Exception) -> bool:
         """Whether a rollout that scored before still does; where none has, whether a single token of `rollout` does.
 
-        Without the latter a process that finds nothing but bad rollouts at its start would try them for ever.
+        Without the latter a process that finds nothing but bad rollouts at its start would try them for ever. An `error` that
+        says itself that the scorer is away needs no such proof.
         """
+        if self._scored_before is None and is_outage(error):
+            return False
         token = tuple(rollout.prompt_token_ids[-1:])
         probe = self._scored_before or ScorerInput(self._codec, token, response_tokens=token)
         try:

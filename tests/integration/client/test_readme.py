@@ -53,7 +53,11 @@ def test_every_command_of_the_readme_exists_with_its_options(line: str) -> None:
     assert [option for option in options if option not in plain] == []
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if line.split()[1] in ("generate", "score") or line == "honed versions"])
+def asks_once(line: str) -> bool:
+    return line.split()[1] in ("generate", "score") or line == "honed versions"
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if asks_once(line)])
 def test_the_commands_that_ask_once_answer(line: str, demo_is_up: None) -> None:
     answer = CliRunner().invoke(app, [*shlex.split(line)[1:], "--run", "out/demo"])
     assert answer.exit_code == 0, answer.output
