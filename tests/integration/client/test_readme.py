@@ -44,7 +44,7 @@ def test_every_command_of_the_readme_exists_with_its_options(line: str) -> None:
     words = shlex.split(line)[1:]
     options = [word.split("=")[0] for word in words if word.startswith("-")]
     while words:
-        answer = CliRunner().invoke(app, [*words, "--help"])
+        answer = CliRunner(env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).invoke(app, [*words, "--help"])
         if answer.exit_code == 0 and "Usage:" in answer.stdout:
             break
         words.pop()
