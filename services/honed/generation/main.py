@@ -203,7 +203,7 @@ def limits(section: GenerationSettings) -> RequestLimits:
     return RequestLimits(
         max_samples=section.max_samples,
         max_tokens=section.max_tokens,
-        default_max_tokens=section.default_max_tokens,
+        default_max_tokens=min(section.default_max_tokens, section.max_tokens),  # a lower cap alone must not refuse the default
         max_prompt_tokens=section.max_prompt_tokens,
     )
 

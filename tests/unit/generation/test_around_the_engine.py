@@ -311,3 +311,10 @@ async def test_prompts_of_requests_that_were_taken_are_seen_and_no_others() -> N
         await ask(served, generation_pb2.Prompt(text="a" * 9000))
     served.training_requests(common_pb2.PromptTask(prompt_token_ids=[1], samples=1), "w")
     assert seen == [prompt]
+
+
+def test_a_cap_below_the_default_length_bounds_the_default() -> None:
+    from honed.config import GenerationSettings
+    from honed.generation.main import limits
+
+    assert limits(GenerationSettings(max_tokens=96)).default_max_tokens == 96
