@@ -21,6 +21,7 @@ from honed.learner.stats import SAMPLER_GAP_ALARM, UpdateStats
 from honed.learner.status import LearnerStatus, Reporter
 from honed.learner.training import Training
 from honed.queue.lease import HeldLease
+from honed.v1 import learner_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +179,9 @@ class RunState:
         self.rollbacks, self.rolled_to = self.rollbacks + 1, step
         self.release.refused = None
         self.status.version, self.saved, self.status.finished = VersionId(fence, step), None, False
+        if self.status.state == learner_pb2.LEARNER_STATE_FINISHED:
+            # At once: a conductor that still reads "finished" after the roll-back would feed nothing, for ever.
+            self.status.state = learner_pb2.LEARNER_STATE_WAITING
         await self.save()
         await self._cut_journal()
         self.tell()
