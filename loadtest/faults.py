@@ -19,14 +19,21 @@ from honed.queue.embedded import embedded_redis_url
 from honed.queue.keys import SCORED, RunKeys
 from honed.v1 import common_pb2, conductor_pb2
 from loadtest.live_run import LiveRun
+from loadtest.timetable import KILL
 
 REDIS_PAUSE_S = 20.0
 FULL_DISK_S = 30.0
 LOST_S = 1.0
 POISON_SCORE = 1e308
+FILL_DISK = "fill_disk"
 POISONED = f"a rollout with a reward of {POISON_SCORE:g} came in"
 
 Fault = Callable[[LiveRun, random.Random], Awaitable[str]]
+"""Says what it did; raises NotNow if it could not."""
+
+
+class NotNow(RuntimeError):
+    """The run was not in a state to be hurt in this way; try again later."""
 
 
 async def kill_one(run: LiveRun, rng: random.Random) -> str:
@@ -84,7 +91,7 @@ async def damage_newest_version(run: LiveRun, rng: random.Random) -> str:
             file.seek(-64, os.SEEK_END)
             file.write(bytes(64))
     except OSError:
-        return "the newest version was replaced before it could be damaged"
+        raise NotNow("the newest version was replaced before it could be damaged") from None
     generators = [p for p in (await run.get_run()).processes if p.pid and p.name.startswith("generation")]
     with contextlib.suppress(ProcessLookupError):
         os.kill(rng.choice(generators).pid, signal.SIGKILL)
@@ -98,7 +105,7 @@ async def poison_batch(run: LiveRun, rng: random.Random) -> str:
         end = time.monotonic() + 60
         while not (found := await client.xrevrange(stream, count=1)):
             if time.monotonic() > end:
-                return "no rollout passed by within 60 s to be poisoned"
+                raise NotNow("no rollout passed by within 60 s to be poisoned")
             await asyncio.sleep(0.01)
         fields: Any = found[0][1]
         scored = common_pb2.ScoredRollout.FromString(fields[b"body"])
@@ -125,13 +132,13 @@ async def fill_disk(run: LiveRun, rng: random.Random) -> str:
 
 
 FAULTS: Mapping[str, Fault] = {
-    "kill": kill_one,
+    KILL: kill_one,
     "pause_redis": pause_redis,
     "empty_redis": empty_redis,
     "cut_redis": cut_redis,
     "damage_version": damage_newest_version,
     "poison_batch": poison_batch,
-    "fill_disk": fill_disk,
+    FILL_DISK: fill_disk,
 }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import shutil
 import subprocess
 import time
 from collections import Counter
@@ -24,18 +25,21 @@ from typing import Annotated, Any
 
 import grpc
 import typer
+from redis.exceptions import RedisError
 
 from honed.v1 import common_pb2, generation_pb2, learner_pb2
 from loadtest import report
-from loadtest.faults import FAULTS, POISONED
+from loadtest.faults import FAULTS, FILL_DISK, POISONED, NotNow
 from loadtest.live_run import LiveRun, live_run, run_tree
 from loadtest.resources import ResourceLog, Usage, descendants, usage
 from loadtest.scratch import scratch_directory
+from loadtest.timetable import KILL, Timetable
 
 REQUESTS_PER_S = 5.0
 REQUEST_TIMEOUT_S = 60.0
 SAMPLE_EVERY_S = 5.0
 QUIET_S = 90.0
+FAULT_TIMEOUT_S = 120.0
 ANSWERED_BAR, GROWTH_BAR = 0.99, 1.05
 DISK_MIB = 3072
 
@@ -62,59 +66,43 @@ async def soak(root: Path, minutes: float, kill_every_s: float, engine: str, see
         generation={"engine": engine, "replicas": 2},
         policy={"keep": 8},
     )
-    answers, resources = Answers(), ResourceLog()
-    events: list[str] = []
-    injected = 0
-    rng = random.Random(seed)
+    answers, resources, rng = Answers(), ResourceLog(), random.Random(seed)
+    seconds = minutes * 60
+    once = [name for name in FAULTS if name != KILL and (own_disk or name != FILL_DISK)]
+    table = Timetable(once, kill_every_s, seconds - min(QUIET_S, seconds / 5), rng)
     async with live_run(root, tree) as run:
-        started = time.monotonic()
         first = await run.status()
         async with _beside(_ask(run, answers), _sample(run, resources)):
-            with report.progress("doing") as bar:
-                task = bar.add_task("soak", total=int(minutes * 60), doing="")
-                async for name in _schedule(minutes * 60, kill_every_s, rng, own_disk=own_disk):
-                    bar.update(task, completed=int(time.monotonic() - started), doing=name or "")
-                    if name:
-                        what = await _do(name, run, rng)
-                        injected += what == POISONED
-                        events.append(f"{time.monotonic() - started:.0f} s: {what}")
-                        bar.console.print(events[-1])
+            events = await _hurt(run, table, seconds, rng)
             await _quiet(run)
+        injected = sum(event.endswith(POISONED) for event in events)
         figures = await _figures(run, first, answers, resources, injected)
-    return {"minutes": minutes, "engine": engine, "events": len(events), **figures, "log": events}
+    undone = [f"{name} could not be done" for name in sorted(table.undone)]
+    missed = [*figures.pop("missed"), *undone]
+    return {"minutes": minutes, "engine": engine, "events": len(events), **figures, "missed": missed, "log": events}
 
 
-async def _schedule(seconds: float, kill_every_s: float, rng: random.Random, *, own_disk: bool) -> AsyncIterator[str]:
-    """Yields the name of a fault when it is due, and "" each second. Faults end a quiet time before the end."""
-    once = [name for name in FAULTS if name != "kill" and (own_disk or name != "fill_disk")]
-    rng.shuffle(once)
-    start = time.monotonic()
-    last = seconds - min(QUIET_S, seconds / 5)
-    due = sorted(
-        [((i + 1) * last / (len(once) + 1), name) for i, name in enumerate(once)]
-        + [(at, "kill") for at in _steps(kill_every_s, last)]
-    )
-    while (now := time.monotonic() - start) < seconds:
-        if due and due[0][0] <= now:
-            yield due.pop(0)[1]
-        else:
-            yield ""
-            await asyncio.sleep(1.0)
-
-
-def _steps(step: float, end: float) -> Iterator[float]:
-    at = step
-    while at < end:
-        yield at
-        at += step
-
-
-async def _do(name: str, run: LiveRun, rng: random.Random) -> str:
-    try:
-        async with asyncio.timeout(120):
-            return await FAULTS[name](run, rng)
-    except (grpc.aio.AioRpcError, OSError, TimeoutError, StopIteration) as error:
-        return f"{name} could not be done now: {error!r}"
+async def _hurt(run: LiveRun, table: Timetable, seconds: float, rng: random.Random) -> list[str]:
+    """Does each fault when it is due, for so many seconds; returns what was done, with the times."""
+    started, events = time.monotonic(), []
+    with report.progress("doing") as bar:
+        task = bar.add_task("soak", total=int(seconds), doing="")
+        while (now := time.monotonic() - started) < seconds:
+            name = table.next(now)
+            bar.update(task, completed=int(now), doing=name or "")
+            if name is None:
+                await asyncio.sleep(1.0)
+                continue
+            try:
+                async with asyncio.timeout(FAULT_TIMEOUT_S):
+                    what = await FAULTS[name](run, rng)
+                table.done(name)
+            except (NotNow, grpc.aio.AioRpcError, RedisError, OSError, TimeoutError, StopIteration) as error:
+                what = f"{name} could not be done now: {error!r}"
+                table.failed(name, time.monotonic() - started)
+            events.append(f"{now:.0f} s: {what}")
+            bar.console.print(events[-1])
+    return events
 
 
 async def _ask(run: LiveRun, answers: Answers) -> None:
@@ -214,6 +202,7 @@ async def _figures(
         "slowest_answer_s": report.rounded(answers.slowest_s),
         "growth_memory": {name: report.rounded(memory) for name, (memory, _) in growth.items()},
         "growth_files": {name: report.rounded(files) for name, (_, files) in growth.items()},
+        "poisoned": injected,
         "batches_skipped": status.batches_skipped if status else -1,
         "rollouts_undone": status.rollouts_undone if status else -1,
         "versions_refused": status.versions_refused if status else -1,
@@ -235,6 +224,8 @@ def _missed(figures: dict[str, Any]) -> list[str]:
              for name, value in figures[key].items() if value > GROWTH_BAR]  # fmt: skip
     bars = [
         (figures["rollouts_trained_twice"] == 0, "rollouts trained twice"),
+        (figures["updates_in_order"], "updates are missing or out of order"),
+        (not figures["poisoned"] or figures["batches_skipped"] > 0, "a poisoned batch was not skipped"),
         (figures["unaccounted"] == 0, f"{figures['unaccounted']} rollouts are not accounted for"),
         (figures["answered_share"] >= ANSWERED_BAR, f"{figures['answered_share']:.4f} of the requests were answered"),
         (figures["updates"] > 0, "nothing was trained"),
@@ -273,10 +264,16 @@ def main(
     kill_every: Annotated[float, typer.Option(min=5, help="Seconds between two kills.")] = 60.0,
     engine: Annotated[str, typer.Option(help="vllm, transformers or auto.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the order of the faults and of the victims.")] = 1,
+    logs: Annotated[Path | None, typer.Option(help="Where to copy the logs of the services at the end.")] = None,
 ) -> None:
     """A long run under chaos."""
     with scratch_directory() as root, _disk(root) as own_disk:
-        figures = asyncio.run(soak(root, minutes, kill_every, engine, seed, own_disk=own_disk))
+        try:
+            figures = asyncio.run(soak(root, minutes, kill_every, engine, seed, own_disk=own_disk))
+        finally:
+            if logs is not None:
+                shutil.copytree(root / "run" / "logs", logs, dirs_exist_ok=True)
+                shutil.copy(root / "up.log", logs)
     figures["full_disk"] = own_disk
     print("\n".join(figures.pop("log")))
     report.finish(figures)
