@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
 import typer
+from rich.console import Console
 
 from honed.v1 import conductor_pb2, generation_pb2, generation_pb2_grpc, learner_pb2
 from loadtest import report
@@ -29,15 +31,18 @@ GENERATION = "generation"
 
 
 async def scale(root: Path, updates: int, engine: str) -> dict[str, Any]:
-    """Runs the three phases, each for so many updates after the generators are there, and returns the figures."""
+    """Runs the phases, each for so many updates after the generators are there, and returns the figures."""
     tree = run_tree(root, generation={"engine": engine}, learner={"max_staleness": 2, "batch": 256, "epochs": 2})
     async with live_run(root, tree) as run:
+        phases = [("1 generator", time.time())]
         await run.reach_update(updates, READY_TIMEOUT_S + 30 * updates)
         sampled: dict[str, int] = {}
         for replicas in (3, 1):
+            phases.append((f"going to {replicas}", time.time()))
             request = conductor_pb2.SetReplicasRequest(service=GENERATION, replicas=replicas)
             await run.conductor.SetReplicas(request, timeout=READY_TIMEOUT_S)
             await _until_ready(run, replicas)
+            phases.append((f"{replicas} generators" if replicas > 1 else "1 generator again", time.time()))
             status = await run.status()
             reached = int(status.version.step) if status else 0
             await run.reach_update(reached + updates, READY_TIMEOUT_S + 30 * updates)
@@ -45,6 +50,7 @@ async def scale(root: Path, updates: int, engine: str) -> dict[str, Any]:
                 sampled = await _tokens_by_replica(run)
         ends, stale = await _updates(run)
     gaps = [later - earlier for earlier, later in itertools.pairwise(ends)]
+    _show(phases, ends[1:], gaps)
     figures = {
         "engine": engine,
         "updates": len(ends),
@@ -60,6 +66,17 @@ async def scale(root: Path, updates: int, engine: str) -> dict[str, Any]:
     if len(sampled) < 3 or min(sampled.values()) == 0:
         missed.append("a newcomer sampled nothing")
     return {**figures, "missed": missed}
+
+
+def _show(phases: Sequence[tuple[str, float]], ends: Sequence[float], gaps: Sequence[float]) -> None:
+    """A row for each phase: its updates, and the time from one to the next."""
+    starts = [start for _, start in phases]
+    rows = []
+    for (name, start), end in zip(phases, [*starts[1:], float("inf")], strict=True):
+        here = [gap for at, gap in zip(ends, gaps, strict=True) if start <= at < end]
+        row = (f"{statistics.median(here):.1f}", f"{max(here):.1f}") if here else ("-", "-")
+        rows.append((name, str(len(here)), *row))
+    Console().print(report.figures_table("From update to update", ("phase", "updates", "median s", "longest s"), rows))
 
 
 async def _until_ready(run: LiveRun, replicas: int) -> None:
