@@ -24,7 +24,7 @@ from tests.support.run import (
     write_run_file,
 )
 
-from honed.learner.ledger import read_steps
+from honed.learner.journal import read_updates
 from honed.queue.connection import Link, Outage
 from honed.queue.dead import DeadLetters
 from honed.queue.embedded import embedded_redis_url
@@ -145,13 +145,13 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
 
 async def test_the_run_goes_on_where_it_was_and_finishes(story: Story) -> None:
     assert 3 <= story.killed_at < STEPS
-    steps = read_steps(story.place.learner)
+    steps = read_updates(story.place.learner)
     assert [step.step for step in steps] == list(range(1, STEPS + 1))
     assert story.exit_status == 0
 
 
 async def test_nothing_trained_twice_or_was_lost_without_a_reason(story: Story) -> None:
-    reasons = check_books(story.books, read_steps(story.place.learner))
+    reasons = check_books(story.books, read_updates(story.place.learner))
     assert set(reasons) <= {"stale", "run_finished", "dead_rollouts"}
 
 

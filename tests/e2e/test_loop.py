@@ -19,7 +19,7 @@ from honed.conductor.local import local_run
 from honed.conductor.run import Run
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
-from honed.learner.ledger import PushRecord, StepRecord, read_pushes, read_steps
+from honed.learner.journal import PushRecord, UpdateRecord, read_pushes, read_updates
 from honed.queue.connection import Link
 from honed.v1 import common_pb2, conductor_pb2, generation_pb2, generation_pb2_grpc
 
@@ -59,7 +59,7 @@ class Finished:
     tap: Tap
     application: Application
     policy: generation_pb2.GetPolicyResponse
-    steps: list[StepRecord]
+    steps: list[UpdateRecord]
     pushes: list[PushRecord]
 
 
@@ -87,7 +87,7 @@ async def finished(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fi
                 task.cancel()
             await asyncio.wait(calling)
         learner = run.workspace.learner
-        yield Finished(run, tap, application, policy, read_steps(learner), read_pushes(learner))
+        yield Finished(run, tap, application, policy, read_updates(learner), read_pushes(learner))
 
 
 async def test_every_version_is_published_and_committed_in_its_turn(finished: Finished) -> None:
