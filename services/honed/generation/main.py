@@ -17,7 +17,7 @@ from pathlib import Path
 
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
-from honed.config import GenerationSettings, RunSettings
+from honed.config import RunSettings
 from honed.generation import metrics
 from honed.generation.catch_up import CatchUp
 from honed.generation.control import GenerationControlService
@@ -27,6 +27,7 @@ from honed.generation.gate import RequestGate
 from honed.generation.home import own_directory
 from honed.generation.make_engine import make_engine
 from honed.generation.service import GenerationService
+from honed.generation.settings import GenerationSettings
 from honed.generation.stall import StallWatch
 from honed.generation.worker import RolloutWorker
 from honed.kit.aio import unless

@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from typing import Final
 
-from honed.config import ApplicationPromptsSettings
 from honed.kit.errors import HonedError, InvalidArgument
 from honed.queue.connection import Link
 from honed.queue.inbox import PromptInbox
 from honed.queue.keys import RunKeys
+from honed.queue.settings import ApplicationPromptsSettings
 from honed.v1 import generation_pb2
 
 logger = logging.getLogger(__name__)

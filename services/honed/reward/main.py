@@ -15,7 +15,7 @@ import torch
 from honed.artifacts.promotions import PromotionRecord
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
-from honed.config import RewardSettings, RunSettings, ScorerSettings
+from honed.config import RunSettings
 from honed.kit.aio import unless
 from honed.kit.errors import FailedPrecondition, HonedError, NotFound, Unavailable
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
@@ -34,6 +34,7 @@ from honed.reward.replicas import NoReplicas, RedisReplicas
 from honed.reward.reward import Truncation
 from honed.reward.scorer import Scorer, TokenCodec
 from honed.reward.service import RewardService
+from honed.reward.settings import RewardSettings, ScorerSettings
 from honed.reward.sources import ModelSources
 from honed.reward.worker import ScoringWorker
 from honed.runtime import consumer_name, redis_url, server_options

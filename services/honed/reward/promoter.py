@@ -16,7 +16,6 @@ from typing import Final
 
 from honed.artifacts.promotions import Promoted, PromotionAnswer, PromotionRecord, PromotionState
 from honed.artifacts.reward_models import TRAINED, ArtifactRef
-from honed.config import ScorerSettings
 from honed.kit.errors import Conflict, HonedError, NotFound
 from honed.kit.idempotency import Once
 from honed.queue.members import Member
@@ -24,6 +23,7 @@ from honed.queue.promotions import Announced, Candidate
 from honed.reward.registry import BuildScorer, LoadedScorer, ScorerRegistry
 from honed.reward.replicas import Replicas, agreement
 from honed.reward.reward import Truncation
+from honed.reward.settings import ScorerSettings
 from honed.reward.sources import ModelSources
 
 logger = logging.getLogger(__name__)

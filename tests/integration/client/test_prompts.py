@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from honed.cli.main import app
 from honed.conductor.prompt_file import PromptEncoder
+from honed.conductor.settings import PromptMixSettings
 from honed.conductor.submission import submit_prompts
-from honed.config import PromptMixSettings
 from honed.queue.connection import Link
 from honed.queue.embedded import EmbeddedRedis
 from honed.queue.inbox import PromptInbox

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from honed.conductor.feeder import Feeder
 from honed.conductor.prompts import PromptMix
-from honed.config import ConductorSettings, PromptMixSettings
+from honed.conductor.settings import ConductorSettings, PromptMixSettings
 from honed.queue.admission import AdmissionPolicy
 from honed.queue.connection import Link
 from honed.queue.keys import PROMPTS, ROLLOUTS, SCORED, RunKeys

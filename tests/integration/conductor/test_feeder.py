@@ -17,8 +17,8 @@ from tests.support.tiny import make_tokenizer
 from honed.conductor.feeder import Feeder
 from honed.conductor.prompt_file import PromptEncoder
 from honed.conductor.prompts import PromptMix
+from honed.conductor.settings import ConductorSettings, PromptMixSettings
 from honed.conductor.submission import submit_prompts
-from honed.config import ConductorSettings, PromptMixSettings
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.queue.admission import AdmissionPolicy
 from honed.queue.connection import Link, Outage

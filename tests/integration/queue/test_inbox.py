@@ -5,7 +5,6 @@ import random
 
 import pytest
 
-from honed.config import ApplicationPromptsSettings
 from honed.kit.errors import Conflict, InvalidArgument, Overloaded, Unavailable
 from honed.queue import application as module
 from honed.queue.admission import Cursor, CursorMoved, PromptAdmitter
@@ -15,6 +14,7 @@ from honed.queue.inbox import PromptInbox
 from honed.queue.keys import APPLICATION, SUBMITTED
 from honed.queue.lease import Leases
 from honed.queue.messages import Message
+from honed.queue.settings import ApplicationPromptsSettings
 from honed.v1 import generation_pb2
 
 pytestmark = pytest.mark.redis

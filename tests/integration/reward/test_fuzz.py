@@ -10,13 +10,13 @@ from tests.support.listening import open_channel, serving
 from tests.unit.reward.support import CODEC, FakeScorer, make_version
 
 from honed.artifacts import PromotionRecord
-from honed.config import ScorerSettings
 from honed.kit.server import Servicer
 from honed.reward.batching import BatchSettings, DynamicBatcher
 from honed.reward.promoter import Promoter
 from honed.reward.registry import ScorerRegistry
 from honed.reward.replicas import NoReplicas
 from honed.reward.service import RewardService
+from honed.reward.settings import ScorerSettings
 from honed.reward.sources import ModelSources
 from honed.v1 import reward_pb2, reward_pb2_grpc
 

@@ -15,7 +15,6 @@ from grpc_status import rpc_status
 from tests.unit.reward.support import CODEC, FakeScorer, as_number, make_version, read_version
 
 from honed.artifacts import PromotionRecord
-from honed.config import ScorerSettings
 from honed.kit.channel import connect
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import TokenTable, ensure_local_tokens, read_token
@@ -25,6 +24,7 @@ from honed.reward.registry import ScorerRegistry
 from honed.reward.replicas import NoReplicas
 from honed.reward.scorer import Scorer
 from honed.reward.service import RewardService
+from honed.reward.settings import ScorerSettings
 from honed.reward.sources import ModelSources
 from honed.v1 import common_pb2, generation_pb2, reward_pb2, reward_pb2_grpc
 

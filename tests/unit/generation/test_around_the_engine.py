@@ -314,7 +314,7 @@ async def test_prompts_of_requests_that_were_taken_are_seen_and_no_others() -> N
 
 
 def test_a_cap_below_the_default_length_bounds_the_default() -> None:
-    from honed.config import GenerationSettings
     from honed.generation.main import limits
+    from honed.generation.settings import GenerationSettings
 
     assert limits(GenerationSettings(max_tokens=96)).default_max_tokens == 96

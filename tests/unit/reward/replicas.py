@@ -10,13 +10,13 @@ from pathlib import Path
 from tests.unit.reward.support import FakeScorer, make_version, read_version
 
 from honed.artifacts.promotions import PromotionRecord, PromotionState
-from honed.config import ScorerSettings
 from honed.kit.errors import Unavailable
 from honed.queue.members import Member
 from honed.queue.promotions import Announced, Candidate
 from honed.reward.promoter import Promoter
 from honed.reward.registry import ScorerRegistry
 from honed.reward.scorer import Scorer
+from honed.reward.settings import ScorerSettings
 from honed.reward.sources import ModelSources
 
 FUNCTION = ScorerSettings(name="aid", kind="function", source="length")

@@ -7,9 +7,9 @@ import pytest
 from tests.unit.reward.replicas import Replica, ReplicaRig
 
 from honed.artifacts import Lineage, RewardModelStore
-from honed.config import ScorerSettings
 from honed.kit.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from honed.queue.promotions import Announced, Candidate
+from honed.reward.settings import ScorerSettings
 
 TRAINED = ScorerSettings(name="people", kind="reward_model", source="trained")
 

@@ -183,9 +183,7 @@ class _Training:
                         channel,
                         BASE,
                         prompts,
-                        section,
-                        seed=settings.seed,
-                        start_timeout_s=section.start_timeout_s,
+                        settings,
                         waiting=lambda: self._progress.report(
                             JobProgress(0.0, "waiting for the generation service"), final=True
                         ),

@@ -13,7 +13,7 @@ import grpc
 import torch
 
 from honed.artifacts.version import VersionId
-from honed.config import ConductorSettings
+from honed.config import RunSettings
 from honed.models.loader import load_language_model
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
@@ -35,10 +35,7 @@ async def served_samples(
     channel: grpc.aio.Channel,
     reference: VersionId,
     prompts: Sequence[Sequence[int]],
-    section: ConductorSettings,
-    *,
-    seed: int,
-    start_timeout_s: float,
+    settings: RunSettings,
     waiting: Callable[[], None] = lambda: None,
 ) -> Sampled:
     """Samples the reference policy through the generation service, by the run's sampling settings.
@@ -47,25 +44,24 @@ async def served_samples(
         channel: To the generation service; it may still be starting.
         reference: The version that must serve.
         prompts: Token ids.
-        section: How the run samples.
-        seed: Of the first prompt; each next one has the next seed.
-        start_timeout_s: How long the service may take to answer.
+        settings: How the run samples. Each prompt has the next seed, and the service has the start
+            time-out to answer.
         waiting: Called before the wait for the service.
 
     Raises:
         OtherPolicy: It serves another version, as in a run that has trained already.
         AioRpcError: It does not answer in time, or refuses.
     """
-    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    stub, section = generation_pb2_grpc.GenerationServiceStub(channel), settings.conductor
     waiting()
-    await _await_version(stub, reference, start_timeout_s)
+    await _await_version(stub, reference, section.start_timeout_s)
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def sample(number: int, prompt: Sequence[int]) -> tuple[list[int], list[int]]:
         sampling = common_pb2.SamplingParams(
             max_tokens=section.response_tokens,
             temperature=section.temperature,
-            seed=seed + number,
+            seed=settings.seed + number,
             fixed_length=section.fixed_length,
         )
         asked = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=prompt))
