@@ -25,7 +25,7 @@ from tests.support.run import (
 )
 
 from honed.learner.journal import read_updates
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.dead import DeadLetters
 from honed.queue.embedded import embedded_redis_url
 from honed.queue.keys import ROLLOUTS, RunKeys
@@ -134,7 +134,7 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
             story.wrong_token = await honed("generate", "hello", "--token-file", str(root / "wrong.token"))
             story.oversized = await honed("generate", "a" * 33)
             story.dead_list = await honed("dead", "list", "--stage", "rollouts")
-            async with Link(embedded_redis_url(story.place.redis), outage=Outage(deadline_s=10)) as link:
+            async with RedisLink(embedded_redis_url(story.place.redis), retry=RetryPolicy(deadline_s=10)) as link:
                 story.books = await read_books(link, "small")
                 letters = await DeadLetters(link, RunKeys("small"), ROLLOUTS).list(1000)
                 story.reasons = {letter.death.reason for letter in letters}

@@ -20,7 +20,7 @@ from honed.conductor.run import Run
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
 from honed.learner.journal import PushRecord, UpdateRecord, read_pushes, read_updates
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.v1 import common_pb2, conductor_pb2, generation_pb2, generation_pb2_grpc
 
 pytestmark = [pytest.mark.vllm, pytest.mark.redis, pytest.mark.timeout(420), pytest.mark.asyncio(loop_scope="module")]
@@ -76,7 +76,7 @@ async def finished(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fi
         application = Application()
         executing = asyncio.ensure_future(run.execute())
         await until(lambda: run.state.loop_started_at or executing.done(), 240, "the loop begins")
-        async with Link(str(run.fleet.redis_url)) as link, tapped(link, run.settings.run) as tap:
+        async with RedisLink(str(run.fleet.redis_url)) as link, tapped(link, run.settings.run) as tap:
             token = read_token(run.settings.tokens_directory / "application.token")
             calling = [asyncio.create_task(application.call_for_ever(run.settings.generation.target, token)) for _ in "ab"]
             await executing

@@ -21,7 +21,7 @@ from tests.support.tiny import make_tiny_model
 from honed.conductor.launcher import ProcessState
 from honed.config import RunSettings
 from honed.learner.journal import UpdateRecord, read_updates
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import ROLLOUTS, SCORED, STAGES, RunKeys
 from honed.queue.stats import StageStats
 from honed.queue.stream import WorkQueue
@@ -123,7 +123,7 @@ async def kill(launcher: Supervisor, name: str, timeout_s: float = 90.0) -> None
     await until(lambda: state.restarts > restarts and state.ready, timeout_s, f"{name} serves again")
 
 
-async def read_books(link: Link, run: str) -> dict[str, StageStats]:
+async def read_books(link: RedisLink, run: str) -> dict[str, StageStats]:
     return {stage: await WorkQueue(link, RunKeys(run), stage, "test-reader").stats() for stage in STAGES}
 
 
@@ -150,7 +150,7 @@ class Tap:
 
 
 @asynccontextmanager
-async def tapped(link: Link, run: str) -> AsyncIterator[Tap]:
+async def tapped(link: RedisLink, run: str) -> AsyncIterator[Tap]:
     """Reads along the stream `scored`, and changes nothing there."""
     tap = Tap({})
 

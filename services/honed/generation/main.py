@@ -36,7 +36,7 @@ from honed.kit.server import Lifecycle, Listener, Server, Servicer, serve_until_
 from honed.models.chat import ChatMessage
 from honed.models.tokenizer import TextTokenizer, load_tokenizer, render_chat
 from honed.queue.application import ApplicationPrompts
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import PROMPTS, RunKeys
 from honed.queue.members import GENERATION, Member, Members, registered
@@ -90,7 +90,7 @@ class Generator:
         gate = make_gate(section)
         self._engine = make_engine(section, self._candidates, gate)
         self._chat = ChatRenderer()
-        self._link = Link(url, outage=Outage(settings.queue.outage_s))
+        self._link = RedisLink(url, retry=RetryPolicy(settings.queue.outage_s))
         keys = RunKeys(settings.run)
         wanted = settings.conductor.application_prompts
         self._offered = ApplicationPrompts(self._link, keys, wanted, decode=self._engine.decode)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from honed.kit.errors import FailedPrecondition, HonedError, InvalidArgument, Unavailable
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.scripts import Argument, Scripts
 
@@ -64,7 +64,7 @@ class Claim:
 class Leases:
     """The leases of one run. Every call is safe to repeat."""
 
-    def __init__(self, link: Link, keys: RunKeys) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys) -> None:
         """Connects to nothing yet."""
         self._keys = keys
         self._scripts = Scripts(link, "run.lua")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 from honed.kit.errors import InvalidArgument
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.messages import Delivery, Message, as_arguments, from_fields, from_row
 from honed.queue.scripts import GROUP, Argument, HopScripts
@@ -59,7 +59,7 @@ class WorkQueue:
 
     def __init__(
         self,
-        link: Link,
+        link: RedisLink,
         keys: RunKeys,
         stage: str,
         consumer: str,

@@ -19,7 +19,7 @@ from honed.config import RunSettings
 from honed.kit.aio import unless
 from honed.kit.errors import FailedPrecondition, HonedError, NotFound, Unavailable
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import ROLLOUTS, RunKeys
 from honed.queue.members import Member, Members, registered
@@ -63,7 +63,9 @@ async def run(settings: RunSettings, *, with_worker: bool = True) -> None:
     async with AsyncExitStack() as links:
         process = _Process(settings)
         if with_worker:
-            process.join(await links.enter_async_context(Link(redis_url(settings), outage=Outage(settings.queue.outage_s))))
+            process.join(
+                await links.enter_async_context(RedisLink(redis_url(settings), retry=RetryPolicy(settings.queue.outage_s)))
+            )
         # The batcher outlives the server, so that calls in flight at a SIGTERM are answered.
         async with process.batcher.running():
             await serve_until_signalled(process.server(), process.work)
@@ -84,13 +86,13 @@ class _Process:
         self._codec: TokenCodec | None = None
         self._worker: ScoringWorker | None = None
         self._ready = False
-        self._link: Link | None = None
+        self._link: RedisLink | None = None
         limits = settings.reward
         self.batcher = DynamicBatcher(
             lambda: self._registry.serving, BatchSettings(limits.batch_tokens, limits.batch_wait_ms / 1000, limits.max_queued)
         )
 
-    def join(self, link: Link) -> None:
+    def join(self, link: RedisLink) -> None:
         """Scores rollouts, and promotes together with other replicas."""
         self._link = link
         replicas = RedisReplicas(link.within(_CONTROL_OUTAGE_S), self._keys, self._name)
@@ -123,7 +125,7 @@ class _Process:
             self._worker = self._scoring_worker(self._link)
             await self._worker.run(stopping)
 
-    def _scoring_worker(self, link: Link) -> ScoringWorker:
+    def _scoring_worker(self, link: RedisLink) -> ScoringWorker:
         settings, identity = self._settings, RunIdentity(link, self._keys)
         policies = PolicyStore(settings.policy_url, settings.run)
         leases = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)

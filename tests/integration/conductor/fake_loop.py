@@ -13,7 +13,7 @@ from honed.conductor.feeder import Feeder
 from honed.conductor.prompts import PromptMix
 from honed.conductor.settings import ConductorSettings, PromptMixSettings
 from honed.queue.admission import AdmissionPolicy
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import PROMPTS, ROLLOUTS, SCORED, RunKeys
 from honed.queue.lease import Leases
 from honed.queue.messages import Delivery, Message
@@ -34,8 +34,9 @@ class NumberFile:
 
 class FakeLoop:
     def __init__(
-        self, link: Link, keys: RunKeys, *, batch: int = 8, samples: int = 1, max_staleness: int = 2, checkpoint_every: int = 1,
-        steps: int | None = 12, seconds: float = 0.0, refuse: Callable[[str], bool] = lambda rollout: False,
+        self, link: RedisLink, keys: RunKeys, *, batch: int = 8, samples: int = 1, max_staleness: int = 2,
+        checkpoint_every: int = 1, steps: int | None = 12, seconds: float = 0.0,
+        refuse: Callable[[str], bool] = lambda rollout: False,
     ) -> None:  # fmt: skip
         self.link, self.keys = link, keys
         self.batch, self.samples, self.max_staleness, self.steps = batch, samples, max_staleness, steps

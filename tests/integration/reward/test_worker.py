@@ -10,8 +10,7 @@ import pytest
 from tests.integration.queue.servers import Server
 from tests.unit.reward.support import CODEC, FakeScorer
 
-from honed.queue.connection import Link
-from honed.queue.connection import Outage as LinkOutage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.dead import DeadLetters
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
@@ -40,7 +39,7 @@ def rollout(index: int, response: str | None = None) -> Message:
 class Rig:
     """A run's queues, and workers on demand."""
 
-    def __init__(self, link: Link, keys: RunKeys) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys) -> None:
         self.link, self.keys = link, keys
         self.dead = DeadLetters(link, keys, ROLLOUTS)
         self.source = self.queue("test", ROLLOUTS)
@@ -93,7 +92,7 @@ class Rig:
 
 
 @pytest.fixture
-def rig(link: Link, keys: RunKeys) -> Rig:
+def rig(link: RedisLink, keys: RunKeys) -> Rig:
     return Rig(link, keys)
 
 
@@ -289,7 +288,7 @@ async def test_rollouts_of_another_run_of_the_same_name_are_left_alone(rig: Rig)
 async def test_an_outage_of_redis_longer_than_the_link_waits_does_not_end_the_worker(
     redis_server: Server, keys: RunKeys
 ) -> None:
-    async with Link(redis_server.url, outage=LinkOutage(deadline_s=0.05, first_s=0.01)) as link:
+    async with RedisLink(redis_server.url, retry=RetryPolicy(deadline_s=0.05, first_s=0.01)) as link:
         rig = Rig(link, keys)
         scorer = FakeScorer()
         async with rig.worker(scorer) as task:
