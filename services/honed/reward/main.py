@@ -32,7 +32,7 @@ from honed.reward.promoter import Promoter
 from honed.reward.registry import BuildScorer, ScorerRegistry
 from honed.reward.replicas import NoReplicas, RedisReplicas
 from honed.reward.reward import Truncation
-from honed.reward.scorer import Scorer, TokenCodec
+from honed.reward.scorer import Scorer, ScoringTokenizer
 from honed.reward.service import RewardService
 from honed.reward.settings import RewardSettings, ScorerSettings
 from honed.reward.sources import ModelSources
@@ -83,7 +83,7 @@ class _Process:
         self._record = PromotionRecord(settings.policy_url, settings.run)
         self._promoter = Promoter(self._registry, self._sources, self._record, NoReplicas())
         self._members: Members | None = None
-        self._codec: TokenCodec | None = None
+        self._tokenizer: ScoringTokenizer | None = None
         self._worker: ScoringWorker | None = None
         self._ready = False
         self._link: RedisLink | None = None
@@ -102,7 +102,7 @@ class _Process:
     def server(self) -> Server:
         """The gRPC side."""
         section = self._settings.reward
-        service = RewardService(self.batcher, self._registry, self._promoter, self._policy_codec)
+        service = RewardService(self.batcher, self._registry, self._promoter, self._policy_tokenizer)
         servicer = Servicer(SERVICE, reward_pb2_grpc.add_RewardServiceServicer_to_server, service)
         self._server = Server([Listener(section.host, section.port, [servicer])], server_options(self._settings, section))
         return self._server
@@ -140,15 +140,15 @@ class _Process:
         return ScoringWorker(
             WorkQueue(link, self._keys, ROLLOUTS, self._name, leases),
             self.batcher,
-            self._policy_codec(),
+            self._policy_tokenizer(),
             min(_GROUP, settings.reward.max_queued),
             check_run,
         )
 
     async def _load(self) -> None:
         section = self._settings.reward
-        codec = self._codec = await _tokenizer(self._settings)
-        await self._promoter.start(make_builder(section, codec, self._sources), make_truncation(section, codec))
+        tokenizer = self._tokenizer = await _tokenizer(self._settings)
+        await self._promoter.start(make_builder(section, tokenizer, self._sources), make_truncation(section, tokenizer))
 
     async def _become_ready(self) -> None:
         # Registered as ready before the record is read once more: a promotion after that waits for this process, and one
@@ -172,10 +172,10 @@ class _Process:
         facts = {**self._promoter.facts(), "working": working}
         return Member(self._name, self._settings.reward.target, ready=self._ready, facts=facts)
 
-    def _policy_codec(self) -> TokenCodec:
-        if self._codec is None:
+    def _policy_tokenizer(self) -> ScoringTokenizer:
+        if self._tokenizer is None:
             raise Unavailable("the policy's tokenizer is still being loaded; try again soon")
-        return self._codec
+        return self._tokenizer
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
@@ -184,7 +184,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
         await task
 
 
-async def _tokenizer(settings: RunSettings) -> TokenCodec:
+async def _tokenizer(settings: RunSettings) -> ScoringTokenizer:
     """The policy's tokenizer, as soon as the run has one."""
     store = PolicyStore(settings.policy_url, settings.run)
     while True:
@@ -202,7 +202,7 @@ def model_sources(settings: RunSettings) -> ModelSources:
     return ModelSources(settings.policy_url, settings.run, into, roots, settings.policy.keep)
 
 
-def make_builder(section: RewardSettings, codec: TokenCodec, sources: ModelSources) -> BuildScorer:
+def make_builder(section: RewardSettings, tokenizer: ScoringTokenizer, sources: ModelSources) -> BuildScorer:
     """How this process makes a scorer from its settings and a source."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -212,7 +212,7 @@ def make_builder(section: RewardSettings, codec: TokenCodec, sources: ModelSourc
         return ModelScorer(
             scorer.name,
             sources.local(source),
-            codec,
+            tokenizer,
             sees_prompt=scorer.sees_prompt,
             batch_tokens=section.batch_tokens,
             device=device,
@@ -221,7 +221,7 @@ def make_builder(section: RewardSettings, codec: TokenCodec, sources: ModelSourc
     return build
 
 
-def make_truncation(section: RewardSettings, codec: TokenCodec) -> Truncation | None:
+def make_truncation(section: RewardSettings, tokenizer: ScoringTokenizer) -> Truncation | None:
     """Where the settings cut the scored text."""
     cut = section.truncate
-    return None if cut is None else Truncation.of_text(cut.token_text, cut.not_before, cut.missing_score, codec)
+    return None if cut is None else Truncation.of_text(cut.token_text, cut.not_before, cut.missing_score, tokenizer)

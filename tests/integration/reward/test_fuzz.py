@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.support.fuzz import FAULTS, fuzz
 from tests.support.listening import open_channel, serving
-from tests.unit.reward.support import CODEC, FakeScorer, make_version
+from tests.unit.reward.support import TOKENIZER, FakeScorer, make_version
 
 from honed.artifacts import PromotionRecord
 from honed.kit.server import Servicer
@@ -36,7 +36,7 @@ async def test_nothing_random_is_answered_as_a_fault(tmp_path: Path) -> None:
     await promoter.start(length)
     descriptor = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]
     batcher = DynamicBatcher(lambda: registry.serving, BatchSettings(max_tokens=64, max_wait_s=0.0, max_queued=32))
-    service = RewardService(batcher, registry, promoter, lambda: CODEC)
+    service = RewardService(batcher, registry, promoter, lambda: TOKENIZER)
     servicer = Servicer(descriptor.full_name, reward_pb2_grpc.add_RewardServiceServicer_to_server, service)
     async with batcher.running(), serving([servicer]) as server, open_channel(server) as channel:
         found = await fuzz(channel, descriptor, random.Random(5), rounds=40, examples=examples)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from tests.integration.queue.servers import Server
-from tests.unit.reward.support import CODEC, FakeScorer
+from tests.unit.reward.support import TOKENIZER, FakeScorer
 
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.dead import DeadLetters
@@ -67,7 +67,7 @@ class Rig:
         batcher = DynamicBatcher(lambda: WeightedSum([Term(scorer, 2.0)]), BatchSettings(64, 0.001, 128))
         async with batcher.running(), asyncio.timeout(60):
             queue = self.queue(consumer, ROLLOUTS, lease_ms)
-            worker = ScoringWorker(queue, batcher, CODEC, group_size=16, check_run=check_run, sleep=self.pause)
+            worker = ScoringWorker(queue, batcher, TOKENIZER, group_size=16, check_run=check_run, sleep=self.pause)
             task = asyncio.ensure_future(worker.run(stopping))
             yield task
             stopping.set()
