@@ -17,8 +17,9 @@ from honed.artifacts.version import VersionId
 from honed.kit.errors import HonedError
 from honed.learner.exporter import Exporter
 from honed.learner.intake import Held
-from honed.learner.journal import Journal, PushRecord
+from honed.learner.journal import Journal
 from honed.learner.push import Pusher, PushReport
+from honed.learner.records import PushRecord
 from honed.learner.status import LearnerStatus
 from honed.queue.lease import HeldLease
 

@@ -14,7 +14,8 @@ from tests.support.learner_world import FakeGenerator, FakeIntake, World, batche
 from honed.artifacts import VersionId
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.episodes import Episode
-from honed.learner.journal import Totals, UpdateRecord, read_pushes, read_updates
+from honed.learner.journal import read_pushes, read_updates
+from honed.learner.records import Totals, UpdateRecord
 from honed.learner.stats import UpdateStats
 from honed.queue.lease import LeaseLost
 from honed.v1 import learner_pb2
