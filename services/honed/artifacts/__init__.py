@@ -3,7 +3,7 @@
 | module | what it holds |
 |---|---|
 | `version` | the name of a version |
-| `manifest` | what a version consists of, digested |
+| `manifest`, `names` | what a version consists of, digested; what may be called how |
 | `store` | publish, list, fetch, retain |
 | `verify` | checks a local copy against its manifest |
 | `reward_models` | reward models in the same store, `artifact:NAME/VERSION` |
@@ -14,8 +14,9 @@
 | `tensors`, `fields` | strict reading of safetensors headers and of JSON |
 """
 
-from honed.artifacts.manifest import MANIFEST_NAME, Canary, FileEntry, Lineage, Manifest, TensorEntry
+from honed.artifacts.manifest import Canary, FileEntry, Lineage, Manifest, TensorEntry
 from honed.artifacts.marks import Mark
+from honed.artifacts.names import MANIFEST_NAME
 from honed.artifacts.promotions import PromotionRecord
 from honed.artifacts.reward_models import ArtifactRef, RewardModelStore
 from honed.artifacts.store import ArtifactStore, PolicyStore, StoreFull, VersionDraft, verify_directory

@@ -20,19 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from honed.artifacts.files import CHUNK_BYTES, Backend, StoreFull, hash_file, open_backend
-from honed.artifacts.manifest import (
-    MANIFEST_MAX_BYTES,
-    MANIFEST_NAME,
-    Canary,
-    FileEntry,
-    Kind,
-    Lineage,
-    Manifest,
-    TensorEntry,
-    check_path,
-    check_run,
-)
+from honed.artifacts.manifest import MANIFEST_MAX_BYTES, Canary, FileEntry, Kind, Lineage, Manifest, TensorEntry
 from honed.artifacts.marks import Marks
+from honed.artifacts.names import MANIFEST_NAME, check_path, check_run
 from honed.artifacts.tensors import read_tensor_entries
 from honed.artifacts.verify import check_tensors, compare, verify_directory
 from honed.artifacts.version import VersionId

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from honed.artifacts import Canary, FileEntry, Lineage, Manifest, TensorEntry, VersionId
-from honed.artifacts.manifest import check_path
+from honed.artifacts.names import check_path
 from honed.kit.errors import DataLoss, InvalidArgument, Unimplemented
 
 SHA = "0" * 64

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from honed.artifacts import VersionId
-from honed.artifacts.manifest import check_run
+from honed.artifacts.names import check_run
 from honed.generation.engine import CommitSettings, EngineRequest, InitialVersion, Sampling
 from honed.generation.gate import RequestGate
 from honed.generation.make_engine import make_engine
