@@ -4,7 +4,7 @@
 |---|---|
 | `version` | the name of a version |
 | `manifest`, `names` | what a version consists of, digested; what may be called how |
-| `store` | publish, list, fetch, retain |
+| `store`, `draft` | publish, list, fetch, retain; what is to be published |
 | `verify` | checks a local copy against its manifest |
 | `reward_models` | reward models in the same store, `artifact:NAME/VERSION` |
 | `promotions` | the record of which reward models serve |
@@ -14,12 +14,13 @@
 | `tensors`, `fields` | strict reading of safetensors headers and of JSON |
 """
 
+from honed.artifacts.draft import VersionDraft
 from honed.artifacts.manifest import Canary, FileEntry, Lineage, Manifest, TensorEntry
 from honed.artifacts.marks import Mark
 from honed.artifacts.names import MANIFEST_NAME
 from honed.artifacts.promotions import PromotionRecord
 from honed.artifacts.reward_models import ArtifactRef, RewardModelStore
-from honed.artifacts.store import ArtifactStore, PolicyStore, StoreFull, VersionDraft, verify_directory
+from honed.artifacts.store import ArtifactStore, PolicyStore, StoreFull, verify_directory
 from honed.artifacts.tokenizer import fetch_tokenizer
 from honed.artifacts.version import VersionId
 
