@@ -15,7 +15,8 @@ from tests.contract.engines.conftest import make_engine
 from tests.support.tiny import publish_version
 
 from honed.artifacts import PolicyStore, VersionId
-from honed.generation.engine import EngineRequest, InitialVersion, Sampling
+from honed.generation.engine import InitialVersion
+from honed.generation.requests import EngineRequest, Sampling
 from honed.kit.errors import Unavailable
 
 pytestmark = pytest.mark.vllm

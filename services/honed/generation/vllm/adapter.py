@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from honed.generation.engine import EngineLimits, EngineRequest
+from honed.generation.requests import EngineLimits, EngineRequest
 from honed.generation.vllm.errors import translated
 from honed.generation.vllm.outputs import Sampled
 from honed.generation.vllm.plugin import CANARY_PREFIX

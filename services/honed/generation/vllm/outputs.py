@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from honed.artifacts.version import VersionId
-from honed.generation.engine import Chunk, FinishReason, Span
+from honed.generation.requests import Chunk, FinishReason, Span
 from honed.generation.vllm.errors import translated
 from honed.kit.errors import Unavailable
 
