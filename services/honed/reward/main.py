@@ -25,6 +25,7 @@ from honed.queue.keys import ROLLOUTS, RunKeys
 from honed.queue.members import Member, Members, registered
 from honed.queue.stream import QueueSettings, WorkQueue
 from honed.reward.batching import BatchSettings, DynamicBatcher
+from honed.reward.follower import RecordFollower
 from honed.reward.function_scorer import find_function
 from honed.reward.model_scorer import ModelScorer
 from honed.reward.policy_tokenizer import policy_tokenizer
@@ -81,7 +82,7 @@ class _Process:
         self._registry = ScorerRegistry(settings.reward.scorers)
         self._sources = model_sources(settings)
         self._record = PromotionRecord(settings.policy_url, settings.run)
-        self._promoter = Promoter(self._registry, self._sources, self._record, NoReplicas())
+        self._follower = RecordFollower(self._registry, self._sources, self._record, NoReplicas())
         self._members: Members | None = None
         self._tokenizer: ScoringTokenizer | None = None
         self._worker: ScoringWorker | None = None
@@ -97,12 +98,12 @@ class _Process:
         self._link = link
         replicas = RedisReplicas(link.within(_CONTROL_OUTAGE_S), self._keys, self._name)
         self._members = replicas.members
-        self._promoter = Promoter(self._registry, self._sources, self._record, replicas)
+        self._follower = RecordFollower(self._registry, self._sources, self._record, replicas)
 
     def server(self) -> Server:
         """The gRPC side."""
         section = self._settings.reward
-        service = RewardService(self.batcher, self._registry, self._promoter, self._policy_tokenizer)
+        service = RewardService(self.batcher, self._registry, Promoter(self._follower), self._policy_tokenizer)
         servicer = Servicer(SERVICE, reward_pb2_grpc.add_RewardServiceServicer_to_server, service)
         self._server = Server([Listener(section.host, section.port, [servicer])], server_options(self._settings, section))
         return self._server
@@ -117,7 +118,7 @@ class _Process:
             if stopping.is_set():
                 return
             await self._become_ready()
-            stack.push_async_callback(_cancel, asyncio.create_task(self._promoter.watch(changed)))
+            stack.push_async_callback(_cancel, asyncio.create_task(self._follower.watch(changed)))
             stack.push_async_callback(_cancel, asyncio.create_task(self._resign(stopping, changed)))
             if self._link is None:
                 await stopping.wait()
@@ -148,7 +149,7 @@ class _Process:
     async def _load(self) -> None:
         section = self._settings.reward
         tokenizer = self._tokenizer = await _tokenizer(self._settings)
-        await self._promoter.start(make_builder(section, tokenizer, self._sources), make_truncation(section, tokenizer))
+        await self._follower.start(make_builder(section, tokenizer, self._sources), make_truncation(section, tokenizer))
 
     async def _become_ready(self) -> None:
         # Registered as ready before the record is read once more: a promotion after that waits for this process, and one
@@ -157,7 +158,7 @@ class _Process:
         if self._members is not None:
             with contextlib.suppress(HonedError):  # Redis is away; the heartbeat tries again
                 await self._members.register(self._describe())
-        await self._promoter.catch_up()
+        await self._follower.catch_up()
         await self._server.ready()
         serving = {s.scorer.name: s.scorer.version for s in self._registry.scorers() if s.serving}
         logger.info("serving", extra={"scorers": serving})
@@ -169,7 +170,7 @@ class _Process:
 
     def _describe(self) -> Member:
         working = "yes" if self._worker is not None and self._worker.working else "no"
-        facts = {**self._promoter.facts(), "working": working}
+        facts = {**self._follower.facts(), "working": working}
         return Member(self._name, self._settings.reward.target, ready=self._ready, facts=facts)
 
     def _policy_tokenizer(self) -> ScoringTokenizer:

@@ -19,6 +19,7 @@ from honed.kit.channel import connect
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import TokenTable, ensure_local_tokens, read_token
 from honed.reward.batching import BatchSettings, DynamicBatcher
+from honed.reward.follower import RecordFollower
 from honed.reward.promoter import Promoter
 from honed.reward.registry import ScorerRegistry
 from honed.reward.replicas import NoReplicas
@@ -47,7 +48,7 @@ class Rig:
         self.registry = ScorerRegistry(settings)
         store = str(directory / "store")
         self.sources = ModelSources(store, "r", directory / "copies", [directory])
-        self.promoter = Promoter(self.registry, self.sources, PromotionRecord(store, "r"), NoReplicas())
+        self.follower = RecordFollower(self.registry, self.sources, PromotionRecord(store, "r"), NoReplicas())
         self.batcher = DynamicBatcher(lambda: self.registry.serving, BATCH)
 
     def build(self, settings: ScorerSettings, source: str) -> Scorer:
@@ -58,8 +59,8 @@ class Rig:
 
     async def serve(self) -> AsyncIterator[Rig]:
         ensure_local_tokens(self.directory / "tokens")
-        await self.promoter.start(self.build)
-        service = RewardService(self.batcher, self.registry, self.promoter, lambda: TOKENIZER)
+        await self.follower.start(self.build)
+        service = RewardService(self.batcher, self.registry, Promoter(self.follower), lambda: TOKENIZER)
         servicer = Servicer(NAME, reward_pb2_grpc.add_RewardServiceServicer_to_server, service)
         options = ServerOptions(tokens=TokenTable.load(self.directory / "tokens" / "table.json"), drain_s=1.0)
         server = Server([Listener("127.0.0.1", 0, [servicer])], options)
