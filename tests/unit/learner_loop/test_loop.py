@@ -191,7 +191,7 @@ async def test_a_full_disk_is_waited_for_with_an_alarm_and_leaves_nothing_half_d
     """H7: it ends nothing."""
     learner = await world.start()
     seen: list[str] = []
-    sleep = learner.loop._sleep
+    sleep = learner.loop._retry.sleep
 
     async def noted(seconds: float) -> None:
         seen.append(learner.status.alarm)
@@ -200,7 +200,7 @@ async def test_a_full_disk_is_waited_for_with_an_alarm_and_leaves_nothing_half_d
         full_disk(len(seen) < 3)
         await sleep(seconds)
 
-    learner.loop._sleep = noted
+    learner.loop._retry.sleep = noted
     saved = learner.state.save
 
     async def then_full() -> None:
