@@ -41,7 +41,7 @@ from honed.queue.identity import RunIdentity
 from honed.queue.keys import PROMPTS, RunKeys
 from honed.queue.members import GENERATION, Member, Members, registered
 from honed.queue.progress import ProgressBoard
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.runtime import consumer_name, redis_url, server_options
 from honed.v1 import generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace
@@ -100,7 +100,7 @@ class Generator:
         self.control = GenerationControlService(self.frontend, self._store, self._versions, lambda: self._changed())
         self._members = Members(self._link, keys, GENERATION)
         self._identity = RunIdentity(self._link, keys)
-        leases = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
+        leases = DeliverySettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
         queue = WorkQueue(self._link, keys, PROMPTS, self.name, leases)
         self._worker = RolloutWorker(self.frontend, queue, self._check_identity, drain_s=section.drain_s)
         self._catch_up = CatchUp(self.control, ProgressBoard(self._link, keys), self._worker.allowed)

@@ -51,7 +51,7 @@ from honed.queue.members import GENERATION, Members
 from honed.queue.progress import ProgressBoard
 from honed.queue.promotions import PromotedScorers, PromotionBoard
 from honed.queue.scripts import GROUP
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.runtime import consumer_name, internal_channel, redis_url, server_options
 from honed.v1 import learner_pb2_grpc
 from honed.workspace import Workspace
@@ -143,7 +143,7 @@ class LearnerProcess:
         base = await asyncio.to_thread(self._store.fetch, BASE, home / "base")
         trainer = await asyncio.to_thread(build_trainer, settings, base)
         journal = await asyncio.to_thread(lambda: Journal(home, most_mb=section.journal_mb))
-        limits = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
+        limits = DeliverySettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
         queue = WorkQueue(self._link, self._keys, SCORED, f"learner-{lease.claim.fence}", limits)
         vocabulary = vocabulary_of(base, trainer.policy.vocabulary_size)
         async with contextlib.AsyncExitStack() as stack:

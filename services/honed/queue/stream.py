@@ -31,7 +31,7 @@ _REASON_CHARS: Final = 2000
 
 
 @dataclass(frozen=True)
-class QueueSettings:
+class DeliverySettings:
     """How a stage treats its deliveries.
 
     Attributes:
@@ -63,7 +63,7 @@ class WorkQueue:
         keys: RunKeys,
         stage: str,
         consumer: str,
-        settings: QueueSettings | None = None,
+        settings: DeliverySettings | None = None,
         clock: Callable[[], float] = time.monotonic,
         token_prefix: str | None = None,
     ) -> None:
@@ -85,7 +85,7 @@ class WorkQueue:
             raise InvalidArgument("consumer", f"{consumer!r} must be a name without whitespace or parentheses")
         self.stage = stage
         self.consumer = consumer
-        self.settings = settings or QueueSettings()
+        self.settings = settings or DeliverySettings()
         self._link = link
         self._keys = keys
         self._clock = clock

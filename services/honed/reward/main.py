@@ -23,7 +23,7 @@ from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import ROLLOUTS, RunKeys
 from honed.queue.members import Member, Members, registered
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.reward.batching import BatchSettings, DynamicBatcher
 from honed.reward.follower import RecordFollower
 from honed.reward.function_scorer import find_function
@@ -129,7 +129,7 @@ class _Process:
     def _scoring_worker(self, link: RedisLink) -> ScoringWorker:
         settings, identity = self._settings, RunIdentity(link, self._keys)
         policies = PolicyStore(settings.policy_url, settings.run)
-        leases = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
+        leases = DeliverySettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
 
         async def check_run() -> None:
             try:

@@ -18,10 +18,10 @@ from honed.queue.keys import PROMPTS, ROLLOUTS, SCORED, RunKeys
 from honed.queue.lease import Leases
 from honed.queue.messages import Delivery, Message
 from honed.queue.progress import LearnerProgress, ProgressBoard
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.v1 import common_pb2
 
-QUEUE = QueueSettings(lease_ms=2_000, sweep_ms=50)
+QUEUE = DeliverySettings(lease_ms=2_000, sweep_ms=50)
 HEARTBEAT_S = 0.1
 
 

@@ -22,7 +22,7 @@ from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import PROMPTS, ROLLOUTS, RunKeys
 from honed.queue.messages import Message
 from honed.queue.stats import StageStats
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.v1 import common_pb2
 
 pytestmark = pytest.mark.redis
@@ -56,7 +56,7 @@ class Rig:
         self.identity: Exception | None = None
 
     def queue(self, consumer: str, stage: str = PROMPTS, lease_ms: int = 60_000) -> WorkQueue:
-        return WorkQueue(self.link, self.keys, stage, consumer, QueueSettings(lease_ms, max_deliveries=2, sweep_ms=20))
+        return WorkQueue(self.link, self.keys, stage, consumer, DeliverySettings(lease_ms, max_deliveries=2, sweep_ms=20))
 
     async def put(self, count: int, **fields: Any) -> None:
         for number in range(count):

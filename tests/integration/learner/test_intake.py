@@ -18,7 +18,7 @@ from honed.queue.dead import DeadLetters
 from honed.queue.holding import holding
 from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
 from honed.queue.messages import Message
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.v1 import common_pb2
 
 pytestmark = pytest.mark.redis
@@ -29,7 +29,7 @@ Open = Callable[..., AbstractAsyncContextManager[Intake]]
 @pytest.fixture
 def queue(link: RedisLink, keys: RunKeys) -> Callable[..., WorkQueue]:
     def make(consumer: str) -> WorkQueue:
-        return WorkQueue(link, keys, SCORED, consumer, QueueSettings(lease_ms=60_000, sweep_ms=1))
+        return WorkQueue(link, keys, SCORED, consumer, DeliverySettings(lease_ms=60_000, sweep_ms=1))
 
     return make
 

@@ -28,7 +28,7 @@ from honed.queue.holding import holding
 from honed.queue.keys import SCORED, RunKeys
 from honed.queue.messages import Message
 from honed.queue.progress import ProgressBoard
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.v1 import common_pb2
 
 pytestmark = pytest.mark.redis
@@ -71,7 +71,7 @@ def scored(*turns: int) -> list[Message]:
 
 
 def queue(link: RedisLink, consumer: str) -> WorkQueue:
-    return WorkQueue(link, KEYS, SCORED, consumer, QueueSettings(lease_ms=1000, sweep_ms=20))
+    return WorkQueue(link, KEYS, SCORED, consumer, DeliverySettings(lease_ms=1000, sweep_ms=20))
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from tests.integration.queue.servers import LossyWire, Server
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import RunKeys
 from honed.queue.messages import Delivery
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 
 _RUNS = itertools.count(1)
 
@@ -45,7 +45,7 @@ def queue(link: RedisLink, keys: RunKeys) -> Callable[..., WorkQueue]:
         clock: Callable[[], float] = time.monotonic,
         **settings: int,
     ) -> WorkQueue:
-        return WorkQueue(via, keys, stage, consumer, QueueSettings(**{"sweep_ms": 1, **settings}), clock)
+        return WorkQueue(via, keys, stage, consumer, DeliverySettings(**{"sweep_ms": 1, **settings}), clock)
 
     return make
 

@@ -19,7 +19,7 @@ from honed.queue.embedded import (
 )
 from honed.queue.keys import RunKeys
 from honed.queue.messages import Message
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 
 pytestmark = pytest.mark.redis
 
@@ -128,7 +128,7 @@ async def test_work_goes_on_when_redis_is_gone_for_seconds_in_the_midst_of_it(tm
 
     async def work(link: RedisLink, name: str, scored: WorkQueue) -> None:
         # Leases run out during the outage: what was delivered into a dying connection comes again.
-        queue = WorkQueue(link, keys, "rollouts", name, QueueSettings(lease_ms=1500, max_deliveries=50))
+        queue = WorkQueue(link, keys, "rollouts", name, DeliverySettings(lease_ms=1500, max_deliveries=50))
         while not finished.is_set():
             for delivery in await queue.take(4, block_ms=100):
                 await queue.hand_on(delivery, [Message(f"{delivery.message.id}-out", b"")], "scored")

@@ -24,13 +24,13 @@ from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.dead import DeadLetters
 from honed.queue.keys import RunKeys
 from honed.queue.messages import Delivery, Message
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(180)]
 
 T = TypeVar("T")
 RUNS = itertools.count(1)
-LIMITS = QueueSettings(lease_ms=3_600_000, max_deliveries=3, sweep_ms=1)
+LIMITS = DeliverySettings(lease_ms=3_600_000, max_deliveries=3, sweep_ms=1)
 NOBODY = "(released)"
 ACTS = ("hand_on", "ack", "drop", "fail", "fail_for_good", "release", "renew")
 

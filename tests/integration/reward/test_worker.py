@@ -15,7 +15,7 @@ from honed.queue.dead import DeadLetters
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
 from honed.queue.messages import Delivery, Message
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.reward.batching import BatchSettings, DynamicBatcher
 from honed.reward.reward import Term, WeightedSum
 from honed.reward.worker import ScoringWorker
@@ -52,7 +52,7 @@ class Rig:
         await asyncio.sleep(0.002)
 
     def queue(self, consumer: str, stage: str, lease_ms: int = 60_000) -> WorkQueue:
-        return WorkQueue(self.link, self.keys, stage, consumer, QueueSettings(lease_ms, max_deliveries=2, sweep_ms=20))
+        return WorkQueue(self.link, self.keys, stage, consumer, DeliverySettings(lease_ms, max_deliveries=2, sweep_ms=20))
 
     @asynccontextmanager
     async def worker(

@@ -6,7 +6,7 @@ from honed.kit.errors import InvalidArgument
 from honed.queue.connection import RedisLink, without_password
 from honed.queue.keys import STAGES, RunKeys
 from honed.queue.scripts import operations
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 
 
 def test_all_keys_of_a_run_share_one_hash_tag():
@@ -72,4 +72,4 @@ async def test_a_consumer_name_that_scripts_would_misread_is_refused(consumer):
 @pytest.mark.parametrize("field", ["lease_ms", "max_deliveries", "sweep_ms"])
 def test_a_senseless_queue_setting_is_refused_by_name(field):
     with pytest.raises(InvalidArgument, match=field):
-        QueueSettings(**{field: 0})
+        DeliverySettings(**{field: 0})
