@@ -14,7 +14,6 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -27,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from honed.kit.errors import DataLoss, FailedPrecondition, HonedError, InvalidArgument, NotFound, Overloaded
+from honed.kit.files import sync
 from honed.learner.trained import TrainedIds
 from honed.learner.trainer_state import TrainerState
 
@@ -117,7 +117,7 @@ class CheckpointStore:
             partial.mkdir()
             _write(partial, checkpoint)
             partial.rename(final)
-            _sync(self._directory)
+            sync(self._directory)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             if is_full(error):
@@ -264,21 +264,21 @@ def _write(directory: Path, checkpoint: Checkpoint) -> None:
         },
     )
     (directory / _TRAINED).write_bytes(progress.trained.to_bytes())
-    _sync(directory / _TRAINED)
+    sync(directory / _TRAINED)
     files = {p.name: _describe(p) for p in sorted(directory.iterdir())}
     _save_json(directory / _MANIFEST, {"format": FORMAT, "step": trainer.step, "files": files})
-    _sync(directory)
+    sync(directory)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-    _sync(path)
+    sync(path)
 
 
 def _save_json(path: Path, content: Mapping[str, Any]) -> None:
     # Python writes floats so that they read back bit for bit; NaN is not JSON and is refused.
     path.write_text(json.dumps(content, sort_keys=True, allow_nan=False, indent=1) + "\n", encoding="utf-8")
-    _sync(path)
+    sync(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -309,14 +309,6 @@ def _verify(path: Path, size: int, sha256: str) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def is_full(error: BaseException) -> bool:

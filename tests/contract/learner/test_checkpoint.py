@@ -213,7 +213,7 @@ def test_a_full_disk_is_a_clear_error_and_older_checkpoints_stay(
 ) -> None:
     store, trainer = CheckpointStore(tmp_path), new_trainer()
     whole = saved(store, trainer)
-    sync = checkpoint_module._sync
+    sync = checkpoint_module.sync
 
     def full(path: Path) -> None:
         if path.name == at:
@@ -221,7 +221,7 @@ def test_a_full_disk_is_a_clear_error_and_older_checkpoints_stay(
         sync(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "_sync", full)
+        patch.setattr(checkpoint_module, "sync", full)
         with pytest.raises(Overloaded, match="no space left for checkpoint"):
             saved(store, trainer)
     assert [p.name for p in tmp_path.iterdir()] == [whole.name]
