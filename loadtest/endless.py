@@ -26,7 +26,9 @@ import grpc
 import typer
 import yaml
 
-from honed.artifacts import PolicyStore, VersionDraft, VersionId
+from honed.artifacts.draft import VersionDraft
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.tokens import ensure_local_tokens
 from honed.learner.build import build_trainer

@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.learner.batches import MicroBatch, micro_batches
 from honed.learner.build import build_trainer

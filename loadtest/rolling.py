@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import grpc
 import typer
 
-from honed.artifacts import PolicyStore
+from honed.artifacts.store import PolicyStore
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
 from honed.queue.connection import RedisLink

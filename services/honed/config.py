@@ -11,20 +11,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from honed.artifacts.settings import PolicyStoreSettings
 from honed.conductor.settings import ConductorSettings, DataSettings
 from honed.generation.settings import GenerationSettings
 from honed.learner.settings import LearnerSettings, PretrainSettings, RewardTrainingSettings
 from honed.preference.settings import PreferenceSettings
 from honed.queue.settings import QueueSettings
 from honed.reward.settings import RewardSettings
-from honed.settings import Positive, Section, SecuritySettings
-
-
-class PolicyStoreSettings(Section):
-    """Where policy versions are kept."""
-
-    url: str | None = Field(None, description="Directory or fsspec URL. Unset: <directory>/policy.")
-    keep: Positive = Field(6, description="How many of the newest versions to keep.")
+from honed.settings import Section, SecuritySettings
 
 
 class RunSettings(Section):

@@ -14,7 +14,8 @@ import pytest_asyncio
 from tests.support.run import Tap, check_books, run_tree, settings_of, tapped, until
 from tests.support.tiny import load, token_logprobs
 
-from honed.artifacts import PolicyStore, VersionId
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.conductor.local import local_run
 from honed.conductor.run import Run
 from honed.kit.channel import connect

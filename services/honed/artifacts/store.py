@@ -28,8 +28,6 @@ from honed.artifacts.verify import check_tensors, compare, verify_directory
 from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, InvalidArgument, NotFound
 
-__all__ = ["ArtifactStore", "PolicyStore", "StoreFull", "verify_directory"]
-
 
 class ArtifactStore:
     """The versions of one model. Calls block; async callers use `asyncio.to_thread`. Not for one version from two writers."""

@@ -13,7 +13,9 @@ import pytest
 import pytest_asyncio
 from tests.support.tiny import load, make_canaries, make_tiny_model, publish_version
 
-from honed.artifacts import Canary, PolicyStore, VersionId
+from honed.artifacts.manifest import Canary
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.generation.engine import CommitReport, GenerationEngine, InitialVersion
 from honed.generation.gate import RequestGate
 from honed.generation.requests import Chunk, EngineRequest, Sampling

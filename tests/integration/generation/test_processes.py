@@ -15,7 +15,8 @@ from tests.integration.queue.servers import Server
 from tests.support.run import environment, run_tree
 from tests.support.tiny import make_canaries, make_tiny_model, publish_version
 
-from honed.artifacts import PolicyStore, VersionId
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
 from honed.queue.connection import RedisLink, RetryPolicy

@@ -9,7 +9,7 @@ from tests.support.fuzz import FAULTS, fuzz
 from tests.support.listening import open_channel, serving
 from tests.unit.reward.support import TOKENIZER, FakeScorer, make_version
 
-from honed.artifacts import PromotionRecord
+from honed.artifacts.promotions import PromotionRecord
 from honed.kit.server import Servicer
 from honed.reward.batching import BatchSettings, DynamicBatcher
 from honed.reward.follower import RecordFollower

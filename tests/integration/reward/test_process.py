@@ -21,7 +21,11 @@ from tests.integration.reward.test_worker import rollout
 from tests.support.tiny import make_tiny_model, publish_version
 from tests.unit.reward.support import make_reward_model
 
-from honed.artifacts import Lineage, PolicyStore, PromotionRecord, RewardModelStore, VersionId
+from honed.artifacts.manifest import Lineage
+from honed.artifacts.promotions import PromotionRecord
+from honed.artifacts.reward_models import RewardModelStore
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
 from honed.queue.connection import RedisLink

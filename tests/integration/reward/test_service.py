@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from tests.unit.reward.support import TOKENIZER, FakeScorer, as_number, make_version, read_version
 
-from honed.artifacts import PromotionRecord
+from honed.artifacts.promotions import PromotionRecord
 from honed.kit.channel import connect
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import TokenTable, ensure_local_tokens, read_token

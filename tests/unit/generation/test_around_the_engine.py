@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tests.support.engine import FakeEngine
 
-from honed.artifacts import PolicyStore, VersionId
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.generation.backoff import Backoff
 from honed.generation.catch_up import CatchUp
 from honed.generation.control import GenerationControlService

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.generation.hf.decoder import sample
 from honed.generation.requests import EngineLimits, EngineRequest, Sampling, Span, check_request
 from honed.generation.text_stream import TextStream

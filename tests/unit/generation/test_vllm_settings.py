@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from honed.artifacts import VersionId
 from honed.artifacts.names import check_run
+from honed.artifacts.version import VersionId
 from honed.generation.engine import CommitSettings, InitialVersion
 from honed.generation.gate import RequestGate
 from honed.generation.make_engine import make_engine

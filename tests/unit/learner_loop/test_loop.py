@@ -11,7 +11,7 @@ import grpc
 import pytest
 from tests.support.learner_world import FakeGenerator, FakeIntake, World, batches, make_world, spoiled
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.episodes import Episode
 from honed.learner.journal import read_pushes, read_updates

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tests.unit.learner.samples import make_trainer, random_episodes
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition
 from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress
 from honed.learner.directory_lock import locked

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tests.unit.reward.replicas import Replica, ReplicaRig
 
-from honed.artifacts import Lineage, RewardModelStore
+from honed.artifacts.manifest import Lineage
+from honed.artifacts.reward_models import RewardModelStore
 from honed.kit.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from honed.queue.promotions import Announced, Candidate
 from honed.reward.settings import ScorerSettings
