@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from honed.kit.errors import Overloaded, Unavailable
-from honed.learner.checkpoint import is_full
+from honed.learner.checkpoint_files import is_full
 from honed.learner.status import LearnerStatus
 from honed.v1 import learner_pb2
 

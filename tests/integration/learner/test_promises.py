@@ -17,7 +17,8 @@ from tests.integration.queue.servers import Server
 from tests.support.learner_world import Learner, World, make_world
 from tests.unit.learner.samples import VOCABULARY, random_episodes
 
-from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress
+from honed.learner.checkpoint import CheckpointStore
+from honed.learner.checkpoint_files import Checkpoint, Progress
 from honed.learner.episodes import Vocabulary
 from honed.learner.intake import Intake, IntakeSettings
 from honed.learner.journal import read_updates
