@@ -22,7 +22,7 @@ import typer
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.embedded import embedded_redis_url
 from honed.queue.keys import STAGES, RunKeys
 from honed.queue.stream import WorkQueue
@@ -149,7 +149,7 @@ async def _updates(run: LiveRun) -> int:
 
 
 async def _dead_letters(run: LiveRun, name: str) -> int:
-    async with Link(embedded_redis_url(Workspace(run.directory).redis)) as link:
+    async with RedisLink(embedded_redis_url(Workspace(run.directory).redis)) as link:
         stats = [await WorkQueue(link, RunKeys(name), stage, "loadtest").stats() for stage in STAGES]
     return sum(stage.dead for stage in stats)
 

@@ -26,11 +26,14 @@ import grpc
 import typer
 import yaml
 
-from honed.artifacts import PolicyStore, VersionDraft, VersionId
+from honed.artifacts.draft import VersionDraft
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.tokens import ensure_local_tokens
 from honed.learner.build import build_trainer
-from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress
+from honed.learner.checkpoint import CheckpointStore
+from honed.learner.checkpoint_files import Checkpoint, Progress
 from honed.learner.exporter import Exporter
 from honed.learner.segments import ROWS, encoded
 from honed.learner.trained import TrainedIds

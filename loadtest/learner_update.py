@@ -29,11 +29,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from honed.artifacts import VersionId
-from honed.config import LearnerSettings, RunSettings
+from honed.artifacts.version import VersionId
+from honed.config import RunSettings
 from honed.learner.batches import MicroBatch, micro_batches
 from honed.learner.build import build_trainer
 from honed.learner.episodes import Episode, TokenSpan
+from honed.learner.settings import LearnerSettings
 from honed.learner.update import PPOTrainer
 from loadtest import report
 from loadtest.material import make_model

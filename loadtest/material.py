@@ -14,7 +14,10 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from honed.artifacts import Lineage, Manifest, PolicyStore, VersionDraft, VersionId
+from honed.artifacts.draft import VersionDraft
+from honed.artifacts.manifest import Lineage, Manifest
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.learner import rng
 from honed.learner.exporter import Exporter
 from honed.learner.model import PolicyModel

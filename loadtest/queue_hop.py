@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.embedded import EmbeddedRedis
 from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
 from honed.queue.messages import Message
@@ -31,7 +31,7 @@ ROUND_TIMEOUT_S = 120.0
 _GROUP = "workers"
 
 
-async def bare_round(link: Link, name: str, messages: list[Message], batch: int) -> float:
+async def bare_round(link: RedisLink, name: str, messages: list[Message], batch: int) -> float:
     """Hops a second of the plain loop."""
     source, target = f"bare:{{{name}}}:in", f"bare:{{{name}}}:out"
     redis: Any = link.redis  # its types know every version of the protocol at once
@@ -55,7 +55,7 @@ async def bare_round(link: Link, name: str, messages: list[Message], batch: int)
     return done / seconds
 
 
-async def hop_round(link: Link, name: str, messages: list[Message], batch: int) -> float:
+async def hop_round(link: RedisLink, name: str, messages: list[Message], batch: int) -> float:
     """Hops a second of the queue."""
     keys = RunKeys(name)
     queue = WorkQueue(link, keys, ROLLOUTS, "a")
@@ -83,7 +83,7 @@ async def measure(pairs: int, count: int, size: int, batch: int) -> list[tuple[f
     measured = []
     with scratch_directory() as directory, report.progress() as bar:
         task = bar.add_task("pairs", total=pairs)
-        async with EmbeddedRedis(directory) as url, Link(url) as link:
+        async with EmbeddedRedis(directory) as url, RedisLink(url) as link:
             for number in range(pairs + 1):
                 chosen = messages if number else messages[: 4 * batch]
                 async with asyncio.timeout(ROUND_TIMEOUT_S):

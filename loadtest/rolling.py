@@ -21,10 +21,10 @@ from typing import Annotated, Any
 import grpc
 import typer
 
-from honed.artifacts import PolicyStore
+from honed.artifacts.store import PolicyStore
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.embedded import embedded_redis_command, embedded_redis_url, free_port, wait_ready
 from honed.queue.keys import RunKeys
 from honed.queue.members import GENERATION, Members
@@ -104,7 +104,7 @@ async def rolling(root: Path, engine: str, callers: int, tokens: int) -> dict[st
     await asyncio.to_thread(make_model, root / "model")
     store = PolicyStore(root / "run" / "policy", RUN)
     await asyncio.to_thread(publish, store, root / "model", root / "export", 1)
-    async with _redis(root / "redis") as url, Link(url) as link:
+    async with _redis(root / "redis") as url, RedisLink(url) as link:
         replicas = Replicas(root, tree, url, Members(link, RunKeys(RUN), GENERATION))
         try:
             pair = [replicas.start(number) for number in (0, 1)]

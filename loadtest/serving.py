@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from honed.artifacts.store import PolicyStore
-from honed.config import ConductorSettings, GenerationSettings, RunSettings
+from honed.conductor.settings import ConductorSettings
+from honed.config import RunSettings
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import InitialVersion
 from honed.generation.frontend import SamplingFrontend
 from honed.generation.main import CONTROL, PUBLIC, limits, make_gate
 from honed.generation.make_engine import make_engine
 from honed.generation.service import GenerationService
+from honed.generation.settings import GenerationSettings
 from honed.generation.vllm.engine import VLLMEngine
 from honed.kit.server import Listener, Server, Servicer
 from honed.runtime import server_options

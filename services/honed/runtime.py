@@ -10,12 +10,13 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import grpc
 
-from honed.config import RunSettings, ServerSettings
+from honed.config import RunSettings
 from honed.kit.channel import connect
 from honed.kit.errors import FailedPrecondition
 from honed.kit.server import ServerOptions, is_loopback
 from honed.kit.tls import TlsFiles
 from honed.kit.tokens import TokenTable, ensure_local_tokens, local_token_file, token_source
+from honed.settings import ServerSettings
 
 LINGER_S = 3.0
 

@@ -24,8 +24,8 @@ from tests.support.run import (
     write_run_file,
 )
 
-from honed.learner.ledger import read_steps
-from honed.queue.connection import Link, Outage
+from honed.learner.journal import read_updates
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.dead import DeadLetters
 from honed.queue.embedded import embedded_redis_url
 from honed.queue.keys import ROLLOUTS, RunKeys
@@ -134,7 +134,7 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
             story.wrong_token = await honed("generate", "hello", "--token-file", str(root / "wrong.token"))
             story.oversized = await honed("generate", "a" * 33)
             story.dead_list = await honed("dead", "list", "--stage", "rollouts")
-            async with Link(embedded_redis_url(story.place.redis), outage=Outage(deadline_s=10)) as link:
+            async with RedisLink(embedded_redis_url(story.place.redis), retry=RetryPolicy(deadline_s=10)) as link:
                 story.books = await read_books(link, "small")
                 letters = await DeadLetters(link, RunKeys("small"), ROLLOUTS).list(1000)
                 story.reasons = {letter.death.reason for letter in letters}
@@ -145,13 +145,13 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
 
 async def test_the_run_goes_on_where_it_was_and_finishes(story: Story) -> None:
     assert 3 <= story.killed_at < STEPS
-    steps = read_steps(story.place.learner)
+    steps = read_updates(story.place.learner)
     assert [step.step for step in steps] == list(range(1, STEPS + 1))
     assert story.exit_status == 0
 
 
 async def test_nothing_trained_twice_or_was_lost_without_a_reason(story: Story) -> None:
-    reasons = check_books(story.books, read_steps(story.place.learner))
+    reasons = check_books(story.books, read_updates(story.place.learner))
     assert set(reasons) <= {"stale", "run_finished", "dead_rollouts"}
 
 

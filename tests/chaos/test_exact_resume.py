@@ -11,7 +11,7 @@ from tests.integration.learner.harness import Learner, a_generator, recorded
 from tests.integration.queue.servers import Server
 
 from honed.learner.journal import read_updates
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import SCORED, RunKeys
 from honed.queue.messages import Message
 from honed.queue.stream import WorkQueue
@@ -22,7 +22,7 @@ STEPS, BATCH = 8, 8
 STALE = 3
 
 
-async def stream(link: Link, run: str) -> WorkQueue:
+async def stream(link: RedisLink, run: str) -> WorkQueue:
     """The same work for both: the batches in order, one entry that nobody can read, and a late-comer's stale rollouts."""
     queue = WorkQueue(link, RunKeys(run), SCORED, "recorder")
     messages = list(recorded(STEPS * BATCH, BATCH))
@@ -38,7 +38,7 @@ def bits(directory: Path) -> Mapping[str, bytes]:
 
 @pytest.mark.parametrize("every", [1, 4])
 async def test_a_learner_killed_again_and_again_ends_with_the_same_bits(
-    link: Link, redis_server: Server, tmp_path: Path, every: int
+    link: RedisLink, redis_server: Server, tmp_path: Path, every: int
 ) -> None:
     """With `every` 4 it is killed between checkpoints: updates are made again from what is not yet acknowledged."""
     async with a_generator() as (_, address):

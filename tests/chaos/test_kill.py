@@ -15,7 +15,8 @@ from tests.support.run import check_books, kill, process, run_tree, settings_of,
 
 from honed.conductor.local import local_run
 from honed.conductor.run import Run
-from honed.learner.ledger import StepRecord, read_pushes, read_steps
+from honed.learner.journal import read_pushes, read_updates
+from honed.learner.records import UpdateRecord
 from honed.v1 import conductor_pb2
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
@@ -30,7 +31,7 @@ class Survivor:
     """The run after all that."""
 
     run: Run
-    steps: list[StepRecord]
+    steps: list[UpdateRecord]
     steps_during_outage: int
 
 
@@ -58,7 +59,7 @@ async def survivor(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Su
         await stopped(process(run.fleet, "redis").pid, OUTAGE_S)
         during = step_of(run.workspace.root) - before
         await executing
-        yield Survivor(run, read_steps(run.workspace.learner), during)
+        yield Survivor(run, read_updates(run.workspace.learner), during)
 
 
 async def stopped(pid: int | None, seconds: float) -> None:

@@ -14,13 +14,15 @@ import pytest_asyncio
 from tests.support.run import Tap, check_books, run_tree, settings_of, tapped, until
 from tests.support.tiny import load, token_logprobs
 
-from honed.artifacts import PolicyStore, VersionId
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.conductor.local import local_run
 from honed.conductor.run import Run
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
-from honed.learner.ledger import PushRecord, StepRecord, read_pushes, read_steps
-from honed.queue.connection import Link
+from honed.learner.journal import read_pushes, read_updates
+from honed.learner.records import PushRecord, UpdateRecord
+from honed.queue.connection import RedisLink
 from honed.v1 import common_pb2, conductor_pb2, generation_pb2, generation_pb2_grpc
 
 pytestmark = [pytest.mark.vllm, pytest.mark.redis, pytest.mark.timeout(420), pytest.mark.asyncio(loop_scope="module")]
@@ -59,7 +61,7 @@ class Finished:
     tap: Tap
     application: Application
     policy: generation_pb2.GetPolicyResponse
-    steps: list[StepRecord]
+    steps: list[UpdateRecord]
     pushes: list[PushRecord]
 
 
@@ -76,7 +78,7 @@ async def finished(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fi
         application = Application()
         executing = asyncio.ensure_future(run.execute())
         await until(lambda: run.state.loop_started_at or executing.done(), 240, "the loop begins")
-        async with Link(str(run.fleet.redis_url)) as link, tapped(link, run.settings.run) as tap:
+        async with RedisLink(str(run.fleet.redis_url)) as link, tapped(link, run.settings.run) as tap:
             token = read_token(run.settings.tokens_directory / "application.token")
             calling = [asyncio.create_task(application.call_for_ever(run.settings.generation.target, token)) for _ in "ab"]
             await executing
@@ -87,7 +89,7 @@ async def finished(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fi
                 task.cancel()
             await asyncio.wait(calling)
         learner = run.workspace.learner
-        yield Finished(run, tap, application, policy, read_steps(learner), read_pushes(learner))
+        yield Finished(run, tap, application, policy, read_updates(learner), read_pushes(learner))
 
 
 async def test_every_version_is_published_and_committed_in_its_turn(finished: Finished) -> None:

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 
-from honed.artifacts import VersionId
-from honed.generation.engine import Chunk, CommitReport, EngineLimits, EngineRequest, FinishReason, Span
+from honed.artifacts.version import VersionId
+from honed.generation.engine import CommitReport
 from honed.generation.gate import RequestGate
+from honed.generation.requests import Chunk, EngineLimits, EngineRequest, FinishReason, Span
 from honed.kit.errors import FailedPrecondition
 
 

@@ -14,7 +14,9 @@ from google.protobuf.duration_pb2 import Duration
 from tests.support.tiny import make_tokenizer
 from tests.unit.learner.samples import make_trainer, random_episodes
 
-from honed.artifacts import PolicyStore, VersionDraft, VersionId
+from honed.artifacts.draft import VersionDraft
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.episodes import TokenSpan
 from honed.learner.exporter import Exporter

@@ -20,8 +20,9 @@ from tests.support.tiny import make_tiny_model
 
 from honed.conductor.launcher import ProcessState
 from honed.config import RunSettings
-from honed.learner.ledger import StepRecord, read_steps
-from honed.queue.connection import Link
+from honed.learner.journal import read_updates
+from honed.learner.records import UpdateRecord
+from honed.queue.connection import RedisLink
 from honed.queue.keys import ROLLOUTS, SCORED, STAGES, RunKeys
 from honed.queue.stats import StageStats
 from honed.queue.stream import WorkQueue
@@ -100,7 +101,7 @@ async def until(claim: Callable[[], Any | Awaitable[Any]], timeout_s: float, wha
 
 def step_of(directory: Path) -> int:
     """The last step in the learner's book."""
-    steps = read_steps(Workspace(directory).learner)
+    steps = read_updates(Workspace(directory).learner)
     return steps[-1].step if steps else 0
 
 
@@ -123,11 +124,11 @@ async def kill(launcher: Supervisor, name: str, timeout_s: float = 90.0) -> None
     await until(lambda: state.restarts > restarts and state.ready, timeout_s, f"{name} serves again")
 
 
-async def read_books(link: Link, run: str) -> dict[str, StageStats]:
+async def read_books(link: RedisLink, run: str) -> dict[str, StageStats]:
     return {stage: await WorkQueue(link, RunKeys(run), stage, "test-reader").stats() for stage in STAGES}
 
 
-def check_books(books: Mapping[str, StageStats], steps: Sequence[StepRecord]) -> dict[str, int]:
+def check_books(books: Mapping[str, StageStats], steps: Sequence[UpdateRecord]) -> dict[str, int]:
     """Every rollout that was produced trained exactly once, or left under a reason. Returns the reasons."""
     ids = [rollout for step in steps for rollout in step.rollout_ids]
     assert [i for i, n in Counter(ids).items() if n > 1] == [], "rollouts that trained twice"
@@ -150,7 +151,7 @@ class Tap:
 
 
 @asynccontextmanager
-async def tapped(link: Link, run: str) -> AsyncIterator[Tap]:
+async def tapped(link: RedisLink, run: str) -> AsyncIterator[Tap]:
     """Reads along the stream `scored`, and changes nothing there."""
     tap = Tap({})
 

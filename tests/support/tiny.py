@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from honed.artifacts import Canary, Lineage, Manifest, PolicyStore, VersionDraft, VersionId
+from honed.artifacts.draft import VersionDraft
+from honed.artifacts.manifest import Canary, Lineage, Manifest
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -17,6 +17,7 @@ import fsspec
 
 from honed.artifacts.calls import StoreCalls
 from honed.kit.errors import DataLoss, InvalidArgument, Overloaded, Unavailable
+from honed.kit.files import sync
 
 CHUNK_BYTES = 8 << 20
 
@@ -149,7 +150,7 @@ class LocalBackend:
         target = Path(path)
         if target.exists():
             target.unlink(missing_ok=True)
-            _sync_directory(target.parent)
+            sync(target.parent)
 
     def remove_tree(self, path: str) -> None:
         """See `Backend`."""
@@ -171,8 +172,8 @@ class LocalBackend:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_directory(target.parent)
-        _sync_directory(target.parent.parent)  # the version's own directory may be new
+        sync(target.parent)
+        sync(target.parent.parent)  # the version's own directory may be new
         return size, digest.hexdigest()
 
 
@@ -267,11 +268,3 @@ def _bounded(path: str, data: bytes, limit: int) -> bytes:
     if len(data) > limit:
         raise DataLoss(f"{path} is larger than the {limit} bytes that such a file may have")
     return data
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,19 +17,15 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, Self, cast, get_args
 
 from honed.artifacts.fields import Fields
+from honed.artifacts.names import MANIFEST_NAME, NAME, RUN, check_path
 from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, HonedError, InvalidArgument, Unimplemented
 
-MANIFEST_NAME = "manifest.json"
 MANIFEST_MAX_BYTES = 64 << 20
-SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja", ".md"})
-"""What a version may hold: data and weights. No Python source, no pickle formats."""
 
 Kind = Literal["policy", "reward-model"]
 """What a version is of."""
 
-_RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _KIND: Final = re.compile("|".join(get_args(Kind)))
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -212,7 +208,7 @@ class Manifest:
         if base is not None:
             raise Unimplemented(f"{MANIFEST_NAME}: a delta on {base}; this build reads full versions only")
         manifest = cls(
-            run=top.text("run", _RUN),
+            run=top.text("run", RUN),
             version=VersionId.parse(top.text("version")),
             files=tuple(_file(entry) for entry in top.objects("files")),
             tensors=tuple(_tensor(entry) for entry in top.objects("tensors")),
@@ -231,50 +227,6 @@ class Manifest:
             if tensor.file not in paths:
                 raise InvalidArgument(f"tensors[{index}].file", f"{tensor.file!r} is not among the files")
         return manifest
-
-
-def check_run(run: str) -> str:
-    """Returns `run` if it may name a directory.
-
-    Raises:
-        InvalidArgument: If it is not lower-case letters, digits and hyphens, at most 64.
-    """
-    if _RUN.fullmatch(run) is None:
-        raise InvalidArgument("run", f"{run!r} must be lower-case letters, digits and hyphens, at most 64, no leading hyphen")
-    return run
-
-
-def is_name(name: str) -> bool:
-    """Whether `name` may name a reward model."""
-    return _NAME.fullmatch(name) is not None
-
-
-def check_name(name: str) -> str:
-    """Returns `name` if it may name a reward model.
-
-    Raises:
-        InvalidArgument: If it is not lower-case letters, digits, `_` and `-`, at most 64.
-    """
-    if not is_name(name):
-        raise InvalidArgument("name", f"{name!r} must be a lower-case letter, then letters, digits, '_' and '-', at most 64")
-    return name
-
-
-def check_path(path: str, where: str = "path") -> str:
-    """Returns `path` if it stays inside its directory and is of a kind that a version may hold.
-
-    Raises:
-        InvalidArgument: If it is absolute, climbs out, hides, or has a suffix outside `SUFFIXES`.
-    """
-    parts = path.split("/")
-    if not path or "\\" in path or "\0" in path or any(part in {"", ".."} or part.startswith(".") for part in parts):
-        raise InvalidArgument(where, f"{path!r} is not a plain relative path inside the version's directory")
-    if path == MANIFEST_NAME:
-        raise InvalidArgument(where, f"{MANIFEST_NAME} cannot list itself")
-    suffix = "." + parts[-1].rpartition(".")[2]
-    if suffix not in SUFFIXES:
-        raise InvalidArgument(where, f"{path!r}: a version holds only {', '.join(sorted(SUFFIXES))} files")
-    return path
 
 
 def _file(fields: Fields) -> FileEntry:
@@ -311,4 +263,4 @@ def _lineage(fields: Fields) -> Lineage:
 def _kind_and_name(fields: Fields) -> dict[str, Any]:
     if not fields.has("kind"):
         return {}
-    return {"kind": cast(Kind, fields.text("kind", _KIND)), "name": fields.text("name", _NAME)}
+    return {"kind": cast(Kind, fields.text("kind", _KIND)), "name": fields.text("name", NAME)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from honed.artifacts.files import open_backend
-from honed.artifacts.manifest import check_run
+from honed.artifacts.names import check_run
 from honed.kit.errors import DataLoss, Unavailable
 
 _FORMAT: Final = 2

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from honed.artifacts.draft import VersionDraft
 from honed.artifacts.files import hash_file, open_backend
-from honed.artifacts.manifest import MANIFEST_NAME, SUFFIXES, Kind, Lineage, Manifest, check_name, check_run, is_name
-from honed.artifacts.store import ArtifactStore, VersionDraft
+from honed.artifacts.manifest import Kind, Lineage, Manifest
+from honed.artifacts.names import MANIFEST_NAME, SUFFIXES, check_name, check_run, is_name
+from honed.artifacts.store import ArtifactStore
 from honed.artifacts.version import VersionId
 from honed.kit.errors import InvalidArgument
 

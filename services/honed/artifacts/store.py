@@ -16,38 +16,17 @@ import hashlib
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from honed.artifacts.draft import VersionDraft, model_files, same_or_conflict
 from honed.artifacts.files import CHUNK_BYTES, Backend, StoreFull, hash_file, open_backend
-from honed.artifacts.manifest import (
-    MANIFEST_MAX_BYTES,
-    MANIFEST_NAME,
-    Canary,
-    FileEntry,
-    Kind,
-    Lineage,
-    Manifest,
-    TensorEntry,
-    check_path,
-    check_run,
-)
+from honed.artifacts.manifest import MANIFEST_MAX_BYTES, FileEntry, Kind, Manifest, TensorEntry
 from honed.artifacts.marks import Marks
+from honed.artifacts.names import MANIFEST_NAME, check_run
 from honed.artifacts.tensors import read_tensor_entries
 from honed.artifacts.verify import check_tensors, compare, verify_directory
 from honed.artifacts.version import VersionId
-from honed.kit.errors import Conflict, DataLoss, InvalidArgument, NotFound
-
-__all__ = ["ArtifactStore", "PolicyStore", "StoreFull", "VersionDraft", "verify_directory"]
-
-
-@dataclass(frozen=True, slots=True)
-class VersionDraft:
-    """What the publisher knows and the files do not say."""
-
-    version: VersionId
-    canaries: tuple[Canary, ...]
-    lineage: Lineage = field(default_factory=Lineage)
+from honed.kit.errors import DataLoss, InvalidArgument, NotFound
 
 
 class ArtifactStore:
@@ -89,14 +68,14 @@ class ArtifactStore:
             StoreFull: If there is no room; the partial version is removed, the others stay.
             Unavailable: If the store does not answer in time.
         """
-        paths = _model_files(source, files)
+        paths = model_files(source, files)
         tensors = tuple(
             entry for path in paths if path.endswith(".safetensors") for entry in read_tensor_entries(source / path, path)
         )
         existing = self._find(draft.version)
         if existing is not None:
             entries = tuple(FileEntry(path, *hash_file(source / path)) for path in paths)
-            return _same_or_conflict(existing, self._manifest(source, draft, entries, tensors))
+            return same_or_conflict(existing, self._manifest(source, draft, entries, tensors))
         needed = sum((source / path).stat().st_size for path in paths)
         directory = self._directory(draft.version)
         try:
@@ -309,23 +288,3 @@ class PolicyStore(ArtifactStore):
         """The complete versions that are not quarantined, newest first: what a generator may try to serve."""
         quarantined = self.marks.all("quarantined")
         return [version for version in reversed(self.versions()) if version not in quarantined]
-
-
-def _model_files(source: Path, chosen: Sequence[str] | None) -> list[str]:
-    found = (path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
-    paths = sorted(found if chosen is None else chosen)
-    paths = [check_path(path, "source") for path in paths if path != MANIFEST_NAME]
-    for needed in ("config.json", "tokenizer.json"):
-        if needed not in paths:
-            raise InvalidArgument("source", f"{source} holds no {needed}; a version is a complete model directory")
-    if not any(path.endswith(".safetensors") for path in paths):
-        raise InvalidArgument("source", f"{source} holds no safetensors file")
-    return paths
-
-
-def _same_or_conflict(existing: Manifest, offered: Manifest) -> Manifest:
-    """A retry differs from the first try only in its clock."""
-    clock = replace(offered.lineage, created_at=existing.lineage.created_at)
-    if replace(offered, lineage=clock) != existing:
-        raise Conflict(f"version {existing.version} of run {existing.run} exists with other content; versions never change")
-    return existing

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from honed.artifacts.files import hash_file
-from honed.artifacts.manifest import MANIFEST_NAME, FileEntry, Manifest
+from honed.artifacts.manifest import FileEntry, Manifest
+from honed.artifacts.names import MANIFEST_NAME
 from honed.artifacts.tensors import read_tensor_entries
 from honed.kit.errors import DataLoss
 

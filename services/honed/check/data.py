@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 from honed.check.findings import BadLines, Report
 from honed.check.model import BaseModel
-from honed.config import JudgementsFile, RunSettings
+from honed.conductor.settings import JudgementsFile
+from honed.config import RunSettings
 from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import HonedError
 from honed.models.chat import ChatMessage

@@ -13,8 +13,9 @@ from typing import Final
 from honed.artifacts.files import open_backend
 from honed.check.findings import Report
 from honed.check.model import BaseModel
-from honed.config import RunSettings, ServerSettings
+from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, HonedError
+from honed.settings import ServerSettings
 
 _GIB: Final = 1 << 30
 _BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from honed.artifacts.tensors import read_tensor_entries
 from honed.check.findings import Report
-from honed.config import PretrainSettings, RunSettings
+from honed.config import RunSettings
 from honed.kit.errors import DataLoss, HonedError
+from honed.learner.settings import PretrainSettings
 from honed.models.chat import ChatTemplate
 from honed.models.facts import ModelFacts, read_json
 

@@ -178,7 +178,7 @@ def _on_redis(
 
 @asynccontextmanager
 async def _stages(stage: Stage | None, run: Path | None, run_file: Path | None) -> AsyncIterator[dict[str, DeadLetters]]:
-    from honed.queue.connection import Link, Outage
+    from honed.queue.connection import RedisLink, RetryPolicy
     from honed.queue.dead import DeadLetters
     from honed.queue.embedded import embedded_redis_url
     from honed.queue.keys import STAGES, RunKeys
@@ -191,7 +191,7 @@ async def _stages(stage: Stage | None, run: Path | None, run_file: Path | None) 
     place = place or Workspace(settings.directory)
     url = embedded_redis_url(place.redis) if settings.queue.url is None else redis_url(settings)
     keys = RunKeys(settings.run)
-    async with Link(url, outage=Outage(deadline_s=_PATIENCE_S)) as link:
+    async with RedisLink(url, retry=RetryPolicy(deadline_s=_PATIENCE_S)) as link:
         yield {name: DeadLetters(link, keys, name) for name in STAGES if stage is None or stage.value == name}
 
 

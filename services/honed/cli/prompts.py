@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,18 +119,6 @@ def _prompts(file: str) -> Iterator[generation_pb2.Prompt]:
 
 
 def _rows(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    from honed.kit.jsonl import read_lines
+    from honed.kit.jsonl import parse_lines, read_lines
 
-    if file != "-":
-        yield from read_lines(Path(file))
-        return
-    for number, line in enumerate(sys.stdin, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"standard input, line {number}: not JSON ({error.msg})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"standard input, line {number}: must be a JSON object, is a {type(row).__name__}")
-        yield number, row
+    yield from parse_lines(sys.stdin, "standard input") if file == "-" else read_lines(Path(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,8 +56,8 @@ def list_(
     token_file: TokenFileOption = None,
 ) -> None:
     """List the policy versions, newest first: what each was trained from, its digest, and what became of it."""
-    with open_peer("conductor", run, address, token_file) as peer:
-        found = [_row(info) for info in _listed(peer, limit)]
+    with _conductor(run, address, token_file) as conductor:
+        found = [_row(info) for info in conductor.listed(limit)]
     if json:
         for row in found:
             output.show_json(row)
@@ -93,14 +94,13 @@ def compare(
 ) -> None:
     """Continue the same prompts with two versions, score what they say, and show both side by side."""
     from honed.conductor.sampling import prompts_of
-    from honed.v1 import conductor_pb2, conductor_pb2_grpc
+    from honed.v1 import conductor_pb2
 
     asked = prompts_of(prompts, samples) if prompts else ()
-    with open_peer("conductor", run, address, token_file) as peer:
-        one, other = _versions(peer, left, right)
+    with _conductor(run, address, token_file) as conductor:
+        one, other = conductor.versions(left, right)
         request = conductor_pb2.CompareVersionsRequest(left=one, right=other, prompts=asked, samples=samples)
-        stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
-        answer = peer.unary(stub.CompareVersions, request, timeout)
+        answer = conductor.call(conductor.stub.CompareVersions, request, timeout)
     rows = [
         {"prompt": s.prompt, "left": s.left, "right": s.right, "left_reward": s.left_reward, "right_reward": s.right_reward}
         for s in answer.samples
@@ -126,13 +126,12 @@ def promote(
     token_file: TokenFileOption = None,
 ) -> None:
     """Mark a version as one to keep: neither it nor its checkpoint is ever removed."""
-    from honed.v1 import conductor_pb2, conductor_pb2_grpc
+    from honed.v1 import conductor_pb2
 
-    with open_peer("conductor", run, address, token_file) as peer:
-        [chosen] = _versions(peer, version)
+    with _conductor(run, address, token_file) as conductor:
+        [chosen] = conductor.versions(version)
         request = conductor_pb2.PromoteVersionRequest(version=chosen, reason=reason, idempotency_key=uuid.uuid4().hex)
-        stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
-        row = _row(peer.unary(stub.PromoteVersion, request, _TIMEOUT_S).version)
+        row = _row(conductor.call(conductor.stub.PromoteVersion, request, _TIMEOUT_S).version)
     output.show_json(row) if json else output.note(f"{row['version']} is promoted and will be kept")
 
 
@@ -145,49 +144,62 @@ def rollback(
     token_file: TokenFileOption = None,
 ) -> None:
     """Serve an earlier version again, and train on from it. Its weights get a new version, which is served at the end."""
-    from honed.v1 import conductor_pb2, conductor_pb2_grpc
+    from honed.v1 import conductor_pb2
 
-    with open_peer("conductor", run, address, token_file) as peer:
-        [chosen] = _versions(peer, version)
+    with _conductor(run, address, token_file) as conductor:
+        [chosen] = conductor.versions(version)
         request = conductor_pb2.RollbackVersionRequest(version=chosen, idempotency_key=uuid.uuid4().hex)
-        stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
-        row = _row(peer.unary(stub.RollbackVersion, request, timeout).version)
+        row = _row(conductor.call(conductor.stub.RollbackVersion, request, timeout).version)
     output.show_json(row) if json else output.note(f"{row['version']} has the weights of {version} and is served")
 
 
-def _versions(peer: Peer, *texts: str) -> list[common_pb2.PolicyVersion]:
-    """The versions of the conductor's run.
-
-    Raises:
-        ValueError: a text is no version.
-    """
-    from honed.v1 import common_pb2, conductor_pb2, conductor_pb2_grpc
-
-    found = []
-    for text in texts:
-        fence, _, step = text.partition(".")
-        if not (fence.isdecimal() and step.isdecimal()):
-            raise ValueError(f"{text!r} is not a version: write FENCE.UPDATE as `honed versions` lists it, for example 1.20")
-        found.append(common_pb2.PolicyVersion(fence=int(fence), step=int(step)))
-    stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
-    name = peer.unary(stub.GetRun, conductor_pb2.GetRunRequest(), _TIMEOUT_S).run.run
-    for version in found:
-        version.run = name
-    return found
+@contextlib.contextmanager
+def _conductor(run: Path | None, address: str | None, token_file: Path | None) -> Iterator[_Conductor]:
+    with open_peer("conductor", run, address, token_file) as peer:
+        yield _Conductor(peer)
 
 
-def _listed(peer: Peer, limit: int) -> Iterator[conductor_pb2.VersionInfo]:
-    from honed.v1 import common_pb2, conductor_pb2, conductor_pb2_grpc
+class _Conductor:
+    """The conductor's service, as these commands ask it."""
 
-    stub = conductor_pb2_grpc.ConductorServiceStub(peer.channel)
-    token, left = "", limit
-    while True:
-        page = common_pb2.PageRequest(page_size=min(left, _PAGE) if limit else _PAGE, page_token=token)
-        answer = peer.unary(stub.ListVersions, conductor_pb2.ListVersionsRequest(page=page), _TIMEOUT_S)
-        yield from answer.versions
-        token, left = answer.next_page_token, left - len(answer.versions)
-        if not token or (limit and left <= 0):
-            return
+    def __init__(self, peer: Peer) -> None:
+        from honed.v1 import conductor_pb2_grpc
+
+        self.stub, self.call = conductor_pb2_grpc.ConductorServiceStub(peer.channel), peer.unary
+
+    def versions(self, *texts: str) -> list[common_pb2.PolicyVersion]:
+        """The versions of its run that the texts name.
+
+        Raises:
+            ValueError: a text is no version.
+        """
+        from honed.v1 import common_pb2, conductor_pb2
+
+        found = []
+        for text in texts:
+            fence, _, step = text.partition(".")
+            if not (fence.isdecimal() and step.isdecimal()):
+                raise ValueError(
+                    f"{text!r} is not a version: write FENCE.UPDATE as `honed versions` lists it, for example 1.20"
+                )
+            found.append(common_pb2.PolicyVersion(fence=int(fence), step=int(step)))
+        name = self.call(self.stub.GetRun, conductor_pb2.GetRunRequest(), _TIMEOUT_S).run.run
+        for version in found:
+            version.run = name
+        return found
+
+    def listed(self, limit: int) -> Iterator[conductor_pb2.VersionInfo]:
+        """The newest versions, all of them when `limit` is 0."""
+        from honed.v1 import common_pb2, conductor_pb2
+
+        token, left = "", limit
+        while True:
+            page = common_pb2.PageRequest(page_size=min(left, _PAGE) if limit else _PAGE, page_token=token)
+            answer = self.call(self.stub.ListVersions, conductor_pb2.ListVersionsRequest(page=page), _TIMEOUT_S)
+            yield from answer.versions
+            token, left = answer.next_page_token, left - len(answer.versions)
+            if not token or (limit and left <= 0):
+                return
 
 
 def _row(info: conductor_pb2.VersionInfo) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from honed.config import ReplicatedSettings, RunSettings, ServerSettings
+from honed.config import RunSettings
+from honed.settings import ReplicatedSettings, ServerSettings
 from honed.topology import SERVICES
 from honed.workspace import Workspace
 

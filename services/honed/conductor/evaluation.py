@@ -24,7 +24,8 @@ from honed.conductor.sampling import (
     write_continuations,
 )
 from honed.conductor.scoring import scores
-from honed.config import JudgementsFile, RunSettings
+from honed.conductor.settings import JudgementsFile
+from honed.config import RunSettings
 from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import HonedError
 from honed.report.measures import share_won

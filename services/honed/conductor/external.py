@@ -14,7 +14,7 @@ from honed.conductor.fleet import check_replicated
 from honed.conductor.launcher import ProcessState
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, HonedError
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import RunKeys
 from honed.queue.members import Members
 from honed.runtime import internal_channel, redis_url
@@ -39,7 +39,7 @@ class ExternalFleet:
 
     async def start_redis(self, timeout_s: float) -> None:
         """Waits for Redis; see `Fleet`."""
-        async with Link(redis_url(self._settings), outage=Outage(timeout_s)) as link:
+        async with RedisLink(redis_url(self._settings), retry=RetryPolicy(timeout_s)) as link:
             await link.command("PING")
 
     async def start(self, service: str, timeout_s: float) -> None:
@@ -88,7 +88,7 @@ class ExternalFleet:
         return VersionId(0, 0) in await asyncio.to_thread(self._store.versions)
 
     async def _registered(self, service: str) -> bool:
-        async with Link(redis_url(self._settings), outage=Outage(CALL_TIMEOUT_S)) as link:
+        async with RedisLink(redis_url(self._settings), retry=RetryPolicy(CALL_TIMEOUT_S)) as link:
             members = await Members(link, RunKeys(self._settings.run), service).list()
             return any(member.ready for member in members)
 

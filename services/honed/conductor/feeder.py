@@ -19,7 +19,7 @@ from honed.conductor.freshness import FreshnessController
 from honed.conductor.prompts import PromptMix
 from honed.kit.errors import Unavailable
 from honed.queue.admission import AdmissionPolicy, Cursor, CursorMoved, LoopState, PromptAdmitter
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.inbox import PromptInbox
 from honed.queue.keys import APPLICATION, PROMPTS, ROLLOUTS, SCORED, SUBMITTED, RunKeys
 from honed.queue.lease import HeldLease
@@ -66,7 +66,7 @@ class Feeder:
 
     def __init__(
         self,
-        link: Link,
+        link: RedisLink,
         keys: RunKeys,
         lease: HeldLease,
         prompts: PromptMix,

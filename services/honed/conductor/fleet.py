@@ -9,8 +9,9 @@ from typing import Protocol
 from honed.conductor.endpoints import joint_target, replica_section, write_endpoints
 from honed.conductor.launcher import Launcher, ProcessState
 from honed.conductor.processes import Processes, replica_name
-from honed.config import ReplicatedSettings, RunSettings
+from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.settings import ReplicatedSettings
 from honed.topology import REPLICATED, SERVICES
 
 Write = Callable[[RunSettings], None]

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
 from typing import Final
 
-from honed.config import JudgementsFile
+from honed.conductor.settings import JudgementsFile
 from honed.formats.files import Defaults, read_judgements
 from honed.judgements import Entry
 from honed.v1 import preference_pb2, preference_pb2_grpc

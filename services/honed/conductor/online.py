@@ -21,7 +21,7 @@ from honed.conductor.submission import submit_prompts
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.queue.admission import AdmissionPolicy
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.inbox import PromptInbox
 from honed.queue.keys import RunKeys
 from honed.queue.lease import Leases
@@ -61,7 +61,7 @@ class OnlineLoop:
         encoder, file = await asyncio.to_thread(self._opened, prompts, tokenizer)
         mix = PromptMix(settings.run, file, encoder, settings.seed, settings.conductor)
         async with (
-            Link(self._fleet.redis_url or redis_url(settings), outage=Outage(math.inf)) as link,
+            RedisLink(self._fleet.redis_url or redis_url(settings), retry=RetryPolicy(math.inf)) as link,
             # One holder, so that two conductors never feed one run.
             Leases(link, keys).held("conductor", consumer_name("conductor"), LEASE_MS) as lease,
         ):

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from honed.config import ServerSettings
+from honed.settings import ServerSettings
 
 POLL_S = 0.1
 CHECK_TIMEOUT_S = 2.0

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from honed.conductor.launcher import STOP_S, ProcessSpec
 from honed.conductor.probes import alive_probe, ready_probe
-from honed.config import GenerationSettings, ReplicatedSettings, RunSettings, ServerSettings
+from honed.config import RunSettings
+from honed.generation.settings import GenerationSettings
 from honed.queue.embedded import embedded_redis_command, embedded_redis_url, wait_ready
+from honed.settings import ReplicatedSettings, ServerSettings
 from honed.settings_file import secret_environment
 from honed.topology import SERVICES
 from honed.workspace import Workspace

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from honed.conductor.prompt_file import PromptEncoder, PromptFile
-from honed.config import ConductorSettings
+from honed.conductor.settings import ConductorSettings
 from honed.kit.errors import InvalidArgument
 from honed.queue.inbox import WaitingPrompt
 from honed.queue.keys import APPLICATION, SUBMITTED

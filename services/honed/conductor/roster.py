@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from honed.conductor.fleet import Fleet
 from honed.config import RunSettings
 from honed.kit.errors import HonedError
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import RunKeys
 from honed.queue.members import Member, Members
 from honed.topology import REPLICATED
@@ -42,7 +42,7 @@ class Roster:
         while (url := self._fleet.redis_url) is None:  # noqa: ASYNC110  # the fleet configures Redis when it starts
             await asyncio.sleep(EVERY_S)
         keys = RunKeys(self._run)
-        async with Link(url, outage=Outage(OUTAGE_S), max_connections=2) as link:
+        async with RedisLink(url, retry=RetryPolicy(OUTAGE_S), max_connections=2) as link:
             while True:
                 try:
                     self.members = {role: await Members(link, keys, role).list() for role in REPLICATED}

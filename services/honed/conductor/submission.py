@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 from honed.conductor.prompt_file import PromptEncoder
-from honed.config import PromptMixSettings
+from honed.conductor.settings import PromptMixSettings
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.queue.inbox import PromptInbox
 from honed.v1 import conductor_pb2, generation_pb2

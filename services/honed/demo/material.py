@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from honed.config import DataSettings, EvaluationSettings, JudgementsFile
+from honed.conductor.settings import DataSettings, EvaluationSettings, JudgementsFile
 from honed.demo.data.comparisons import Comparison, draw_comparisons
 from honed.demo.data.fetch import default_directory, fetch
 from honed.demo.data.openings import first_words

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-
-from jinja2 import Environment
 
 from honed.conductor.sampling import Continuation
 from honed.demo.measures import PAUSE_BAR_MS, Figures
 from honed.report.curves import CURVES, bars, line
 from honed.report.measures import pauses_ms
+from honed.report.template import render
 from honed.v1 import learner_pb2
 
 SHOWN_SAMPLES = 16
@@ -32,9 +30,9 @@ def write_report(
         OSError: the directory cannot be written.
     """
     (directory / "report.json").write_text(json.dumps(figures.as_json(), indent=2) + "\n")
-    template = resources.files("honed.demo").joinpath("report.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True).from_string(template)
-    html = page.render(
+    html = render(
+        "honed.demo",
+        "report.html",
         figures=figures,
         gain=figures.judge_after - figures.judge_before,
         missed=figures.missed(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from honed.artifacts.manifest import Manifest
-from honed.artifacts.store import verify_directory
+from honed.artifacts.verify import verify_directory
 from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, FailedPrecondition
 

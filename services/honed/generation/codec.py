@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from honed.artifacts.version import VersionId
-from honed.generation.engine import Chunk, FinishReason
+from honed.generation.requests import Chunk, FinishReason
 from honed.v1 import common_pb2, generation_pb2
 
 _FINISH = {

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from honed.generation.codec import Codec
-from honed.generation.engine import Chunk, EngineRequest, GenerationEngine, Sampling
+from honed.generation.engine import GenerationEngine
 from honed.generation.gate import RequestGate, RequestKind
+from honed.generation.requests import Chunk, EngineRequest, Sampling
 from honed.kit.busy import BusyTime
 from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailable
 from honed.v1 import common_pb2, generation_pb2

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
-from honed.config import GenerationSettings, RunSettings
+from honed.config import RunSettings
 from honed.generation import metrics
 from honed.generation.catch_up import CatchUp
 from honed.generation.control import GenerationControlService
@@ -27,6 +27,7 @@ from honed.generation.gate import RequestGate
 from honed.generation.home import own_directory
 from honed.generation.make_engine import make_engine
 from honed.generation.service import GenerationService
+from honed.generation.settings import GenerationSettings
 from honed.generation.stall import StallWatch
 from honed.generation.worker import RolloutWorker
 from honed.kit.aio import unless
@@ -35,12 +36,12 @@ from honed.kit.server import Lifecycle, Listener, Server, Servicer, serve_until_
 from honed.models.chat import ChatMessage
 from honed.models.tokenizer import TextTokenizer, load_tokenizer, render_chat
 from honed.queue.application import ApplicationPrompts
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import PROMPTS, RunKeys
 from honed.queue.members import GENERATION, Member, Members, registered
 from honed.queue.progress import ProgressBoard
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.runtime import consumer_name, redis_url, server_options
 from honed.v1 import generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace
@@ -89,7 +90,7 @@ class Generator:
         gate = make_gate(section)
         self._engine = make_engine(section, self._candidates, gate)
         self._chat = ChatRenderer()
-        self._link = Link(url, outage=Outage(settings.queue.outage_s))
+        self._link = RedisLink(url, retry=RetryPolicy(settings.queue.outage_s))
         keys = RunKeys(settings.run)
         wanted = settings.conductor.application_prompts
         self._offered = ApplicationPrompts(self._link, keys, wanted, decode=self._engine.decode)
@@ -99,7 +100,7 @@ class Generator:
         self.control = GenerationControlService(self.frontend, self._store, self._versions, lambda: self._changed())
         self._members = Members(self._link, keys, GENERATION)
         self._identity = RunIdentity(self._link, keys)
-        leases = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
+        leases = DeliverySettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
         queue = WorkQueue(self._link, keys, PROMPTS, self.name, leases)
         self._worker = RolloutWorker(self.frontend, queue, self._check_identity, drain_s=section.drain_s)
         self._catch_up = CatchUp(self.control, ProgressBoard(self._link, keys), self._worker.allowed)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable
 
-from honed.config import GenerationSettings
 from honed.generation.engine import CommitSettings, GenerationEngine, InitialVersion
 from honed.generation.gate import RequestGate
+from honed.generation.settings import GenerationSettings
 
 
 def make_engine(

@@ -1,10 +1,10 @@
-"""Waiting for one of two things."""
+"""Two things at once: waiting for the first of them, and work beside a block."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -23,3 +23,25 @@ async def unless(stopping: asyncio.Event, work: Coroutine[Any, Any, Result]) -> 
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+@contextlib.asynccontextmanager
+async def background(work: Coroutine[Any, Any, object]) -> AsyncIterator[asyncio.Task[object]]:
+    """Runs `work` beside the block, and cancels it when the block ends.
+
+    Work that fails cancels the block, and its error leaves the context. So do the block's own errors: none is in a group.
+    """
+    error: Exception | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(work)
+            try:
+                yield task
+            except Exception as raised:
+                error = raised
+            finally:
+                task.cancel()
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
+    if error is not None:
+        raise error

@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from honed.config import KlSettings, LearnerSettings, RunSettings, ServerSettings
+from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.learner import rng
 from honed.learner.episodes import Vocabulary
@@ -18,9 +18,11 @@ from honed.learner.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
 from honed.learner.model import PolicyModel, ReferenceModel
 from honed.learner.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
 from honed.learner.optimizer import build_optimizer
+from honed.learner.settings import KlSettings, LearnerSettings
 from honed.learner.update import PPOSettings, PPOTrainer
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
+from honed.settings import ServerSettings
 
 
 def build_trainer(settings: RunSettings, base: Path) -> PPOTrainer:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from honed.artifacts import Canary
+from honed.artifacts.manifest import Canary
 from honed.kit.errors import InvalidArgument
 from honed.learner.model import TokenModel
 

@@ -1,67 +1,33 @@
-"""Checkpoints: one immutable directory each, complete or not there; safetensors, JSON and one bitmap.
+"""The checkpoints of a run: one immutable directory each, complete or not there.
 
-`<fence>-<sequence>-step-<update>/` holds `model.safetensors`, `optimizer.safetensors`, `generator.safetensors`,
-`progress.json`, `trained.bin` (see `trained`), and `manifest.json` with the size and sha256 of each. It is written under a
-hidden name, every file and the directory are synced, and it appears by one rename. Invariants: what carries the final name
-was complete when it appeared; (fence, sequence) rises with every save, so the newest is well defined even when an update is
-made again after a roll-back; nothing here is ever rewritten; and a learner that lost its lease, and does not know it yet,
-neither writes behind its successor nor removes what is the successor's.
+`<fence>-<sequence>-step-<update>/` (its files: `checkpoint_files`) is written under a hidden name, every file and the
+directory are synced, and it appears by one rename. Invariants: what carries the final name was complete when it appeared;
+(fence, sequence) rises with every save, so the newest is well defined even when an update is made again after a roll-back;
+nothing here is ever rewritten; and a learner that lost its lease, and does not know it yet, neither writes behind its
+successor nor removes what is the successor's.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from honed.kit.errors import DataLoss, FailedPrecondition, HonedError, InvalidArgument, NotFound, Overloaded
-from honed.learner.trained import TrainedIds
-from honed.learner.trainer_state import TrainerState
+from honed.kit.files import sync
+from honed.learner.checkpoint_files import Checkpoint, is_full, load, write
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
-_MANIFEST = "manifest.json"
-_PROGRESS = "progress.json"
-_TRAINED = "trained.bin"
 _PARTIAL = ".partial-"
 _NAME = re.compile(r"(\d{6,})-(\d{8})-step-(\d+)")
 _FORMAT_1_NAME = re.compile(r"\d{8}-step-\d+")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the loop, not the trainer, has to remember.
-
-    Attributes:
-        trained: Rollouts behind the weights.
-        version: Label that the weights were, or were to be, published under; empty before the first update.
-        rollbacks: Fence and update of each roll-back, oldest first: what older fences made beyond it is abandoned.
-    """
-
-    trained: TrainedIds
-    version: str = ""
-    rollbacks: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A point of a run to go on from."""
-
-    trainer: TrainerState
-    progress: Progress
 
 
 @dataclass(frozen=True, order=True)
@@ -115,9 +81,9 @@ class CheckpointStore:
         final, partial = self._directory / str(name), self._directory / f"{_PARTIAL}{name}"
         try:
             partial.mkdir()
-            _write(partial, checkpoint)
+            write(partial, checkpoint)
             partial.rename(final)
-            _sync(self._directory)
+            sync(self._directory)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             if is_full(error):
@@ -215,113 +181,3 @@ class CheckpointStore:
                 f"{self._directory / max(old)} has format 1, of an earlier build that did not record which rollouts trained: "
                 "finish the run with that build, or begin another run with its last version as conductor.start_from"
             )
-
-
-def load(directory: Path) -> Checkpoint:
-    """Reads one checkpoint and checks every byte of it.
-
-    Raises:
-        DataLoss: when a file is missing, has another size or digest, or does not hold what it should.
-    """
-    manifest = _read_json(directory / _MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise DataLoss(f"{directory / _MANIFEST} has format {manifest.get('format')!r}; this build reads {FORMAT}")
-    try:
-        for name, entry in manifest["files"].items():
-            _verify(directory / name, int(entry["bytes"]), str(entry["sha256"]))
-        progress = _read_json(directory / _PROGRESS)
-        return Checkpoint(
-            trainer=TrainerState(
-                step=int(manifest["step"]),
-                model=load_file(directory / "model.safetensors"),
-                optimizer=load_file(directory / "optimizer.safetensors"),
-                generator=load_file(directory / "generator.safetensors")["minibatches"],
-                kl=progress["kl"],
-                normaliser=progress["normaliser"],
-            ),
-            progress=Progress(
-                trained=TrainedIds.from_bytes((directory / _TRAINED).read_bytes()),
-                version=str(progress["version"]),
-                rollbacks=tuple((int(fence), int(step)) for fence, step in progress["rollbacks"]),
-            ),
-        )
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError) as error:
-        raise DataLoss(f"{directory} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def _write(directory: Path, checkpoint: Checkpoint) -> None:
-    trainer, progress = checkpoint.trainer, checkpoint.progress
-    _save_tensors(directory / "model.safetensors", trainer.model)
-    _save_tensors(directory / "optimizer.safetensors", trainer.optimizer)
-    _save_tensors(directory / "generator.safetensors", {"minibatches": trainer.generator})
-    _save_json(
-        directory / _PROGRESS,
-        {
-            "version": progress.version,
-            "rollbacks": [list(each) for each in progress.rollbacks],
-            "kl": dict(trainer.kl),
-            "normaliser": dict(trainer.normaliser),
-        },
-    )
-    (directory / _TRAINED).write_bytes(progress.trained.to_bytes())
-    _sync(directory / _TRAINED)
-    files = {p.name: _describe(p) for p in sorted(directory.iterdir())}
-    _save_json(directory / _MANIFEST, {"format": FORMAT, "step": trainer.step, "files": files})
-    _sync(directory)
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-    _sync(path)
-
-
-def _save_json(path: Path, content: Mapping[str, Any]) -> None:
-    # Python writes floats so that they read back bit for bit; NaN is not JSON and is refused.
-    path.write_text(json.dumps(content, sort_keys=True, allow_nan=False, indent=1) + "\n", encoding="utf-8")
-    _sync(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataLoss(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
-        raise DataLoss(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise DataLoss(f"{path} holds no JSON object")
-    return content
-
-
-def _describe(path: Path) -> dict[str, int | str]:
-    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
-
-
-def _verify(path: Path, size: int, sha256: str) -> None:
-    if not path.is_file():
-        raise DataLoss(f"{path} is missing")
-    if path.stat().st_size != size:
-        raise DataLoss(f"{path} has {path.stat().st_size} bytes, not {size}")
-    if _digest(path) != sha256:
-        raise DataLoss(f"{path} is not what was written: its sha256 differs")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk or a quota is full."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors reports the operating system's error in words.
-    return "No space left" in str(error) or "os error 28" in str(error) or "os error 122" in str(error)

@@ -11,80 +11,18 @@ import asyncio
 import contextlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from honed.learner.records import PushRecord, Totals, UpdateRecord, push_counts, push_of, update_counts, update_of
 from honed.learner.segments import Row, Segments
 
 IN_MEMORY: Final = 1000
 """Updates, and pushes, that are kept in memory."""
 _WITH_IDS: Final = 16
 """Updates whose rollout ids are kept in memory too."""
-
-
-@dataclass(frozen=True)
-class UpdateRecord:
-    """One update: its number from 1, when it ended (seconds since 1970), its metrics, and what it trained on."""
-
-    step: int
-    ended_at: float
-    values: Mapping[str, float]
-    rollout_ids: Sequence[str]
-
-
-@dataclass(frozen=True)
-class PushRecord:
-    """One push of a version into the generators.
-
-    Attributes:
-        version: Its label.
-        ended_at: Seconds since 1970.
-        committed: Generators that serve it.
-        failures: Why others do not.
-        pauses_s: How long requests stood still, for each generator that changed its weights.
-        canary_max_error: Nats.
-        carried: Requests in flight at a pause that went on.
-        refused: Whether generators refused it, so that it is never tried again.
-    """
-
-    version: str
-    ended_at: float
-    committed: int
-    failures: Sequence[str]
-    pauses_s: Sequence[float]
-    canary_max_error: float
-    carried: int
-    refused: bool = False
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether a generator serves the version; those that do not will catch up by themselves."""
-        return self.committed > 0
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Counts over the whole run.
-
-    Attributes:
-        trained: Rollouts behind the weights.
-        undone: Rollouts that had trained, and whose effect is lost: a roll-back, or a damaged checkpoint.
-        skipped: Batches whose update was not applied.
-        turn: First turn of the prompt sequence after all that ever trained.
-        pushed: Pushes that a generator committed.
-        failed: Pushes that none committed.
-        refused: Versions that generators refused.
-    """
-
-    trained: int = 0
-    undone: int = 0
-    skipped: int = 0
-    turn: int = 0
-    pushed: int = 0
-    failed: int = 0
-    refused: int = 0
 
 
 class Journal:
@@ -112,10 +50,10 @@ class Journal:
         self._take_updates(found)
         before, found = self._pushes.open()
         self._counts.update({name: int(value) for name, value in before.items()})
-        self._counts.update(_push_counts(found))
+        self._counts.update(push_counts(found))
         self._push_number = found[-1]["n"] if found else 0
         recent = chain.from_iterable(self._pushes.rows(self._push_number - IN_MEMORY + 1))
-        self._newest_pushes = deque(((row["n"], _push(row)) for row in recent), maxlen=IN_MEMORY)
+        self._newest_pushes = deque(((row["n"], push_of(row)) for row in recent), maxlen=IN_MEMORY)
         self._cuts: list[int] = []
         """Where updates were cut off since the start: those who follow go back there."""
         self._grown = asyncio.Condition()
@@ -145,7 +83,7 @@ class Journal:
         self._push_number += 1
         self._pushes.append(self._push_number, row, totals)
         self._newest_pushes.append((self._push_number, record))
-        self._counts.update(_push_counts([row]))
+        self._counts.update(push_counts([row]))
 
     def ids_after(self, step: int) -> list[str]:
         """The rollouts of the updates after one."""
@@ -161,7 +99,7 @@ class Journal:
         wanted["undone"] += undone
 
         def header(rows: list[Row]) -> Mapping[str, float]:
-            own = _update_counts(rows)
+            own = update_counts(rows)
             return {name: wanted[name] - (0 if name == "turn" else own[name]) for name in wanted}
 
         rows = self._updates.cut(step, header)
@@ -242,13 +180,13 @@ class Journal:
 
     def _take_updates(self, rows: Sequence[Row]) -> None:
         """Counts rows, and keeps them in memory."""
-        counts = _update_counts(rows)
+        counts = update_counts(rows)
         turn = max(self._counts["turn"], counts.pop("turn", 0))
         self._counts.update(counts)
         self._counts["turn"] = turn
         for row in rows:
             if "values" in row:
-                self._newest.append(_update(row, with_ids=False))
+                self._newest.append(update_of(row, with_ids=False))
                 self._ids[row["n"]] = row["ids"]
         for step in list(self._ids)[:-_WITH_IDS]:
             del self._ids[step]
@@ -284,7 +222,7 @@ class Journal:
 
     def _from_disk(self, from_step: int, with_rollouts: bool) -> Iterator[UpdateRecord]:
         for rows in self._updates.rows(from_step):
-            yield from (_update(row, with_ids=with_rollouts) for row in rows if "values" in row)
+            yield from (update_of(row, with_ids=with_rollouts) for row in rows if "values" in row)
 
     def _with_ids(self, record: UpdateRecord) -> UpdateRecord:
         return UpdateRecord(record.step, record.ended_at, record.values, self._ids.get(record.step, ()))
@@ -293,7 +231,7 @@ class Journal:
         if not self._newest_pushes or self._newest_pushes[0][0] <= position:
             return [(number, record) for number, record in self._newest_pushes if number >= position]
         rows = await asyncio.to_thread(lambda: next(self._pushes.rows(position), []))
-        return [(row["n"], _push(row)) for row in rows]
+        return [(row["n"], push_of(row)) for row in rows]
 
 
 def read_updates(directory: Path) -> list[UpdateRecord]:
@@ -303,36 +241,9 @@ def read_updates(directory: Path) -> list[UpdateRecord]:
         DataLoss: a row before the last is damaged.
     """
     rows = chain.from_iterable(Segments(directory / "journal" / "updates").rows())
-    return [_update(row, with_ids=True) for row in rows if "values" in row]
+    return [update_of(row, with_ids=True) for row in rows if "values" in row]
 
 
 def read_pushes(directory: Path) -> list[PushRecord]:
     """All pushes that are kept of a learner's directory; as `read_updates`."""
-    return [_push(row) for row in chain.from_iterable(Segments(directory / "journal" / "pushes").rows())]
-
-
-def _update_counts(rows: Sequence[Row]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for row in rows:
-        if "values" in row:
-            counts["trained"] += len(row["ids"])
-            counts["turn"] = max(counts["turn"], row["turn"])
-        else:
-            counts["skipped"] += 1
-    return counts
-
-
-def _push_counts(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for row in rows:
-        counts["pushed" if row["committed"] else "failed"] += 1
-        counts["refused"] += bool(row["refused"])
-    return counts
-
-
-def _update(row: Row, *, with_ids: bool) -> UpdateRecord:
-    return UpdateRecord(row["n"], row["at"], row["values"], row["ids"] if with_ids else ())
-
-
-def _push(row: Row) -> PushRecord:
-    return PushRecord(**{name: row[name] for name in PushRecord.__dataclass_fields__ if name in row})
+    return [push_of(row) for row in chain.from_iterable(Segments(directory / "journal" / "pushes").rows())]

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from honed.artifacts.version import VersionId
-from honed.kit.errors import HonedError, Overloaded, Unavailable
-from honed.learner.checkpoint import is_full
+from honed.kit.errors import HonedError
 from honed.learner.guard import Guard
 from honed.learner.intake import Held
 from honed.learner.push import PushReport
+from honed.learner.retry import Retry, Stopped, is_passing
 from honed.learner.rollback import Destination, History
 from honed.learner.run_state import RunState
 from honed.learner.update import BadBatch, Interrupted
@@ -32,8 +32,6 @@ from honed.v1 import learner_pb2
 
 logger = logging.getLogger(__name__)
 
-_FIRST_PAUSE_S: Final = 1.0
-_LONGEST_PAUSE_S: Final = 30.0
 _PUSH_PATIENCE_S: Final = 5.0
 
 
@@ -62,10 +60,6 @@ class LoopSettings:
     failures: int = 3
 
 
-class _Stopped(Unavailable):
-    """The learner is to stop, and something is half done."""
-
-
 class TrainingLoop:
     """One learner at work on one run."""
 
@@ -89,8 +83,9 @@ class TrainingLoop:
             paused: Begin paused.
             sleep: Between tries.
         """
-        self._run, self._history, self._settings, self._stopping, self._sleep = run, history, settings, stopping, sleep
+        self._run, self._history, self._settings, self._stopping = run, history, settings, stopping
         self._status = run.status
+        self._retry = Retry(run.status, stopping, sleep)
         self._weights = asyncio.Lock()
         """Held while the state of the run changes."""
         self._changed = asyncio.Event()
@@ -108,10 +103,10 @@ class TrainingLoop:
         try:
             await self._run.reporter.write()
             async with self._weights:
-                await self._persist("publish", self._run.start_release)
+                await self._retry.run("publish", self._run.start_release)
             while not self._stopping.is_set():
                 await self._next()
-        except _Stopped:
+        except Stopped:
             return  # the successor does it, from the last checkpoint
         finally:
             await self._run.release.stop(_PUSH_PATIENCE_S)
@@ -153,7 +148,7 @@ class TrainingLoop:
         """
         async with self._weights:
             destination = await asyncio.to_thread(find)
-            await self._persist("roll-back", lambda: self._run.go_back(destination))
+            await self._retry.run("roll-back", lambda: self._run.go_back(destination))
             self._failed = False
             self._bad_batches, self._refusals = Guard(self._settings.failures), Guard(self._settings.failures)
             self._status.alarms.pop("training", None)
@@ -169,12 +164,12 @@ class TrainingLoop:
                 if self._run.release.refused is not None:
                     await self._answer_refusal(self._run.release.refused)
         elif self._failed:
-            await self._idle(learner_pb2.LEARNER_STATE_FAILED, self._changed.wait())
+            await self._retry.idle(learner_pb2.LEARNER_STATE_FAILED, self._changed.wait())
             if not self._failed:
                 async with self._weights:
-                    await self._persist("publish", self._run.start_release)
+                    await self._retry.run("publish", self._run.start_release)
         elif self._paused:
-            await self._idle(learner_pb2.LEARNER_STATE_PAUSED, self._changed.wait())
+            await self._retry.idle(learner_pb2.LEARNER_STATE_PAUSED, self._changed.wait())
         elif self._settings.steps is not None and self._run.training.step >= self._settings.steps:
             await self._finish()
         else:
@@ -237,22 +232,22 @@ class TrainingLoop:
         if status.served == before and (run.rolled_to is None or before.step > run.rolled_to):
             self._refusals.succeeded()
             status.alarms.pop("version", None)
-        await self._persist("journal", lambda: run.record(stats, held, staleness))
+        await self._retry.run("journal", lambda: run.record(stats, held, staleness))
         run.tell()
         await run.reporter.write()
         if run.training.step % self._settings.checkpoint_every == 0:
-            await self._persist("checkpoint", run.save)
-        await self._persist("publish", lambda: run.publish(held))
+            await self._retry.run("checkpoint", run.save)
+        await self._retry.run("publish", lambda: run.publish(held))
         await run.journal.announce()
 
     async def _skip(self, held: list[Held], error: BadBatch) -> None:
         """Leaves a batch that cannot be applied; the weights are as they were before it."""
         logger.error("batch skipped", extra={"step": self._run.training.step, "reason": str(error)})
-        await self._persist("journal", lambda: self._run.skip(held, str(error)))
+        await self._retry.run("journal", lambda: self._run.skip(held, str(error)))
         await self._run.intake.drop(held, "bad_batch")
         verdict = self._bad_batches.failed()
         if verdict == "rollback":
-            await self._persist("roll-back", lambda: self._back_to_last_good(str(error)))
+            await self._retry.run("roll-back", lambda: self._back_to_last_good(str(error)))
         elif verdict == "fail":
             self._fail(f"batch after batch cannot be applied, after a roll-back too; the last: {error}")
 
@@ -261,15 +256,15 @@ class TrainingLoop:
         reason = f"generators refused version {report.version}: {'; '.join(report.failures)}"
         logger.error("version refused", extra={"version": report.version.label, "reason": reason})
         self._status.alarms["version"] = reason
-        await self._persist("quarantine", lambda: self._run.release.quarantine(report))
+        await self._retry.run("quarantine", lambda: self._run.release.quarantine(report))
         self._run.release.refused = None
         verdict = self._refusals.failed()
         if self._settings.on_refused == "rollback" or verdict == "rollback":
-            await self._persist("roll-back", lambda: self._back_to_last_good(reason, publish=verdict != "fail"))
+            await self._retry.run("roll-back", lambda: self._back_to_last_good(reason, publish=verdict != "fail"))
         elif self._settings.max_staleness == 0 and verdict != "fail":
             # Only this version's own rollouts could train: it needs another name.
             await self._run.rename()
-            await self._persist("publish", lambda: self._run.publish([]))
+            await self._retry.run("publish", lambda: self._run.publish([]))
         if verdict == "fail":
             self._fail(f"version after version is refused, after a roll-back too; the last: {reason}")
 
@@ -285,10 +280,10 @@ class TrainingLoop:
             if self._run.release.refused is not None:
                 return
             async with self._weights:
-                await self._persist("checkpoint", self._run.save)
+                await self._retry.run("checkpoint", self._run.save)
                 self._status.state, self._status.finished = learner_pb2.LEARNER_STATE_FINISHED, True
                 await self._run.reporter.write()
-        await self._idle(learner_pb2.LEARNER_STATE_FINISHED, self._run.intake.discard("run_finished"))
+        await self._retry.idle(learner_pb2.LEARNER_STATE_FINISHED, self._run.intake.discard("run_finished"))
 
     async def _save_last(self) -> None:
         try:
@@ -298,48 +293,7 @@ class TrainingLoop:
                 raise
             logger.warning("not saved; the updates are made again", extra={"reason": str(error)})
 
-    async def _idle(self, state: learner_pb2.LearnerState.ValueType, work: Awaitable[object]) -> None:
-        """Does something other than training, until it ends or the learner is to stop."""
-        self._status.state = state
-        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                task.result()
-        finally:
-            for each in (task, stop):
-                each.cancel()
-            await asyncio.wait({task, stop})
-
-    async def _persist(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
-        """Does what needs a disk or a store, again and again until there is room.
-
-        Raises:
-            _Stopped: The learner is to stop, and it is not done.
-        """
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                await work()
-            except Exception as error:
-                if not is_passing(error):
-                    raise
-                logger.warning("trying again", extra={"what": what, "reason": str(error), "pause_s": pause_s})
-                self._status.alarms[what] = f"{what} fails and is tried again: {error}"
-            else:
-                self._status.alarms.pop(what, None)
-                return
-            await self._idle(self._status.state, self._sleep(pause_s))
-            if self._stopping.is_set():
-                raise _Stopped("the learner stops; what it could not write is done by its successor")
-            pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
-
     def _fail(self, reason: str) -> None:
         self._failed = True
         self._status.alarms["training"] = f"training has stopped: {reason}"
         logger.critical("training has stopped", extra={"reason": reason})
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether waiting may help: a full disk, a store that does not answer."""
-    return isinstance(error, (Overloaded, Unavailable, OSError)) or is_full(error)

@@ -42,7 +42,7 @@ from honed.learner.trained import TrainedIds
 from honed.learner.training import Training
 from honed.learner.update import PPOTrainer
 from honed.models.loader import load_language_model
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.holding import Holding, holding
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import SCORED, RunKeys
@@ -51,7 +51,7 @@ from honed.queue.members import GENERATION, Members
 from honed.queue.progress import ProgressBoard
 from honed.queue.promotions import PromotedScorers, PromotionBoard
 from honed.queue.scripts import GROUP
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.runtime import consumer_name, internal_channel, redis_url, server_options
 from honed.v1 import learner_pb2_grpc
 from honed.workspace import Workspace
@@ -80,7 +80,7 @@ async def run(settings: RunSettings) -> None:
 
     async def work(stopping: asyncio.Event) -> None:
         # A run outlives any outage of Redis: what waits for it waits.
-        async with Link(redis_url(settings), outage=Outage(math.inf)) as link:
+        async with RedisLink(redis_url(settings), retry=RetryPolicy(math.inf)) as link:
             learner = LearnerProcess(settings, link, status, stopping)
             try:
                 async with locked(learner.home), learner.leased() as lease, learner.loaded(lease) as found:
@@ -96,7 +96,7 @@ async def run(settings: RunSettings) -> None:
 class LearnerProcess:
     """Builds a learner out of its settings, and takes it apart again."""
 
-    def __init__(self, settings: RunSettings, link: Link, status: LearnerStatus, stopping: asyncio.Event) -> None:
+    def __init__(self, settings: RunSettings, link: RedisLink, status: LearnerStatus, stopping: asyncio.Event) -> None:
         """Reads and writes nothing yet.
 
         Args:
@@ -143,7 +143,7 @@ class LearnerProcess:
         base = await asyncio.to_thread(self._store.fetch, BASE, home / "base")
         trainer = await asyncio.to_thread(build_trainer, settings, base)
         journal = await asyncio.to_thread(lambda: Journal(home, most_mb=section.journal_mb))
-        limits = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
+        limits = DeliverySettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
         queue = WorkQueue(self._link, self._keys, SCORED, f"learner-{lease.claim.fence}", limits)
         vocabulary = vocabulary_of(base, trainer.policy.vocabulary_size)
         async with contextlib.AsyncExitStack() as stack:

@@ -10,15 +10,17 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from honed.artifacts.draft import VersionDraft
 from honed.artifacts.manifest import Lineage, Manifest
 from honed.artifacts.marks import Mark
-from honed.artifacts.store import PolicyStore, VersionDraft
+from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.kit.errors import HonedError
 from honed.learner.exporter import Exporter
 from honed.learner.intake import Held
-from honed.learner.journal import Journal, PushRecord
+from honed.learner.journal import Journal
 from honed.learner.push import Pusher, PushReport
+from honed.learner.records import PushRecord
 from honed.learner.status import LearnerStatus
 from honed.queue.lease import HeldLease
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition, InvalidArgument, NotFound
-from honed.learner.checkpoint import Checkpoint, CheckpointStore
+from honed.learner.checkpoint import CheckpointStore
+from honed.learner.checkpoint_files import Checkpoint
 from honed.learner.journal import Journal
 
 Weights = Mapping[str, Tensor]

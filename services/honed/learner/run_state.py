@@ -12,9 +12,11 @@ from typing import Final
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, NotFound
-from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress
+from honed.learner.checkpoint import CheckpointStore
+from honed.learner.checkpoint_files import Checkpoint, Progress
 from honed.learner.intake import Held, Intake
-from honed.learner.journal import Journal, UpdateRecord
+from honed.learner.journal import Journal
+from honed.learner.records import UpdateRecord
 from honed.learner.release import BASE, Release
 from honed.learner.rollback import Destination
 from honed.learner.stats import SAMPLER_GAP_ALARM, UpdateStats

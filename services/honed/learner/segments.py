@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from honed.kit.errors import DataLoss
+from honed.kit.files import sync
 
 FORMAT: Final = 1
 ROWS: Final = 1000
@@ -85,7 +86,7 @@ class Segments:
             self._unwrite(begun)
             raise
         if begun:
-            _sync(self.directory)
+            sync(self.directory)
         self._count, self._size, self._last = self._count + 1, self._size + len(line), number
         return begun
 
@@ -149,7 +150,7 @@ class Segments:
         content = encoded(wanted["totals"], rows)
         _write(path, content)
         intent.unlink()
-        _sync(self.directory)
+        sync(self.directory)
         self._at(path, rows, len(content))
 
     def _at(self, path: Path, rows: list[Row], size: int) -> None:
@@ -198,11 +199,3 @@ def _write(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

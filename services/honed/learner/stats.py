@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.learner.episodes import Episode
 
 SAMPLER_GAP_ALARM = 1.05

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.learner import advantage, rng
 from honed.learner.batches import MicroBatch, Rows, micro_batches, padding_share

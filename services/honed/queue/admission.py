@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from honed.kit.errors import Conflict, InvalidArgument
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import APPLICATION, PROMPTS, SUBMITTED, RunKeys
 from honed.queue.lease import Claim, LeaseLost
 from honed.queue.messages import Message, as_arguments
@@ -155,7 +155,7 @@ class CursorMoved(Conflict):
 class PromptAdmitter:
     """Puts a run's prompts into stream `prompts`, each turn once, in order, by the holder of a lease only."""
 
-    def __init__(self, link: Link, keys: RunKeys) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys) -> None:
         self._link = link
         self._keys = keys
         self._scripts = Scripts(link, "run.lua")

@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from typing import Final
 
-from honed.config import ApplicationPromptsSettings
 from honed.kit.errors import HonedError, InvalidArgument
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.inbox import PromptInbox
 from honed.queue.keys import RunKeys
+from honed.queue.settings import ApplicationPromptsSettings
 from honed.v1 import generation_pb2
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class ApplicationPrompts:
 
     def __init__(
         self,
-        link: Link,
+        link: RedisLink,
         keys: RunKeys,
         settings: ApplicationPromptsSettings,
         *,

@@ -1,6 +1,6 @@
 """The link to Redis: it rides out an outage with capped, jittered backoff, and gives up at a deadline with a clear error.
 
-Every operation that goes through `Link.call` may run twice: a connection can die after Redis did the work and before the
+Every operation that goes through `RedisLink.call` may run twice: a connection can die after Redis did the work and before the
 reply arrived. So each one must be safe to repeat; `hop.lua` says how the scripts manage that.
 """
 
@@ -39,7 +39,7 @@ _REPLY_MARGIN_S: Final = 5.0  # how much longer than BLOCK a reply may take befo
 
 
 @dataclass(frozen=True)
-class Outage:
+class RetryPolicy:
     """How long, and how eagerly, to wait for a Redis that is gone.
 
     Attributes:
@@ -78,7 +78,7 @@ def _is_demoted(error: Exception) -> bool:
     return isinstance(error, demoted) or (isinstance(error, rex.ResponseError) and "READONLY" in str(error)[:400])
 
 
-class Link:
+class RedisLink:
     """A pool of connections to one Redis, shared by everything in a process that speaks to it.
 
     Attributes:
@@ -90,7 +90,7 @@ class Link:
         self,
         url: str,
         *,
-        outage: Outage | None = None,
+        retry: RetryPolicy | None = None,
         longest_block_s: float = 5.0,
         max_connections: int = 32,
         rng: random.Random | None = None,
@@ -101,7 +101,7 @@ class Link:
 
         Args:
             url: `redis://`, `rediss://` or `unix://`, with the password if there is one.
-            outage: How long to wait for a Redis that is gone.
+            retry: How long to wait for a Redis that is gone.
             longest_block_s: Upper bound for BLOCK, seconds.
             max_connections: Further calls wait for a connection. Each blocked take holds one.
             rng: Draws the jitter.
@@ -113,7 +113,7 @@ class Link:
         """
         self.longest_block_s = longest_block_s
         self._name = without_password(url)
-        self._outage = outage or Outage()
+        self._retry = retry or RetryPolicy()
         self._rng = rng or random.Random()
         self._clock = clock
         self._sleep = sleep
@@ -145,7 +145,7 @@ class Link:
     def within(self, deadline_s: float) -> Self:
         """The same connections with another outage deadline, for calls that somebody waits for. Close the original only."""
         link = copy.copy(self)
-        link._outage = replace(self._outage, deadline_s=deadline_s)
+        link._retry = replace(self._retry, deadline_s=deadline_s)
         return link
 
     async def call(self, operation: Callable[[], Awaitable[T]]) -> T:
@@ -158,7 +158,7 @@ class Link:
         """
         gone_since: float | None = None
         said = -_SAY_EVERY_S
-        pause_s = self._outage.first_s
+        pause_s = self._retry.first_s
         asked_before = _cancellations()
         while True:
             try:
@@ -172,10 +172,10 @@ class Link:
                     await self.redis.connection_pool.disconnect(inuse_connections=False)
                 now = self._clock()
                 gone_since = now if gone_since is None else gone_since
-                left_s = gone_since + self._outage.deadline_s - now
+                left_s = gone_since + self._retry.deadline_s - now
                 if left_s <= 0:
                     raise Unavailable(
-                        f"Redis at {self._name} has not served for {self._outage.deadline_s:g} s ({error}): "
+                        f"Redis at {self._name} has not served for {self._retry.deadline_s:g} s ({error}): "
                         "check that it runs, has disk and memory to write, and that queue.url is right; a retry is safe"
                     ) from error
                 if now - max(said, gone_since) >= _SAY_EVERY_S:
@@ -186,7 +186,7 @@ class Link:
                 _end_if_cancelled(asked_before)
                 return answer
             await self._sleep(min(left_s, self._rng.uniform(0, pause_s)))
-            pause_s = min(self._outage.cap_s, pause_s * 2)
+            pause_s = min(self._retry.cap_s, pause_s * 2)
 
     async def command(self, *parts: str | bytes | int) -> Any:
         """Runs one plain command that is safe to repeat; raises as `call` does."""

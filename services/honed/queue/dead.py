@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Self
 
 from honed.kit.errors import InvalidArgument, NotFound
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.messages import Message, from_fields
 from honed.queue.scripts import Scripts
@@ -72,7 +72,7 @@ class DeadLetter:
 class DeadLetters:
     """The dead letters of one stage of a run."""
 
-    def __init__(self, link: Link, keys: RunKeys, stage: str) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys, stage: str) -> None:
         """Connects to nothing yet."""
         self._link = link
         self._scripts = Scripts(link, "dead.lua")

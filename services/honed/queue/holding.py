@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 
+from honed.kit.aio import background
 from honed.kit.errors import Unavailable
 from honed.queue.messages import Delivery
 from honed.queue.stream import WorkQueue
@@ -78,17 +79,5 @@ async def holding(queue: WorkQueue, deliveries: Iterable[Delivery] = ()) -> Asyn
             except Unavailable as error:
                 logger.warning("leases are not renewed; Redis does not serve", extra={"reason": str(error)})
 
-    error: Exception | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            renewal = group.create_task(renew_for_ever())
-            try:
-                yield held
-            except Exception as raised:  # the block's own errors leave as they are, not in a group
-                error = raised
-            finally:
-                renewal.cancel()
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from failed
-    if error is not None:
-        raise error
+    async with background(renew_for_ever()):
+        yield held

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from honed.kit.errors import FailedPrecondition
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.scripts import Scripts
 
@@ -11,7 +11,7 @@ from honed.queue.scripts import Scripts
 class RunIdentity:
     """What a run is, as its processes agree on it in Redis: the digest of the manifest of its base version 0.0."""
 
-    def __init__(self, link: Link, keys: RunKeys) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys) -> None:
         self._run = keys.run
         self._key = keys.identity()
         self._scripts = Scripts(link, "registry.lua")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from honed.kit.errors import Conflict, Overloaded
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import APPLICATION, SUBMITTED, RunKeys
 from honed.queue.scripts import Scripts
 from honed.v1 import generation_pb2
@@ -36,7 +36,7 @@ class WaitingPrompt:
 class PromptInbox:
     """The waiting prompts of a run."""
 
-    def __init__(self, link: Link, keys: RunKeys) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys) -> None:
         self._link = link
         self._keys = keys
         self._scripts = Scripts(link, "feed.lua")

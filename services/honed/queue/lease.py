@@ -14,8 +14,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
+from honed.kit.aio import background
 from honed.kit.errors import FailedPrecondition, HonedError, InvalidArgument, Unavailable
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.scripts import Argument, Scripts
 
@@ -64,7 +65,7 @@ class Claim:
 class Leases:
     """The leases of one run. Every call is safe to repeat."""
 
-    def __init__(self, link: Link, keys: RunKeys) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys) -> None:
         """Connects to nothing yet."""
         self._keys = keys
         self._scripts = Scripts(link, "run.lua")
@@ -159,25 +160,14 @@ class Leases:
                     raise
                 logger.info("waiting for the lease", extra={"reason": str(error)})
                 await asyncio.sleep(min(_TRY_EVERY_S, ttl_ms / 1000))
-        failed: Exception | None = None
         try:
-            async with asyncio.TaskGroup() as group:
-                renewing = group.create_task(lease._renew_for_ever())
-                try:
-                    yield lease
-                except Exception as raised:  # the block's own errors leave as they are, not in a group
-                    failed = raised
-                finally:
-                    renewing.cancel()
-        except ExceptionGroup as lost:
-            raise lost.exceptions[0] from lost
+            async with background(lease._renew_for_ever()):
+                yield lease
         finally:
             # For the successor's sake, also after a failure; without Redis the lease runs out by itself.
             with contextlib.suppress(HonedError, TimeoutError):
                 async with asyncio.timeout(_RELEASE_TIMEOUT_S):
                     await self.release(lease.claim)
-        if failed is not None:
-            raise failed
 
     async def _run(self, operation: str, name: str, *arguments: Argument) -> Any:
         return await self._scripts.run(operation, [self._keys.lease(name), self._keys.fence(name)], arguments)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from honed.kit.errors import HonedError
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.scripts import Argument, Scripts
 
@@ -53,7 +53,7 @@ class Member:
 class Members:
     """The members of one role of a run."""
 
-    def __init__(self, link: Link, keys: RunKeys, role: str) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys, role: str) -> None:
         """`role` is `GENERATION` or `REWARD`."""
         self._keys = [keys.members(role)]
         self._scripts = Scripts(link, "registry.lua")

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.scripts import Argument, Scripts
 
@@ -58,7 +58,7 @@ class LearnerProgress:
 class ProgressBoard:
     """Where a run's learner writes its progress."""
 
-    def __init__(self, link: Link, keys: RunKeys) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys) -> None:
         """Connects to nothing yet."""
         self._link = link
         self._key = keys.progress()

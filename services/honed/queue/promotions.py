@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from honed.kit.errors import HonedError
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.scripts import Argument, Scripts
 
@@ -53,7 +53,7 @@ class Announced:
 class PromotionBoard:
     """The announcements of one run."""
 
-    def __init__(self, link: Link, keys: RunKeys) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys) -> None:
         """Connects to nothing yet."""
         self._link = link
         self._key = keys.promotions()

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import redis.exceptions as rex
 
-from honed.queue.connection import Link, needs_group
+from honed.queue.connection import RedisLink, needs_group
 from honed.queue.keys import RunKeys
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def operations(file: str) -> dict[str, str]:
 class Scripts:
     """Runs a Lua file's operations by their digests; a server that forgot one gets it again."""
 
-    def __init__(self, link: Link, file: str) -> None:
+    def __init__(self, link: RedisLink, file: str) -> None:
         """`file` is a Lua file of this package."""
         self._link = link
         self._scripts = {name: link.redis.register_script(text) for name, text in operations(file).items()}
@@ -46,7 +46,7 @@ class Scripts:
 
         Raises:
             redis.exceptions.ResponseError: the consumer group is missing (`connection.needs_group`).
-            HonedError: as `Link.call` does.
+            HonedError: as `RedisLink.call` does.
         """
         script = self._scripts[operation]
         return await self._link.call(lambda: script(keys, arguments))
@@ -55,7 +55,7 @@ class Scripts:
 class HopScripts:
     """Runs the operations of `hop.lua` for one consumer of one stage: tokens, and the group when it is missing."""
 
-    def __init__(self, link: Link, keys: RunKeys, stage: str, consumer: str, token_prefix: str) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys, stage: str, consumer: str, token_prefix: str) -> None:
         """`token_prefix` tells this object's calls from those of every other, a namesake's after a restart too."""
         self._link = link
         self._scripts = Scripts(link, "hop.lua")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from honed.queue.admission import Cursor
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import APPLICATION, STAGES, SUBMITTED, RunKeys
 from honed.queue.progress import LearnerProgress
 from honed.queue.scripts import GROUP, Scripts
@@ -33,14 +33,14 @@ class LoopSnapshot:
 class LoopReader:
     """Reads snapshots."""
 
-    def __init__(self, link: Link, keys: RunKeys) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys) -> None:
         self._scripts = Scripts(link, "feed.lua")
         self._keys = [keys.progress(), keys.cursor(), keys.inbox(SUBMITTED), keys.inbox(APPLICATION)]
         for stage in STAGES:
             self._keys += [keys.stream(stage), keys.tally(stage), keys.dead(stage)]
 
     async def read(self) -> LoopSnapshot:
-        """One snapshot; raises as `Link.call` does."""
+        """One snapshot; raises as `RedisLink.call` does."""
         progress, cursor, submitted, application, *stages = await self._scripts.run("snapshot", self._keys, [GROUP])
         return LoopSnapshot(
             LearnerProgress.from_json(progress) if progress else None,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 from honed.kit.errors import InvalidArgument
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.messages import Delivery, Message, as_arguments, from_fields, from_row
 from honed.queue.scripts import GROUP, Argument, HopScripts
@@ -31,7 +31,7 @@ _REASON_CHARS: Final = 2000
 
 
 @dataclass(frozen=True)
-class QueueSettings:
+class DeliverySettings:
     """How a stage treats its deliveries.
 
     Attributes:
@@ -59,11 +59,11 @@ class WorkQueue:
 
     def __init__(
         self,
-        link: Link,
+        link: RedisLink,
         keys: RunKeys,
         stage: str,
         consumer: str,
-        settings: QueueSettings | None = None,
+        settings: DeliverySettings | None = None,
         clock: Callable[[], float] = time.monotonic,
         token_prefix: str | None = None,
     ) -> None:
@@ -85,7 +85,7 @@ class WorkQueue:
             raise InvalidArgument("consumer", f"{consumer!r} must be a name without whitespace or parentheses")
         self.stage = stage
         self.consumer = consumer
-        self.settings = settings or QueueSettings()
+        self.settings = settings or DeliverySettings()
         self._link = link
         self._keys = keys
         self._clock = clock

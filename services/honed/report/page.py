@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -100,17 +99,15 @@ def write_report(
     """
     _write(json_path, json.dumps(report.as_json(), indent=2, allow_nan=False) + "\n")
     try:
-        from jinja2 import Environment
-
         from honed.report.curves import CURVES, bars, line
+        from honed.report.template import render
     except ImportError:
         return
-    template = resources.files("honed.report").joinpath("run.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True).from_string(template)
     curves = [(curve.title, line(updates, curve)) for curve in CURVES] if updates else []
     if pauses:
         curves.append(("Pause of each push", bars(pauses, "ms", "push")))
-    _write(html_path, page.render(report=report, curves=curves, samples=report.samples[:SHOWN_SAMPLES]))
+    samples = report.samples[:SHOWN_SAMPLES]
+    _write(html_path, render("honed.report", "run.html", report=report, curves=curves, samples=samples))
 
 
 def _write(path: Path, text: str) -> None:

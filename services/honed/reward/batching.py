@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from honed.kit.aio import background
 from honed.kit.errors import DeadlineExceeded, InvalidArgument, Overloaded, Unavailable
 from honed.reward import metrics
 from honed.reward.compute import ComputeThread
@@ -112,22 +113,13 @@ class DynamicBatcher:
             DeadlineExceeded: A scorer hangs; the block was cancelled, and the process should end.
         """
         thread = ComputeThread("scoring", self._settings.compute_timeout_s)
-        error: Exception | None = None
-        try:
-            async with asyncio.TaskGroup() as group:
-                loop = group.create_task(self._run(thread))
-                try:
-                    yield self
-                except Exception as raised:  # the block's own errors leave as they are, not in a group
-                    error = raised
-                finally:
-                    self._close()
-                    loop.cancel()
-                    thread.stop()
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from failed
-        if error is not None:
-            raise error
+        async with background(self._run(thread)) as loop:
+            try:
+                yield self
+            finally:
+                self._close()
+                loop.cancel()
+                thread.stop()
 
     async def score(self, items: Sequence[ScorerInput]) -> list[Reward]:
         """Scores `items`, in their order.

@@ -15,16 +15,17 @@ import torch
 from honed.artifacts.promotions import PromotionRecord
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
-from honed.config import RewardSettings, RunSettings, ScorerSettings
+from honed.config import RunSettings
 from honed.kit.aio import unless
 from honed.kit.errors import FailedPrecondition, HonedError, NotFound, Unavailable
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import ROLLOUTS, RunKeys
 from honed.queue.members import Member, Members, registered
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.reward.batching import BatchSettings, DynamicBatcher
+from honed.reward.follower import RecordFollower
 from honed.reward.function_scorer import find_function
 from honed.reward.model_scorer import ModelScorer
 from honed.reward.policy_tokenizer import policy_tokenizer
@@ -32,8 +33,9 @@ from honed.reward.promoter import Promoter
 from honed.reward.registry import BuildScorer, ScorerRegistry
 from honed.reward.replicas import NoReplicas, RedisReplicas
 from honed.reward.reward import Truncation
-from honed.reward.scorer import Scorer, TokenCodec
+from honed.reward.scorer import Scorer, ScoringTokenizer
 from honed.reward.service import RewardService
+from honed.reward.settings import RewardSettings, ScorerSettings
 from honed.reward.sources import ModelSources
 from honed.reward.worker import ScoringWorker
 from honed.runtime import consumer_name, redis_url, server_options
@@ -62,7 +64,9 @@ async def run(settings: RunSettings, *, with_worker: bool = True) -> None:
     async with AsyncExitStack() as links:
         process = _Process(settings)
         if with_worker:
-            process.join(await links.enter_async_context(Link(redis_url(settings), outage=Outage(settings.queue.outage_s))))
+            process.join(
+                await links.enter_async_context(RedisLink(redis_url(settings), retry=RetryPolicy(settings.queue.outage_s)))
+            )
         # The batcher outlives the server, so that calls in flight at a SIGTERM are answered.
         async with process.batcher.running():
             await serve_until_signalled(process.server(), process.work)
@@ -78,28 +82,28 @@ class _Process:
         self._registry = ScorerRegistry(settings.reward.scorers)
         self._sources = model_sources(settings)
         self._record = PromotionRecord(settings.policy_url, settings.run)
-        self._promoter = Promoter(self._registry, self._sources, self._record, NoReplicas())
+        self._follower = RecordFollower(self._registry, self._sources, self._record, NoReplicas())
         self._members: Members | None = None
-        self._codec: TokenCodec | None = None
+        self._tokenizer: ScoringTokenizer | None = None
         self._worker: ScoringWorker | None = None
         self._ready = False
-        self._link: Link | None = None
+        self._link: RedisLink | None = None
         limits = settings.reward
         self.batcher = DynamicBatcher(
             lambda: self._registry.serving, BatchSettings(limits.batch_tokens, limits.batch_wait_ms / 1000, limits.max_queued)
         )
 
-    def join(self, link: Link) -> None:
+    def join(self, link: RedisLink) -> None:
         """Scores rollouts, and promotes together with other replicas."""
         self._link = link
         replicas = RedisReplicas(link.within(_CONTROL_OUTAGE_S), self._keys, self._name)
         self._members = replicas.members
-        self._promoter = Promoter(self._registry, self._sources, self._record, replicas)
+        self._follower = RecordFollower(self._registry, self._sources, self._record, replicas)
 
     def server(self) -> Server:
         """The gRPC side."""
         section = self._settings.reward
-        service = RewardService(self.batcher, self._registry, self._promoter, self._policy_codec)
+        service = RewardService(self.batcher, self._registry, Promoter(self._follower), self._policy_tokenizer)
         servicer = Servicer(SERVICE, reward_pb2_grpc.add_RewardServiceServicer_to_server, service)
         self._server = Server([Listener(section.host, section.port, [servicer])], server_options(self._settings, section))
         return self._server
@@ -114,7 +118,7 @@ class _Process:
             if stopping.is_set():
                 return
             await self._become_ready()
-            stack.push_async_callback(_cancel, asyncio.create_task(self._promoter.watch(changed)))
+            stack.push_async_callback(_cancel, asyncio.create_task(self._follower.watch(changed)))
             stack.push_async_callback(_cancel, asyncio.create_task(self._resign(stopping, changed)))
             if self._link is None:
                 await stopping.wait()
@@ -122,10 +126,10 @@ class _Process:
             self._worker = self._scoring_worker(self._link)
             await self._worker.run(stopping)
 
-    def _scoring_worker(self, link: Link) -> ScoringWorker:
+    def _scoring_worker(self, link: RedisLink) -> ScoringWorker:
         settings, identity = self._settings, RunIdentity(link, self._keys)
         policies = PolicyStore(settings.policy_url, settings.run)
-        leases = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
+        leases = DeliverySettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
 
         async def check_run() -> None:
             try:
@@ -137,15 +141,15 @@ class _Process:
         return ScoringWorker(
             WorkQueue(link, self._keys, ROLLOUTS, self._name, leases),
             self.batcher,
-            self._policy_codec(),
+            self._policy_tokenizer(),
             min(_GROUP, settings.reward.max_queued),
             check_run,
         )
 
     async def _load(self) -> None:
         section = self._settings.reward
-        codec = self._codec = await _tokenizer(self._settings)
-        await self._promoter.start(make_builder(section, codec, self._sources), make_truncation(section, codec))
+        tokenizer = self._tokenizer = await _tokenizer(self._settings)
+        await self._follower.start(make_builder(section, tokenizer, self._sources), make_truncation(section, tokenizer))
 
     async def _become_ready(self) -> None:
         # Registered as ready before the record is read once more: a promotion after that waits for this process, and one
@@ -154,7 +158,7 @@ class _Process:
         if self._members is not None:
             with contextlib.suppress(HonedError):  # Redis is away; the heartbeat tries again
                 await self._members.register(self._describe())
-        await self._promoter.catch_up()
+        await self._follower.catch_up()
         await self._server.ready()
         serving = {s.scorer.name: s.scorer.version for s in self._registry.scorers() if s.serving}
         logger.info("serving", extra={"scorers": serving})
@@ -166,13 +170,13 @@ class _Process:
 
     def _describe(self) -> Member:
         working = "yes" if self._worker is not None and self._worker.working else "no"
-        facts = {**self._promoter.facts(), "working": working}
+        facts = {**self._follower.facts(), "working": working}
         return Member(self._name, self._settings.reward.target, ready=self._ready, facts=facts)
 
-    def _policy_codec(self) -> TokenCodec:
-        if self._codec is None:
+    def _policy_tokenizer(self) -> ScoringTokenizer:
+        if self._tokenizer is None:
             raise Unavailable("the policy's tokenizer is still being loaded; try again soon")
-        return self._codec
+        return self._tokenizer
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
@@ -181,7 +185,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
         await task
 
 
-async def _tokenizer(settings: RunSettings) -> TokenCodec:
+async def _tokenizer(settings: RunSettings) -> ScoringTokenizer:
     """The policy's tokenizer, as soon as the run has one."""
     store = PolicyStore(settings.policy_url, settings.run)
     while True:
@@ -199,7 +203,7 @@ def model_sources(settings: RunSettings) -> ModelSources:
     return ModelSources(settings.policy_url, settings.run, into, roots, settings.policy.keep)
 
 
-def make_builder(section: RewardSettings, codec: TokenCodec, sources: ModelSources) -> BuildScorer:
+def make_builder(section: RewardSettings, tokenizer: ScoringTokenizer, sources: ModelSources) -> BuildScorer:
     """How this process makes a scorer from its settings and a source."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -209,7 +213,7 @@ def make_builder(section: RewardSettings, codec: TokenCodec, sources: ModelSourc
         return ModelScorer(
             scorer.name,
             sources.local(source),
-            codec,
+            tokenizer,
             sees_prompt=scorer.sees_prompt,
             batch_tokens=section.batch_tokens,
             device=device,
@@ -218,7 +222,7 @@ def make_builder(section: RewardSettings, codec: TokenCodec, sources: ModelSourc
     return build
 
 
-def make_truncation(section: RewardSettings, codec: TokenCodec) -> Truncation | None:
+def make_truncation(section: RewardSettings, tokenizer: ScoringTokenizer) -> Truncation | None:
     """Where the settings cut the scored text."""
     cut = section.truncate
-    return None if cut is None else Truncation.of_text(cut.token_text, cut.not_before, cut.missing_score, codec)
+    return None if cut is None else Truncation.of_text(cut.token_text, cut.not_before, cut.missing_score, tokenizer)

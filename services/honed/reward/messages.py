@@ -8,15 +8,15 @@ from honed.queue.messages import Delivery, Message
 from honed.reward.batching import Result
 from honed.reward.registry import LoadedScorer
 from honed.reward.reward import Reward
-from honed.reward.scorer import BadSample, ScorerFailed, ScorerInput, TokenCodec, is_outage
+from honed.reward.scorer import BadSample, ScorerFailed, ScorerInput, ScoringTokenizer, is_outage
 from honed.v1 import common_pb2, generation_pb2, reward_pb2
 
 
-def item_input(item: reward_pb2.ScoreItem, codec: TokenCodec) -> ScorerInput:
-    """An item of a call as a scorer's input; `codec` is the policy's tokenizer."""
+def item_input(item: reward_pb2.ScoreItem, tokenizer: ScoringTokenizer) -> ScorerInput:
+    """An item of a call as a scorer's input; `tokenizer` is the policy's."""
     prompt, response = item.prompt.WhichOneof("content"), item.WhichOneof("response")
     return ScorerInput(
-        codec,
+        tokenizer,
         prompt_tokens=tuple(item.prompt.token_ids.ids) if prompt == "token_ids" else None,
         prompt=item.prompt.text if prompt == "text" else None,
         messages=_messages(item.prompt.messages) if prompt == "messages" else None,
@@ -25,9 +25,9 @@ def item_input(item: reward_pb2.ScoreItem, codec: TokenCodec) -> ScorerInput:
     )
 
 
-def rollout_input(rollout: common_pb2.Rollout, codec: TokenCodec) -> ScorerInput:
-    """A rollout as a scorer's input; `codec` is the policy's tokenizer."""
-    return ScorerInput(codec, tuple(rollout.prompt_token_ids), response_tokens=tuple(rollout.response_token_ids))
+def rollout_input(rollout: common_pb2.Rollout, tokenizer: ScoringTokenizer) -> ScorerInput:
+    """A rollout as a scorer's input; `tokenizer` is the policy's."""
+    return ScorerInput(tokenizer, tuple(rollout.prompt_token_ids), response_tokens=tuple(rollout.response_token_ids))
 
 
 def score_messages(reward: Reward) -> list[common_pb2.Score]:

@@ -9,7 +9,7 @@ import torch
 
 from honed.models.reward_model import RewardModel, reward_model_version
 from honed.models.tokenizer import load_tokenizer, render_chat, tokenizer_digest
-from honed.reward.scorer import BadSample, Kind, ScorerFailed, ScorerInput, ScorerOutput, TokenCodec
+from honed.reward.scorer import BadSample, Kind, ScorerFailed, ScorerInput, ScorerOutput, ScoringTokenizer
 
 
 class ModelScorer:
@@ -21,7 +21,7 @@ class ModelScorer:
         self,
         name: str,
         directory: Path,
-        policy: TokenCodec,
+        policy: ScoringTokenizer,
         *,
         sees_prompt: bool = True,
         batch_tokens: int = 8192,
@@ -48,7 +48,7 @@ class ModelScorer:
         self.name = name
         self.version = reward_model_version(directory)
         self._own_tokenizer = tokenizer_digest(directory) != policy.digest
-        self._codec: TokenCodec = load_tokenizer(directory) if self._own_tokenizer else policy
+        self._tokenizer: ScoringTokenizer = load_tokenizer(directory) if self._own_tokenizer else policy
         self.max_tokens = self._model.max_tokens
         self._sees_prompt = sees_prompt
         self._batch_tokens = batch_tokens
@@ -58,7 +58,7 @@ class ModelScorer:
         sequences: list[list[int]] = []
         truncated: list[int] = []
         for index, sample in enumerate(batch):
-            ids, left_out = self._model.fitted(self._tokens(sample, index), self._codec.prefix)
+            ids, left_out = self._model.fitted(self._tokens(sample, index), self._tokenizer.prefix)
             sequences.append(ids)
             truncated.append(left_out)
         try:
@@ -68,14 +68,14 @@ class ModelScorer:
         return [ScorerOutput(value, left_out) for value, left_out in zip(values, truncated, strict=True)]
 
     def _tokens(self, sample: ScorerInput, index: int) -> list[int]:
-        codec = self._codec
+        tokenizer = self._tokenizer
         if self._own_tokenizer:
             prompt = self._own_prompt(sample) if self._sees_prompt else []
-            ids = [*(prompt or codec.prefix), *codec.encode(sample.response_text, special_tokens=False)]
+            ids = [*(prompt or tokenizer.prefix), *tokenizer.encode(sample.response_text, special_tokens=False)]
         else:
             prompt_ids = sample.prompt_ids if self._sees_prompt else ()
             # A response without a prompt is a text that stands alone: it begins as every text does.
-            ids = [*(prompt_ids or codec.prefix), *sample.response_ids]
+            ids = [*(prompt_ids or tokenizer.prefix), *sample.response_ids]
         if not ids:
             raise BadSample(self.name, self.version, "there is nothing to read: no token", index)
         if max(ids) >= self._model.vocabulary_size:
@@ -90,6 +90,6 @@ class ModelScorer:
 
     def _own_prompt(self, sample: ScorerInput) -> list[int]:
         """The prompt in this model's own tokens, a conversation by its own chat template where it has one."""
-        if sample.messages is not None and self._codec.template is not None:
-            return render_chat(self._codec, sample.messages, field="prompt.messages")
-        return self._codec.encode(sample.prompt_text, special_tokens=True) if sample.prompt_text else []
+        if sample.messages is not None and self._tokenizer.template is not None:
+            return render_chat(self._tokenizer, sample.messages, field="prompt.messages")
+        return self._tokenizer.encode(sample.prompt_text, special_tokens=True) if sample.prompt_text else []

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from honed.config import ScorerSettings
 from honed.kit.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
 from honed.reward import metrics
 from honed.reward.reward import Term, Truncation, WeightedSum
 from honed.reward.scorer import Scorer
+from honed.reward.settings import ScorerSettings
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from honed.artifacts.promotions import PromotionState
 from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, Unavailable
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.lease import LeaseHeld, LeaseLost, Leases
 from honed.queue.members import REWARD, Member, Members
@@ -77,7 +77,7 @@ class NoReplicas:
 class RedisReplicas:
     """The replicas of a run that share its Redis."""
 
-    def __init__(self, link: Link, keys: RunKeys, name: str) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys, name: str) -> None:
         """`name` is this process' among the members; `link` should give up an outage soon."""
         self.members = Members(link, keys, REWARD)
         self._board = PromotionBoard(link, keys)

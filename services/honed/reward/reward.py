@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from honed.kit.errors import HonedError, InvalidArgument
 from honed.reward import metrics
-from honed.reward.scorer import Scorer, ScorerFailed, ScorerInput, TokenCodec
+from honed.reward.scorer import Scorer, ScorerFailed, ScorerInput, ScoringTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ class Truncation:
     missing_score: float
 
     @classmethod
-    def of_text(cls, text: str, not_before: int, missing_score: float, codec: TokenCodec) -> Truncation:
+    def of_text(cls, text: str, not_before: int, missing_score: float, tokenizer: ScoringTokenizer) -> Truncation:
         """Finds the single token that `text` is.
 
         Raises:
             InvalidArgument: The policy's tokenizer makes more or less than one token of it.
         """
-        ids = codec.encode(text, special_tokens=False)
+        ids = tokenizer.encode(text, special_tokens=False)
         if len(ids) != 1:
             raise InvalidArgument(
                 "reward.truncate.token_text", f"{text!r} is {len(ids)} tokens of the policy's vocabulary; it must be one"

@@ -61,12 +61,12 @@ def is_outage(error: BaseException) -> bool:
     return False
 
 
-class TokenCodec(ChatTokenizer, Protocol):
+class ScoringTokenizer(ChatTokenizer, Protocol):
     """A tokenizer, as far as scoring needs it. Not for two threads at once."""
 
     @property
     def digest(self) -> str:
-        """The sha256 of its `tokenizer.json`: two codecs of one digest give the same ids for the same text."""
+        """The sha256 of its `tokenizer.json`: two tokenizers of one digest give the same ids for the same text."""
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -83,7 +83,7 @@ class ScorerInput:
     A side without tokens came as text; a side without text is decoded when a scorer asks for it.
 
     Attributes:
-        codec: The policy's tokenizer.
+        tokenizer: The policy's tokenizer.
         prompt_tokens: The prompt's token ids; None if it came as text or there is none.
         prompt: The prompt's text, if it came as text.
         response_tokens: The response's token ids, None if it came as text.
@@ -91,7 +91,7 @@ class ScorerInput:
         messages: The prompt as a conversation, for the policy's chat template; None if it came otherwise.
     """
 
-    codec: TokenCodec
+    tokenizer: ScoringTokenizer
     prompt_tokens: tuple[int, ...] | None = None
     prompt: str | None = None
     response_tokens: tuple[int, ...] | None = None
@@ -103,7 +103,7 @@ class ScorerInput:
         """The prompt as text; empty if there is none."""
         if self.prompt is not None:
             return self.prompt
-        return self.codec.decode(self.prompt_ids) if self.prompt_ids else ""
+        return self.tokenizer.decode(self.prompt_ids) if self.prompt_ids else ""
 
     @cached_property
     def response_text(self) -> str:
@@ -117,17 +117,17 @@ class ScorerInput:
         if not self.response_tokens:
             return ""
         if self.prompt is None and self.prompt_ids:
-            whole = self.codec.decode(self.prompt_ids + self.response_tokens)
+            whole = self.tokenizer.decode(self.prompt_ids + self.response_tokens)
             if whole.startswith(self.prompt_text):
                 return whole[len(self.prompt_text) :]
-        return self.codec.decode(self.response_tokens)
+        return self.tokenizer.decode(self.response_tokens)
 
     @cached_property
     def response_ids(self) -> tuple[int, ...]:
         """The response in the policy's tokens."""
         if self.response_tokens is not None:
             return self.response_tokens
-        return tuple(self.codec.encode(self.response or "", special_tokens=False))
+        return tuple(self.tokenizer.encode(self.response or "", special_tokens=False))
 
     @cached_property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -139,8 +139,8 @@ class ScorerInput:
         if self.prompt_tokens is not None:
             return self.prompt_tokens
         if self.messages is not None:
-            return tuple(render_chat(self.codec, self.messages, field="prompt.messages"))
-        return tuple(self.codec.encode(self.prompt, special_tokens=True)) if self.prompt else ()
+            return tuple(render_chat(self.tokenizer, self.messages, field="prompt.messages"))
+        return tuple(self.tokenizer.encode(self.prompt, special_tokens=True)) if self.prompt else ()
 
     @property
     def cost(self) -> int:
@@ -150,7 +150,7 @@ class ScorerInput:
 
     def cut(self, end: int) -> ScorerInput:
         """The same prompt with the first `end` tokens of the response."""
-        return ScorerInput(self.codec, self.prompt_tokens, self.prompt, self.response_ids[:end], messages=self.messages)
+        return ScorerInput(self.tokenizer, self.prompt_tokens, self.prompt, self.response_ids[:end], messages=self.messages)
 
 
 @dataclass(frozen=True, slots=True)

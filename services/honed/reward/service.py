@@ -13,7 +13,7 @@ from honed.reward.batching import DynamicBatcher
 from honed.reward.messages import item_input, result_message, reward_of, scorer_message
 from honed.reward.promoter import Promoter
 from honed.reward.registry import LoadedScorer, ScorerRegistry
-from honed.reward.scorer import TokenCodec
+from honed.reward.scorer import ScoringTokenizer
 from honed.v1 import reward_pb2, reward_pb2_grpc
 
 _STREAM_WINDOW: Final = 256  # items of one stream that are read and not answered: a slow batch slows its sender down
@@ -24,7 +24,7 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
     """Scores by what the registry serves. gRPC cancels a handler whose caller left; the batcher then skips its items."""
 
     def __init__(
-        self, batcher: DynamicBatcher, registry: ScorerRegistry, promoter: Promoter, codec: Callable[[], TokenCodec]
+        self, batcher: DynamicBatcher, registry: ScorerRegistry, promoter: Promoter, tokenizer: Callable[[], ScoringTokenizer]
     ) -> None:
         """Serves what is loaded.
 
@@ -32,17 +32,17 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
             batcher: Scores.
             registry: What is loaded.
             promoter: Changes that, in all replicas.
-            codec: Gives the policy's tokenizer; raises Unavailable before it is loaded.
+            tokenizer: Gives the policy's tokenizer; raises Unavailable before it is loaded.
         """
         self._batcher = batcher
         self._registry = registry
         self._promoter = promoter
-        self._codec = codec
+        self._tokenizer = tokenizer
 
     async def Score(self, request: reward_pb2.ScoreRequest, context: Any) -> reward_pb2.ScoreResponse:
         """Scores a list; fails as a whole with the first item that fails."""
-        codec = self._codec()
-        results = await self._batcher.score_each([item_input(item, codec) for item in request.items])
+        tokenizer = self._tokenizer()
+        results = await self._batcher.score_each([item_input(item, tokenizer) for item in request.items])
         rewards = [reward_of(result, index, f"items[{index}]") for index, result in enumerate(results)]
         return reward_pb2.ScoreResponse(
             results=[result_message(item.id, reward) for item, reward in zip(request.items, rewards, strict=True)]
@@ -52,7 +52,7 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
         self, request_iterator: AsyncIterator[reward_pb2.StreamScoreRequest], context: Any
     ) -> AsyncIterator[reward_pb2.StreamScoreResponse]:
         """Answers each item as soon as it is scored; the first failure ends the stream."""
-        self._codec()  # raises while nothing is loaded
+        self._tokenizer()  # raises while nothing is loaded
         answers: asyncio.Queue[reward_pb2.ScoreResult | Exception | None] = asyncio.Queue()
         reader = asyncio.ensure_future(self._read_stream(request_iterator, answers))
         try:
@@ -92,11 +92,11 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
     ) -> None:
         """Puts an answer for each item into `answers`, then None. Errors are answers, so that the group never fails."""
         window = asyncio.Semaphore(_STREAM_WINDOW)
-        codec = self._codec()
+        tokenizer = self._tokenizer()
 
         async def score(item: reward_pb2.ScoreItem, index: int) -> None:
             try:
-                [result] = await self._batcher.score_each([item_input(item, codec)], patient=True)
+                [result] = await self._batcher.score_each([item_input(item, tokenizer)], patient=True)
                 reward = reward_of(result, index, f"item {item.id!r} (number {index} of the stream)")
                 answers.put_nowait(result_message(item.id, reward))
             except Exception as error:

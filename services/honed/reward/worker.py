@@ -29,7 +29,7 @@ from honed.reward import metrics
 from honed.reward.batching import DynamicBatcher
 from honed.reward.messages import rollout_input, scored_message
 from honed.reward.reward import Reward
-from honed.reward.scorer import BadSample, ScorerFailed, ScorerInput, TokenCodec, is_outage
+from honed.reward.scorer import BadSample, ScorerFailed, ScorerInput, ScoringTokenizer, is_outage
 from honed.v1 import common_pb2
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class ScoringWorker:
         self,
         queue: WorkQueue,
         batcher: DynamicBatcher,
-        codec: TokenCodec,
+        tokenizer: ScoringTokenizer,
         group_size: int = 256,
         check_run: Callable[[], Awaitable[None]] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -57,7 +57,7 @@ class ScoringWorker:
         Args:
             queue: This process's consumer of the stage `rollouts`.
             batcher: Scores.
-            codec: The policy's tokenizer.
+            tokenizer: The policy's tokenizer.
             group_size: Rollouts taken at once at most; below the batcher's bound of its queue.
             check_run: Raises FailedPrecondition if the streams are those of another run of the same name; asked before any
                 rollout is taken, and again after each outage of Redis.
@@ -65,7 +65,7 @@ class ScoringWorker:
         """
         self._queue = queue
         self._batcher = batcher
-        self._codec = codec
+        self._tokenizer = tokenizer
         self._group_size = group_size
         self._check_run = check_run
         self._sleep = sleep
@@ -131,7 +131,7 @@ class ScoringWorker:
 
     async def _score_group(self, group: Sequence[Delivery], held: Holding) -> None:
         work = [(delivery, rollout) for delivery in group if (rollout := await self._parse(delivery)) is not None]
-        inputs = [rollout_input(rollout, self._codec) for _, rollout in work]
+        inputs = [rollout_input(rollout, self._tokenizer) for _, rollout in work]
         try:
             results = await self._batcher.score_each(inputs, patient=True)
         except HonedError as error:  # the batcher stops or has no room: another try, another process
@@ -167,7 +167,7 @@ class ScoringWorker:
         if self._scored_before is None and is_outage(error):
             return False
         token = tuple(rollout.prompt_token_ids[-1:])
-        probe = self._scored_before or ScorerInput(self._codec, token, response_tokens=token)
+        probe = self._scored_before or ScorerInput(self._tokenizer, token, response_tokens=token)
         try:
             [result] = await self._batcher.score_each([probe], patient=True)
         except HonedError:

@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 from tests.contract.artifacts.stores import damage, make_source
 
-from honed.artifacts import ArtifactRef, Lineage, Mark, PolicyStore, PromotionRecord, RewardModelStore, VersionDraft, VersionId
-from honed.artifacts.promotions import Promoted, PromotionAnswer, PromotionState
-from honed.artifacts.reward_models import find_reward_model
+from honed.artifacts.draft import VersionDraft
+from honed.artifacts.manifest import Lineage
+from honed.artifacts.marks import Mark
+from honed.artifacts.promotions import Promoted, PromotionAnswer, PromotionRecord, PromotionState
+from honed.artifacts.reward_models import ArtifactRef, RewardModelStore, find_reward_model
+from honed.artifacts.store import PolicyStore
 from honed.artifacts.tokenizer import fetch_tokenizer
+from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, InvalidArgument, NotFound
 
 MADE_OF = Lineage(

@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 from tests.contract.artifacts.stores import damage, make_source
 
-from honed.artifacts import Canary, Lineage, Mark, PolicyStore, StoreFull, VersionDraft, VersionId, verify_directory
-from honed.artifacts.files import RemoteBackend
+from honed.artifacts.draft import VersionDraft
+from honed.artifacts.files import RemoteBackend, StoreFull
+from honed.artifacts.manifest import Canary, Lineage
+from honed.artifacts.marks import Mark
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.verify import verify_directory
+from honed.artifacts.version import VersionId
 from honed.kit.errors import Conflict, DataLoss, InvalidArgument, NotFound, Unavailable
 
 V1, V2, V3, V4 = (VersionId(1, step) for step in range(1, 5))

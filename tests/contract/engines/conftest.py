@@ -13,9 +13,12 @@ import pytest
 import pytest_asyncio
 from tests.support.tiny import load, make_canaries, make_tiny_model, publish_version
 
-from honed.artifacts import Canary, PolicyStore, VersionId
-from honed.generation.engine import Chunk, CommitReport, EngineRequest, GenerationEngine, InitialVersion, Sampling
+from honed.artifacts.manifest import Canary
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
+from honed.generation.engine import CommitReport, GenerationEngine, InitialVersion
 from honed.generation.gate import RequestGate
+from honed.generation.requests import Chunk, EngineRequest, Sampling
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

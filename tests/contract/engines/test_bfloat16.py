@@ -12,8 +12,10 @@ import pytest_asyncio
 from tests.contract.engines.conftest import Lab
 from tests.support.tiny import load, make_canaries, make_tiny_model, publish_version
 
-from honed.artifacts import PolicyStore, VersionId
-from honed.generation.engine import InitialVersion, Sampling
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
+from honed.generation.engine import InitialVersion
+from honed.generation.requests import Sampling
 from honed.kit.errors import Aborted, FailedPrecondition, Unavailable
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.vllm]

@@ -14,8 +14,10 @@ import pytest
 from tests.contract.engines.conftest import make_engine
 from tests.support.tiny import publish_version
 
-from honed.artifacts import PolicyStore, VersionId
-from honed.generation.engine import EngineRequest, InitialVersion, Sampling
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
+from honed.generation.engine import InitialVersion
+from honed.generation.requests import EngineRequest, Sampling
 from honed.kit.errors import Unavailable
 
 pytestmark = pytest.mark.vllm
@@ -24,7 +26,7 @@ SERVE = """
 import asyncio, multiprocessing, sys
 from pathlib import Path
 from honed.generation.engine import InitialVersion
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from tests.contract.engines.conftest import make_engine
 
 async def main():

@@ -12,8 +12,11 @@ from tests.contract.engines.conftest import make_engine
 from tests.support.families import FAMILIES, make_family_model
 from tests.support.tiny import token_logprobs
 
-from honed.artifacts import PolicyStore, VersionDraft, VersionId
-from honed.generation.engine import EngineRequest, FinishReason, GenerationEngine, InitialVersion, Sampling
+from honed.artifacts.draft import VersionDraft
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
+from honed.generation.engine import GenerationEngine, InitialVersion
+from honed.generation.requests import EngineRequest, FinishReason, Sampling
 from honed.learner.exporter import Exporter
 from honed.learner.model import PolicyModel
 from honed.models.loader import load_language_model

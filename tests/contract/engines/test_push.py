@@ -13,8 +13,8 @@ import pytest
 from tests.contract.engines.conftest import Lab, together
 from tests.support.tiny import make_tiny_model, publish_version, token_logprobs
 
-from honed.artifacts import VersionId
-from honed.generation.engine import Chunk, Sampling
+from honed.artifacts.version import VersionId
+from honed.generation.requests import Chunk, Sampling
 from honed.kit.errors import Aborted, DataLoss, FailedPrecondition
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

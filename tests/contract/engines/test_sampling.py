@@ -8,7 +8,8 @@ import math
 import pytest
 from tests.contract.engines.conftest import MAX_BATCH, MAX_IN_FLIGHT, Lab, together
 
-from honed.generation.engine import Chunk, FinishReason, GenerationEngine, Sampling
+from honed.generation.engine import GenerationEngine
+from honed.generation.requests import Chunk, FinishReason, Sampling
 from honed.kit.errors import InvalidArgument, Overloaded
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -13,8 +13,10 @@ import torch
 from tests.unit.learner.samples import make_trainer, random_episodes
 
 import honed.learner.checkpoint as checkpoint_module
+import honed.learner.checkpoint_files as files_module
 from honed.kit.errors import DataLoss, FailedPrecondition, NotFound, Overloaded
-from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress, load
+from honed.learner.checkpoint import CheckpointStore
+from honed.learner.checkpoint_files import Checkpoint, Progress, load
 from honed.learner.normalise import Running
 from honed.learner.trained import TrainedIds
 from honed.learner.update import PPOSettings, PPOTrainer
@@ -187,15 +189,15 @@ def test_a_learner_that_was_replaced_writes_nothing_and_removes_nothing_of_its_s
 def test_a_late_write_of_a_lower_fence_is_not_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As above, but frozen after the check of the directory."""
     store, trainer = CheckpointStore(tmp_path, keep=1), new_trainer()
-    write = checkpoint_module._write
+    write = checkpoint_module.write
 
     def frozen(directory: Path, checkpoint: Checkpoint) -> None:
         write(directory, checkpoint)
-        monkeypatch.setattr(checkpoint_module, "_write", write)
+        monkeypatch.setattr(checkpoint_module, "write", write)
         saved(CheckpointStore(tmp_path, keep=1), step_made(new_trainer(), 6), fence=4)
         raise InterruptedError  # the successor has removed what was left half-written
 
-    monkeypatch.setattr(checkpoint_module, "_write", frozen)
+    monkeypatch.setattr(checkpoint_module, "write", frozen)
     with pytest.raises(InterruptedError):
         saved(store, step_made(trainer, 9), fence=3)
     assert [p.name for p in store.list()] == ["000004-00000001-step-6"]
@@ -213,7 +215,7 @@ def test_a_full_disk_is_a_clear_error_and_older_checkpoints_stay(
 ) -> None:
     store, trainer = CheckpointStore(tmp_path), new_trainer()
     whole = saved(store, trainer)
-    sync = checkpoint_module._sync
+    sync = files_module.sync
 
     def full(path: Path) -> None:
         if path.name == at:
@@ -221,7 +223,7 @@ def test_a_full_disk_is_a_clear_error_and_older_checkpoints_stay(
         sync(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "_sync", full)
+        patch.setattr(files_module, "sync", full)
         with pytest.raises(Overloaded, match="no space left for checkpoint"):
             saved(store, trainer)
     assert [p.name for p in tmp_path.iterdir()] == [whole.name]
@@ -235,7 +237,7 @@ def test_safetensors_own_report_of_a_full_disk_is_understood(tmp_path: Path, mon
         with Path("/dev/full").open("wb", buffering=0) as device:
             device.write(b"x")
 
-    monkeypatch.setattr(checkpoint_module, "save_file", to_full)
+    monkeypatch.setattr(files_module, "save_file", to_full)
     with pytest.raises(Overloaded, match="older checkpoints are intact"):
         saved(CheckpointStore(tmp_path), new_trainer())
 

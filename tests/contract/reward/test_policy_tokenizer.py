@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tests.support.tiny import make_tiny_model, publish_version
 
-from honed.artifacts import PolicyStore, VersionId
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition
 from honed.reward.policy_tokenizer import policy_tokenizer
 

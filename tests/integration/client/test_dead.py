@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from honed.cli.main import app
 from honed.config import RunSettings
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.embedded import EmbeddedRedis
 from honed.queue.keys import RunKeys
 from honed.queue.messages import Message
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.redis
 
 
 async def bury(url: str, stage: str, body: bytes, name: str) -> None:
-    async with Link(url) as link:
+    async with RedisLink(url) as link:
         queue = WorkQueue(link, RunKeys("demo"), stage, "worker")
         await queue.put([Message(name, body)])
         [delivery] = await queue.take(1)

@@ -17,7 +17,8 @@ from honed.client import Client, RequestError, Version
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    from honed.artifacts import PolicyStore, VersionId
+    from honed.artifacts.store import PolicyStore
+    from honed.artifacts.version import VersionId
     from honed.generation.engine import InitialVersion
     from honed.generation.frontend import RequestLimits, SamplingFrontend
     from honed.generation.gate import RequestGate

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from honed.cli.main import app
 from honed.conductor.prompt_file import PromptEncoder
+from honed.conductor.settings import PromptMixSettings
 from honed.conductor.submission import submit_prompts
-from honed.config import PromptMixSettings
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.embedded import EmbeddedRedis
 from honed.queue.inbox import PromptInbox
 from honed.queue.keys import SUBMITTED, RunKeys
@@ -47,7 +47,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     make_tokenizer(tmp_path)
     loop, conductor = served.Loop(), Conductor()
     try:
-        link = loop.enter(Link(loop.enter(EmbeddedRedis(tmp_path / "redis"))))
+        link = loop.enter(RedisLink(loop.enter(EmbeddedRedis(tmp_path / "redis"))))
         conductor.inbox = PromptInbox(link, RunKeys("demo"))
         conductor.encoder = PromptEncoder.of_model(tmp_path, longest=20)
         tokens = served.make_tokens(tmp_path)

@@ -11,17 +11,17 @@ from contextlib import asynccontextmanager
 
 from honed.conductor.feeder import Feeder
 from honed.conductor.prompts import PromptMix
-from honed.config import ConductorSettings, PromptMixSettings
+from honed.conductor.settings import ConductorSettings, PromptMixSettings
 from honed.queue.admission import AdmissionPolicy
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.keys import PROMPTS, ROLLOUTS, SCORED, RunKeys
 from honed.queue.lease import Leases
 from honed.queue.messages import Delivery, Message
 from honed.queue.progress import LearnerProgress, ProgressBoard
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.v1 import common_pb2
 
-QUEUE = QueueSettings(lease_ms=2_000, sweep_ms=50)
+QUEUE = DeliverySettings(lease_ms=2_000, sweep_ms=50)
 HEARTBEAT_S = 0.1
 
 
@@ -34,8 +34,9 @@ class NumberFile:
 
 class FakeLoop:
     def __init__(
-        self, link: Link, keys: RunKeys, *, batch: int = 8, samples: int = 1, max_staleness: int = 2, checkpoint_every: int = 1,
-        steps: int | None = 12, seconds: float = 0.0, refuse: Callable[[str], bool] = lambda rollout: False,
+        self, link: RedisLink, keys: RunKeys, *, batch: int = 8, samples: int = 1, max_staleness: int = 2,
+        checkpoint_every: int = 1, steps: int | None = 12, seconds: float = 0.0,
+        refuse: Callable[[str], bool] = lambda rollout: False,
     ) -> None:  # fmt: skip
         self.link, self.keys = link, keys
         self.batch, self.samples, self.max_staleness, self.steps = batch, samples, max_staleness, steps

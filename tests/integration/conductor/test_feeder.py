@@ -17,11 +17,11 @@ from tests.support.tiny import make_tokenizer
 from honed.conductor.feeder import Feeder
 from honed.conductor.prompt_file import PromptEncoder
 from honed.conductor.prompts import PromptMix
+from honed.conductor.settings import ConductorSettings, PromptMixSettings
 from honed.conductor.submission import submit_prompts
-from honed.config import ConductorSettings, PromptMixSettings
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.queue.admission import AdmissionPolicy
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.inbox import PromptInbox
 from honed.queue.keys import PROMPTS, SCORED, STAGES, SUBMITTED, RunKeys
 from honed.queue.lease import Leases
@@ -48,8 +48,8 @@ def keys() -> RunKeys:
 
 
 @pytest.fixture
-async def link(server: Server) -> AsyncIterator[Link]:
-    async with Link(server.url, outage=Outage(deadline_s=10)) as link:
+async def link(server: Server) -> AsyncIterator[RedisLink]:
+    async with RedisLink(server.url, retry=RetryPolicy(deadline_s=10)) as link:
         yield link
 
 
@@ -83,7 +83,7 @@ async def finish(loop: FakeLoop, feeder: Feeder) -> None:
 @pytest.mark.parametrize("samples", [1, 4])
 @pytest.mark.parametrize("checkpoint_every", [1, 4])
 async def test_a_checkpoint_rarer_than_the_update_does_not_hold_the_run_up(
-    link: Link, keys: RunKeys, checkpoint_every: int, samples: int
+    link: RedisLink, keys: RunKeys, checkpoint_every: int, samples: int
 ) -> None:
     loop = FakeLoop(link, keys, checkpoint_every=checkpoint_every, samples=samples, max_staleness=2)
     async with loop.workers(), loop.learner(), loop.feeder() as feeder:
@@ -94,7 +94,7 @@ async def test_a_checkpoint_rarer_than_the_update_does_not_hold_the_run_up(
 
 @pytest.mark.parametrize("samples", [3, 8])
 async def test_with_no_staleness_and_groups_that_do_not_fit_the_gap_the_run_goes_on(
-    link: Link, keys: RunKeys, samples: int
+    link: RedisLink, keys: RunKeys, samples: int
 ) -> None:
     loop = FakeLoop(
         link, keys, batch=2 * samples, samples=samples, max_staleness=0, refuse=lambda name: name.endswith(("3/1", "6/0"))
@@ -105,7 +105,7 @@ async def test_with_no_staleness_and_groups_that_do_not_fit_the_gap_the_run_goes
     assert feeder.accounts.dropped["refused"] > 0
 
 
-async def test_no_more_runs_at_once_than_may(link: Link, keys: RunKeys) -> None:
+async def test_no_more_runs_at_once_than_may(link: RedisLink, keys: RunKeys) -> None:
     loop = FakeLoop(link, keys, batch=16, steps=3)
     async with loop.learner(), loop.feeder(max_in_flight=5) as feeder:
         async with asyncio.timeout(PATIENCE_S):
@@ -116,7 +116,7 @@ async def test_no_more_runs_at_once_than_may(link: Link, keys: RunKeys) -> None:
         assert feeder.depths.prompts == 5
 
 
-async def test_without_a_word_of_the_learner_nothing_is_admitted(link: Link, keys: RunKeys) -> None:
+async def test_without_a_word_of_the_learner_nothing_is_admitted(link: RedisLink, keys: RunKeys) -> None:
     loop = FakeLoop(link, keys)
     async with loop.feeder() as feeder:
         for _ in range(5):
@@ -124,7 +124,7 @@ async def test_without_a_word_of_the_learner_nothing_is_admitted(link: Link, key
         assert feeder.admitted == 0
 
 
-async def test_the_accounts_add_up_at_every_instant(link: Link, keys: RunKeys) -> None:
+async def test_the_accounts_add_up_at_every_instant(link: RedisLink, keys: RunKeys) -> None:
     loop = FakeLoop(link, keys, checkpoint_every=3, samples=2, steps=30, refuse=lambda name: name.endswith("5/1"))
     looks = 0
     async with loop.workers(), loop.learner(), loop.feeder() as feeder, asyncio.timeout(PATIENCE_S):
@@ -141,7 +141,7 @@ async def test_the_accounts_add_up_at_every_instant(link: Link, keys: RunKeys) -
     check(loop, feeder)
 
 
-async def test_a_learner_that_is_killed_again_and_again_ends_its_steps(link: Link, keys: RunKeys) -> None:
+async def test_a_learner_that_is_killed_again_and_again_ends_its_steps(link: RedisLink, keys: RunKeys) -> None:
     loop = FakeLoop(link, keys, checkpoint_every=4, steps=14, seconds=0.002)
     async with loop.workers(), loop.feeder() as feeder, asyncio.timeout(PATIENCE_S):
         for update in (3, 6, 7, 11):
@@ -152,7 +152,9 @@ async def test_a_learner_that_is_killed_again_and_again_ends_its_steps(link: Lin
     check(loop, feeder)
 
 
-async def test_a_conductor_that_is_killed_goes_on_without_skipping_or_repeating_a_prompt(link: Link, keys: RunKeys) -> None:
+async def test_a_conductor_that_is_killed_goes_on_without_skipping_or_repeating_a_prompt(
+    link: RedisLink, keys: RunKeys
+) -> None:
     loop = FakeLoop(link, keys, steps=16, seconds=0.002)
     async with loop.workers(), loop.learner(), asyncio.timeout(PATIENCE_S):
         for update in (2, 5, 9):
@@ -167,7 +169,9 @@ async def test_a_conductor_that_is_killed_goes_on_without_skipping_or_repeating_
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 4])
-async def test_a_redis_that_is_emptied_in_the_middle_costs_time_only(link: Link, keys: RunKeys, checkpoint_every: int) -> None:
+async def test_a_redis_that_is_emptied_in_the_middle_costs_time_only(
+    link: RedisLink, keys: RunKeys, checkpoint_every: int
+) -> None:
     loop = FakeLoop(link, keys, steps=24, seconds=0.005, checkpoint_every=checkpoint_every)
     async with loop.workers(), loop.learner(), loop.feeder() as feeder, asyncio.timeout(PATIENCE_S):
         for update in (6, 13):
@@ -178,7 +182,7 @@ async def test_a_redis_that_is_emptied_in_the_middle_costs_time_only(link: Link,
     check(loop, feeder, may_lose=2 * 3 * loop.batch)
 
 
-async def test_a_redis_that_is_emptied_while_the_conductor_is_away_reuses_no_id(link: Link, keys: RunKeys) -> None:
+async def test_a_redis_that_is_emptied_while_the_conductor_is_away_reuses_no_id(link: RedisLink, keys: RunKeys) -> None:
     loop = FakeLoop(link, keys, steps=20, seconds=0.005)
     async with loop.workers(), loop.learner(), asyncio.timeout(PATIENCE_S):
         async with loop.feeder() as before:
@@ -194,7 +198,7 @@ async def test_a_redis_that_is_emptied_while_the_conductor_is_away_reuses_no_id(
 
 
 @pytest.mark.parametrize("back", [1, 50])
-async def test_a_cursor_that_is_set_back_reuses_no_turn(link: Link, keys: RunKeys, back: int) -> None:
+async def test_a_cursor_that_is_set_back_reuses_no_turn(link: RedisLink, keys: RunKeys, back: int) -> None:
     loop = FakeLoop(link, keys, steps=24, seconds=0.003)
     async with loop.workers(), loop.learner(), loop.feeder() as feeder, asyncio.timeout(PATIENCE_S):
         await loop.at_update(10).wait()
@@ -204,7 +208,7 @@ async def test_a_cursor_that_is_set_back_reuses_no_turn(link: Link, keys: RunKey
     check(loop, feeder)
 
 
-async def test_a_redis_that_lost_its_last_moments_trains_nothing_twice(link: Link, keys: RunKeys) -> None:
+async def test_a_redis_that_lost_its_last_moments_trains_nothing_twice(link: RedisLink, keys: RunKeys) -> None:
     loop = FakeLoop(link, keys, steps=24, seconds=0.005, checkpoint_every=2)
     names = [keys.cursor(), *(key(stage) for stage in STAGES for key in (keys.stream, keys.tally, keys.dead))]
     async with loop.workers(), loop.learner(), loop.feeder() as feeder, asyncio.timeout(PATIENCE_S):
@@ -232,7 +236,7 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
 
 
 async def test_redis_is_killed_and_started_again_in_the_middle(own_server: Server) -> None:
-    async with Link(own_server.url, outage=Outage(deadline_s=20, cap_s=0.2)) as link:
+    async with RedisLink(own_server.url, retry=RetryPolicy(deadline_s=20, cap_s=0.2)) as link:
         loop = FakeLoop(link, RunKeys("killed"), steps=24, seconds=0.01, checkpoint_every=3)
         async with loop.workers(), loop.learner(), loop.feeder() as feeder, asyncio.timeout(60):
             await loop.at_update(8).wait()
@@ -244,7 +248,7 @@ async def test_redis_is_killed_and_started_again_in_the_middle(own_server: Serve
     assert balanced(feeder)
 
 
-async def test_a_step_that_nobody_heard_of_leaves_its_turns_out_and_skips_no_prompt(link: Link, keys: RunKeys) -> None:
+async def test_a_step_that_nobody_heard_of_leaves_its_turns_out_and_skips_no_prompt(link: RedisLink, keys: RunKeys) -> None:
     loop = FakeLoop(link, keys, steps=6)
     async with loop.learner(), loop.feeder() as feeder:
         async with asyncio.timeout(PATIENCE_S):
@@ -263,7 +267,7 @@ async def test_a_step_that_nobody_heard_of_leaves_its_turns_out_and_skips_no_pro
 
 
 async def test_submitted_prompts_take_their_share_and_each_is_trained_on_once(
-    link: Link, keys: RunKeys, tmp_path: Path
+    link: RedisLink, keys: RunKeys, tmp_path: Path
 ) -> None:
     make_tokenizer(tmp_path)
     loop = FakeLoop(link, keys, steps=12)
@@ -288,7 +292,7 @@ async def test_submitted_prompts_take_their_share_and_each_is_trained_on_once(
 
 
 async def test_a_submission_with_a_prompt_that_cannot_be_used_names_it_and_adds_none(
-    link: Link, keys: RunKeys, tmp_path: Path
+    link: RedisLink, keys: RunKeys, tmp_path: Path
 ) -> None:
     make_tokenizer(tmp_path)
     encoder, inbox = PromptEncoder.of_model(tmp_path, longest=8), PromptInbox(link, keys)
@@ -301,7 +305,7 @@ async def test_a_submission_with_a_prompt_that_cannot_be_used_names_it_and_adds_
     assert await inbox.peek(SUBMITTED, 10) == []
 
 
-async def test_unsaved_rollouts_that_went_with_redis_make_no_room_for_more(link: Link, keys: RunKeys) -> None:
+async def test_unsaved_rollouts_that_went_with_redis_make_no_room_for_more(link: RedisLink, keys: RunKeys) -> None:
     loop, board = FakeLoop(link, keys, batch=8), ProgressBoard(link, keys)
     scored = WorkQueue(link, keys, SCORED, "test")
     said = LearnerProgress(fence=1, update=3, served=3, unsaved=24, turn=24)
@@ -325,7 +329,9 @@ async def test_unsaved_rollouts_that_went_with_redis_make_no_room_for_more(link:
         assert feeder.depths.scored == 8, "after a checkpoint the learner's count is right again"
 
 
-async def test_waiting_prompts_that_cannot_be_used_do_not_hold_up_the_others(link: Link, keys: RunKeys, tmp_path: Path) -> None:
+async def test_waiting_prompts_that_cannot_be_used_do_not_hold_up_the_others(
+    link: RedisLink, keys: RunKeys, tmp_path: Path
+) -> None:
     make_tokenizer(tmp_path)
     loop = FakeLoop(link, keys, batch=4, steps=1)
     settings = ConductorSettings(prompt_mix=PromptMixSettings(file=0.0))

@@ -16,7 +16,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from tests.support.tiny import make_canaries, make_tiny_model, publish_version
 
-from honed.artifacts import Canary, Manifest, PolicyStore, VersionId
+from honed.artifacts.manifest import Canary, Manifest
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import InitialVersion
 from honed.generation.frontend import RequestLimits, SamplingFrontend

@@ -13,7 +13,7 @@ from tests.integration.generation.test_generate import IDS, ask
 from tests.support.run import until
 from tests.support.tiny import load, token_logprobs
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.v1 import generation_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

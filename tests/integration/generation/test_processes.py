@@ -15,10 +15,11 @@ from tests.integration.queue.servers import Server
 from tests.support.run import environment, run_tree
 from tests.support.tiny import make_canaries, make_tiny_model, publish_version
 
-from honed.artifacts import PolicyStore, VersionId
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import RunKeys
 from honed.queue.members import GENERATION, Members
 from honed.queue.progress import LearnerProgress, ProgressBoard
@@ -29,7 +30,7 @@ RUN = "small"
 
 
 class Setting:
-    def __init__(self, generators: Replicas, store: PolicyStore, models: list[Path], link: Link) -> None:
+    def __init__(self, generators: Replicas, store: PolicyStore, models: list[Path], link: RedisLink) -> None:
         self.generators, self.store, self.models = generators, store, models
         self.board = ProgressBoard(link, RunKeys(RUN))
         self.both: list[Replica] = []
@@ -49,7 +50,7 @@ async def setting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Set
     root = tmp_path_factory.mktemp("generators")
     server = Server(root / "redis")
     await asyncio.to_thread(server.__enter__)
-    async with Link(server.url, outage=Outage(deadline_s=10)) as link:
+    async with RedisLink(server.url, retry=RetryPolicy(deadline_s=10)) as link:
         tree = run_tree(root)
         models = [root / "model", make_tiny_model(root / "other", seed=2)]
         store = PolicyStore(root / "run" / "policy", RUN)

@@ -18,11 +18,11 @@ from honed.generation.frontend import RequestLimits, SamplingFrontend
 from honed.generation.gate import RequestGate, RequestKind
 from honed.generation.worker import WORKING, RolloutWorker
 from honed.kit.errors import FailedPrecondition, Overloaded, Unavailable
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import PROMPTS, ROLLOUTS, RunKeys
 from honed.queue.messages import Message
 from honed.queue.stats import StageStats
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.v1 import common_pb2
 
 pytestmark = pytest.mark.redis
@@ -36,15 +36,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-async def link(server: Server) -> AsyncIterator[Link]:
-    async with Link(server.url, outage=Outage(deadline_s=0.5, cap_s=0.1)) as link:
+async def link(server: Server) -> AsyncIterator[RedisLink]:
+    async with RedisLink(server.url, retry=RetryPolicy(deadline_s=0.5, cap_s=0.1)) as link:
         yield link
 
 
 class Rig:
     """A run's queues, one generator, and workers on demand."""
 
-    def __init__(self, link: Link, *, window: int = 8, samples: int = 1) -> None:
+    def __init__(self, link: RedisLink, *, window: int = 8, samples: int = 1) -> None:
         self.link, self.samples = link, samples
         self.keys = RunKeys(f"worker-{next(_RUNS)}")
         self.gate = RequestGate(window, 100, 0.5)
@@ -56,7 +56,7 @@ class Rig:
         self.identity: Exception | None = None
 
     def queue(self, consumer: str, stage: str = PROMPTS, lease_ms: int = 60_000) -> WorkQueue:
-        return WorkQueue(self.link, self.keys, stage, consumer, QueueSettings(lease_ms, max_deliveries=2, sweep_ms=20))
+        return WorkQueue(self.link, self.keys, stage, consumer, DeliverySettings(lease_ms, max_deliveries=2, sweep_ms=20))
 
     async def put(self, count: int, **fields: Any) -> None:
         for number in range(count):
@@ -98,11 +98,11 @@ class Rig:
 
 
 @pytest.fixture
-def rig(link: Link) -> Rig:
+def rig(link: RedisLink) -> Rig:
     return Rig(link)
 
 
-async def test_a_prompts_rollouts_go_on_together_with_the_version_that_sampled_them(link: Link) -> None:
+async def test_a_prompts_rollouts_go_on_together_with_the_version_that_sampled_them(link: RedisLink) -> None:
     rig = Rig(link, samples=16)
     await rig.put(3)
     async with rig.worker():
@@ -110,7 +110,7 @@ async def test_a_prompts_rollouts_go_on_together_with_the_version_that_sampled_t
     assert (await rig.stats()).balance == 0
 
 
-async def test_training_counts_samples_and_not_prompts(link: Link) -> None:
+async def test_training_counts_samples_and_not_prompts(link: RedisLink) -> None:
     rig = Rig(link, window=8, samples=4)
     rig.engine.go_on.clear()
     await rig.put(10)
@@ -122,7 +122,7 @@ async def test_training_counts_samples_and_not_prompts(link: Link) -> None:
         await rig.rollouts(40)
 
 
-async def test_applications_that_fill_the_engine_leave_no_dead_letter_and_training_advances(link: Link) -> None:
+async def test_applications_that_fill_the_engine_leave_no_dead_letter_and_training_advances(link: RedisLink) -> None:
     """C2: with the engine full of applications, prompts became dead letters after five refusals."""
     rig = Rig(link, window=4, samples=2)
     await rig.put(6)
@@ -208,7 +208,7 @@ async def test_work_on_prompts_that_others_took_over_is_cancelled(rig: Rig) -> N
         await until(lambda: rig.engine.cancelled, 5, "it is cancelled")
 
 
-async def link_range(link: Link, stream: str) -> list[bytes]:
+async def link_range(link: RedisLink, stream: str) -> list[bytes]:
     return [entry for entry, _ in await link.redis.xrange(stream)]
 
 

@@ -11,8 +11,11 @@ from google.protobuf import json_format
 from tests.integration.jobs.conftest import Services, comparison
 from tests.support.tiny import make_tiny_model
 
-from honed.artifacts import PolicyStore, PromotionRecord, RewardModelStore, VersionDraft, VersionId
-from honed.artifacts.promotions import Promoted, PromotionState
+from honed.artifacts.draft import VersionDraft
+from honed.artifacts.promotions import Promoted, PromotionRecord, PromotionState
+from honed.artifacts.reward_models import RewardModelStore
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.kit.progress import read_progress

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from tests.integration.queue.servers import Server
 
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import RunKeys
 
 _RUNS = itertools.count(1)
@@ -26,6 +26,6 @@ def keys() -> RunKeys:
 
 
 @pytest.fixture
-async def link(redis_server: Server) -> AsyncIterator[Link]:
-    async with Link(redis_server.url, outage=Outage(deadline_s=30)) as link:
+async def link(redis_server: Server) -> AsyncIterator[RedisLink]:
+    async with RedisLink(redis_server.url, retry=RetryPolicy(deadline_s=30)) as link:
         yield link

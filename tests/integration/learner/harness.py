@@ -16,7 +16,8 @@ from google.protobuf.duration_pb2 import Duration
 from tests.support.run import environment, run_tree, settings_of, until, write_run_file
 from tests.support.tiny import publish_version
 
-from honed.artifacts import PolicyStore, VersionId
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.tokens import ensure_local_tokens
 from honed.learner.journal import read_updates

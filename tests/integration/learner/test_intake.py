@@ -13,12 +13,12 @@ from tests.support.run import until
 from honed.learner.episodes import Vocabulary
 from honed.learner.intake import Held, Intake, IntakeSettings, OnPromotion
 from honed.learner.trained import TrainedIds
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.dead import DeadLetters
 from honed.queue.holding import holding
 from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
 from honed.queue.messages import Message
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.v1 import common_pb2
 
 pytestmark = pytest.mark.redis
@@ -27,9 +27,9 @@ Open = Callable[..., AbstractAsyncContextManager[Intake]]
 
 
 @pytest.fixture
-def queue(link: Link, keys: RunKeys) -> Callable[..., WorkQueue]:
+def queue(link: RedisLink, keys: RunKeys) -> Callable[..., WorkQueue]:
     def make(consumer: str) -> WorkQueue:
-        return WorkQueue(link, keys, SCORED, consumer, QueueSettings(lease_ms=60_000, sweep_ms=1))
+        return WorkQueue(link, keys, SCORED, consumer, DeliverySettings(lease_ms=60_000, sweep_ms=1))
 
     return make
 
@@ -55,7 +55,7 @@ def intake(queue: Callable[..., WorkQueue]) -> Open:
 
 
 @pytest.fixture
-def expire(link: Link, keys: RunKeys) -> Callable[..., Awaitable[None]]:
+def expire(link: RedisLink, keys: RunKeys) -> Callable[..., Awaitable[None]]:
     """Lets leases run out now, as while the process or Redis stood still."""
 
     async def expire(*held: Held) -> None:
@@ -148,7 +148,7 @@ async def test_one_old_token_makes_a_rollout_as_old(queue: Callable[..., WorkQue
 
 
 async def test_what_cannot_be_read_is_a_dead_letter_with_the_reason(
-    queue: Callable[..., WorkQueue], intake: Open, link: Link, keys: RunKeys
+    queue: Callable[..., WorkQueue], intake: Open, link: RedisLink, keys: RunKeys
 ) -> None:
     broken, good = work(2)
     scored = common_pb2.ScoredRollout.FromString(broken.body)
@@ -243,7 +243,7 @@ async def test_a_rollout_that_comes_under_another_entry_while_it_is_in_hand_trai
 
 
 async def test_an_entry_id_that_comes_a_second_time_for_another_rollout_is_that_rollout(
-    queue: Callable[..., WorkQueue], intake: Open, link: Link, keys: RunKeys
+    queue: Callable[..., WorkQueue], intake: Open, link: RedisLink, keys: RunKeys
 ) -> None:
     """After a failover to a Redis whose clock is behind."""
     first, other = work(2)
@@ -270,7 +270,7 @@ async def test_what_a_roll_back_abandoned_is_dropped_and_counted(queue: Callable
 
 @pytest.mark.parametrize("on_promotion", ["rescore", "drop", "keep"])
 async def test_what_a_replaced_reward_model_scored_does_as_the_run_says(
-    queue: Callable[..., WorkQueue], intake: Open, link: Link, keys: RunKeys, on_promotion: OnPromotion
+    queue: Callable[..., WorkQueue], intake: Open, link: RedisLink, keys: RunKeys, on_promotion: OnPromotion
 ) -> None:
     """H11: also if it waits already when the promotion comes."""
     messages = [scored_by(message, version) for message, version in zip(work(4), "1121", strict=True)]

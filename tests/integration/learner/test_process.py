@@ -12,7 +12,7 @@ from tests.integration.queue.servers import Server
 from tests.support.run import until
 
 from honed.learner.journal import read_pushes, read_updates
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.embedded import free_port
 from honed.queue.keys import SCORED, RunKeys
 from honed.queue.members import GENERATION, Member, Members, registered
@@ -33,7 +33,7 @@ async def reported(board: ProgressBoard, served: int) -> LearnerProgress | None:
 
 
 async def test_it_pushes_to_who_is_registered_streams_what_it_does_and_stops_at_once(
-    link: Link, redis_server: Server, tmp_path: Path
+    link: RedisLink, redis_server: Server, tmp_path: Path
 ) -> None:
     """M21: open streams do not hold the stop up. H9: no generator is listed by hand."""
     keys = RunKeys("service")

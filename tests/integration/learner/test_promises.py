@@ -17,18 +17,19 @@ from tests.integration.queue.servers import Server
 from tests.support.learner_world import Learner, World, make_world
 from tests.unit.learner.samples import VOCABULARY, random_episodes
 
-from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress
+from honed.learner.checkpoint import CheckpointStore
+from honed.learner.checkpoint_files import Checkpoint, Progress
 from honed.learner.episodes import Vocabulary
 from honed.learner.intake import Intake, IntakeSettings
 from honed.learner.journal import read_updates
 from honed.learner.status import NoPromotions, Reporter
 from honed.learner.trained import TrainedIds
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.holding import holding
 from honed.queue.keys import SCORED, RunKeys
 from honed.queue.messages import Message
 from honed.queue.progress import ProgressBoard
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.v1 import common_pb2
 
 pytestmark = pytest.mark.redis
@@ -70,12 +71,12 @@ def scored(*turns: int) -> list[Message]:
     return messages
 
 
-def queue(link: Link, consumer: str) -> WorkQueue:
-    return WorkQueue(link, KEYS, SCORED, consumer, QueueSettings(lease_ms=1000, sweep_ms=20))
+def queue(link: RedisLink, consumer: str) -> WorkQueue:
+    return WorkQueue(link, KEYS, SCORED, consumer, DeliverySettings(lease_ms=1000, sweep_ms=20))
 
 
 @asynccontextmanager
-async def learning(world: World, link: Link, fence: int = 1) -> AsyncIterator[Learner]:
+async def learning(world: World, link: RedisLink, fence: int = 1) -> AsyncIterator[Learner]:
     """A learner on the real queue, resumed."""
     own = queue(link, f"learner-{fence}")
     async with holding(own) as held:
@@ -127,7 +128,7 @@ async def test_a_redis_that_lost_its_last_second_makes_no_rollout_train_twice(
     """H1, L3: acknowledgements are lost, and the same rollouts come again under their old entries and under new ones."""
     world.steps = 3
     before = tmp_path / "before"
-    async with Link(redis.url, outage=Outage(math.inf)) as link, learning(world, link) as learner:
+    async with RedisLink(redis.url, retry=RetryPolicy(math.inf)) as link, learning(world, link) as learner:
         await queue(link, "reward").put(scored(*range(8)))
         shutil.copytree(tmp_path / "redis", before)  # what the disk had a second ago
         async with running(learner):
@@ -146,7 +147,7 @@ async def test_a_redis_that_lost_its_last_second_makes_no_rollout_train_twice(
 
 async def test_a_redis_that_was_emptied_costs_what_was_in_it_and_nothing_else(world: World, redis: Server) -> None:
     world.steps = 3
-    async with Link(redis.url, outage=Outage(math.inf)) as link, learning(world, link) as learner:
+    async with RedisLink(redis.url, retry=RetryPolicy(math.inf)) as link, learning(world, link) as learner:
         await queue(link, "reward").put(scored(*range(6)))
         async with running(learner):
             await until(lambda: learner.status.checkpoint_update == 1 and learner.state.intake.waiting == 2)
@@ -166,7 +167,7 @@ async def test_a_learner_killed_between_checkpoint_and_acknowledgement_trains_no
 ) -> None:
     """C1: with far more rollouts behind it than an ordered memory of ids would hold."""
     world.steps, first = 1001, 250_000
-    async with Link(redis.url, outage=Outage(math.inf)) as link:
+    async with RedisLink(redis.url, retry=RetryPolicy(math.inf)) as link:
         messages = scored(*range(2 * BATCH))
         turns = [message.id for message in messages]
         await queue(link, "reward").put(messages)
@@ -193,7 +194,7 @@ async def test_a_run_whose_newest_checkpoint_is_damaged_finishes_and_every_rollo
 ) -> None:
     """H4, through the real queue."""
     world.steps = 3
-    async with Link(redis.url, outage=Outage(math.inf)) as link:
+    async with RedisLink(redis.url, retry=RetryPolicy(math.inf)) as link:
         await queue(link, "reward").put(scored(*range(12)))
         async with learning(world, link) as first, running(first):
             await until(lambda: first.status.finished)
@@ -214,7 +215,7 @@ async def test_a_learner_killed_between_checkpoints_makes_its_updates_again_and_
 ) -> None:
     """H3: the report says how many entries of the stream have trained already."""
     world.steps, world.checkpoint_every = 3, 4
-    async with Link(redis.url, outage=Outage(math.inf)) as link:
+    async with RedisLink(redis.url, retry=RetryPolicy(math.inf)) as link:
         await queue(link, "reward").put(scored(*range(10)))
         async with learning(world, link) as first:
             loop = asyncio.ensure_future(first.loop.run())

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 from tests.integration.queue.servers import LossyWire, Server
 
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import RunKeys
 from honed.queue.messages import Delivery
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 
 _RUNS = itertools.count(1)
 
@@ -29,29 +29,29 @@ def keys() -> RunKeys:
 
 
 @pytest.fixture
-async def link(redis_url: str) -> AsyncIterator[Link]:
-    async with Link(redis_url, outage=Outage(deadline_s=10)) as link:
+async def link(redis_url: str) -> AsyncIterator[RedisLink]:
+    async with RedisLink(redis_url, retry=RetryPolicy(deadline_s=10)) as link:
         yield link
 
 
 @pytest.fixture
-def queue(link: Link, keys: RunKeys) -> Callable[..., WorkQueue]:
+def queue(link: RedisLink, keys: RunKeys) -> Callable[..., WorkQueue]:
     """Makes a consumer of a stage. Its lease is long: only `expire` makes it run out."""
 
     def make(
         consumer: str = "a",
         stage: str = "rollouts",
-        via: Link = link,
+        via: RedisLink = link,
         clock: Callable[[], float] = time.monotonic,
         **settings: int,
     ) -> WorkQueue:
-        return WorkQueue(via, keys, stage, consumer, QueueSettings(**{"sweep_ms": 1, **settings}), clock)
+        return WorkQueue(via, keys, stage, consumer, DeliverySettings(**{"sweep_ms": 1, **settings}), clock)
 
     return make
 
 
 @pytest.fixture
-def expire(link: Link, keys: RunKeys) -> Callable[..., Awaitable[None]]:
+def expire(link: RedisLink, keys: RunKeys) -> Callable[..., Awaitable[None]]:
     """Lets leases run out now, without waiting: sets the entries' idle time, and nothing else."""
 
     async def expire(*deliveries: Delivery, idle_ms: int = 3_600_000) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from honed.kit.errors import InvalidArgument
 from honed.queue.admission import Cursor, CursorMoved, PromptAdmitter
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.lease import LeaseLost, Leases
 from honed.queue.messages import Message
 
@@ -62,7 +62,7 @@ async def test_a_repeat_of_the_same_step_admits_nothing_more(admission, claim, q
 
 
 async def test_a_step_whose_reply_was_lost_happens_once(wire, keys, claim, queue):
-    async with wire as url, Link(url, outage=Outage(deadline_s=5)) as link:
+    async with wire as url, RedisLink(url, retry=RetryPolicy(deadline_s=5)) as link:
         wire.lose_reply_to(b"prompt-0")
         assert await Admission(link, keys).admit(claim, 0, turn(0)) == 1
     assert wire.lost == 1

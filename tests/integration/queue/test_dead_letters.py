@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from honed.kit.errors import InvalidArgument, NotFound
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.dead import DeadLetters
 from honed.queue.messages import Message
 
@@ -76,7 +76,7 @@ async def test_a_replay_happens_once_however_often_it_is_asked_for(queue, dead):
 async def test_a_replay_whose_reply_was_lost_happens_once(wire, queue, dead, keys):
     await bury(queue, "1")
     [letter] = await dead.list()
-    async with wire as url, Link(url, outage=Outage(deadline_s=5)) as link:
+    async with wire as url, RedisLink(url, retry=RetryPolicy(deadline_s=5)) as link:
         wire.lose_reply_to(letter.letter.encode())
         await DeadLetters(link, keys, "rollouts").replay(letter.letter)
     assert wire.lost == 1
@@ -98,7 +98,7 @@ async def test_an_unknown_letter_is_not_found_and_a_malformed_one_is_refused(dea
 async def test_a_deleted_letter_is_gone_and_counted_and_a_repeat_changes_nothing(queue, dead, wire, keys):
     await bury(queue, "1", "2")
     first, second = await dead.list()
-    async with wire as url, Link(url, outage=Outage(deadline_s=5)) as link:
+    async with wire as url, RedisLink(url, retry=RetryPolicy(deadline_s=5)) as link:
         wire.lose_reply_to(first.letter.encode())
         await DeadLetters(link, keys, "rollouts").delete(first.letter)
     assert wire.lost == 1

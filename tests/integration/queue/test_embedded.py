@@ -8,7 +8,7 @@ import pytest
 
 from honed.kit.errors import FailedPrecondition, Unauthenticated, Unavailable
 from honed.queue import embedded
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.embedded import (
     EmbeddedRedis,
     embedded_redis_command,
@@ -19,7 +19,7 @@ from honed.queue.embedded import (
 )
 from honed.queue.keys import RunKeys
 from honed.queue.messages import Message
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 
 pytestmark = pytest.mark.redis
 
@@ -31,10 +31,10 @@ async def test_it_serves_with_a_password_that_stands_in_a_private_file_only(tmp_
         password = url.split("@")[0].rpartition(":")[2]
         assert password in conf.read_text()
         assert password not in " ".join(embedded_redis_command(tmp_path / "other", 1))
-        async with Link(url.replace(password, "wrong")) as link:
+        async with RedisLink(url.replace(password, "wrong")) as link:
             with pytest.raises(Unauthenticated):
                 await link.command("PING")
-        async with Link(url) as link:
+        async with RedisLink(url) as link:
             for name, value in (("appendonly", "yes"), ("appendfsync", "everysec"), ("bind", "127.0.0.1")):
                 assert await link.redis.config_get(name) == {name: value}
 
@@ -43,7 +43,7 @@ async def test_after_a_kill_it_comes_back_on_the_same_url_with_its_data(tmp_path
     server = EmbeddedRedis(tmp_path)
     url = await server.start()
     try:
-        async with Link(url) as link:
+        async with RedisLink(url) as link:
             await link.command("SET", "k", "v")
             await server.kill()
             assert await server.start() == url
@@ -53,9 +53,9 @@ async def test_after_a_kill_it_comes_back_on_the_same_url_with_its_data(tmp_path
 
 
 async def test_a_later_start_in_the_same_directory_keeps_password_and_data(tmp_path):
-    async with EmbeddedRedis(tmp_path) as first, Link(first) as link:
+    async with EmbeddedRedis(tmp_path) as first, RedisLink(first) as link:
         await link.command("SET", "k", "v")
-    async with EmbeddedRedis(tmp_path) as second, Link(second) as link:
+    async with EmbeddedRedis(tmp_path) as second, RedisLink(second) as link:
         assert await link.command("GET", "k") == b"v"
         assert second.split("@")[0] == first.split("@")[0]
 
@@ -122,13 +122,13 @@ async def test_work_goes_on_when_redis_is_gone_for_seconds_in_the_midst_of_it(tm
     half, finished = 150, asyncio.Event()
     keys = RunKeys("outage")
 
-    def produce(link: Link, start: int) -> Awaitable[None]:
+    def produce(link: RedisLink, start: int) -> Awaitable[None]:
         messages = [Message(str(n), b"") for n in range(start, start + half)]
         return WorkQueue(link, keys, "rollouts", "producer").put(messages)
 
-    async def work(link: Link, name: str, scored: WorkQueue) -> None:
+    async def work(link: RedisLink, name: str, scored: WorkQueue) -> None:
         # Leases run out during the outage: what was delivered into a dying connection comes again.
-        queue = WorkQueue(link, keys, "rollouts", name, QueueSettings(lease_ms=1500, max_deliveries=50))
+        queue = WorkQueue(link, keys, "rollouts", name, DeliverySettings(lease_ms=1500, max_deliveries=50))
         while not finished.is_set():
             for delivery in await queue.take(4, block_ms=100):
                 await queue.hand_on(delivery, [Message(f"{delivery.message.id}-out", b"")], "scored")
@@ -136,7 +136,7 @@ async def test_work_goes_on_when_redis_is_gone_for_seconds_in_the_midst_of_it(tm
                 finished.set()
 
     try:
-        async with Link(url, outage=Outage(deadline_s=30)) as link, asyncio.timeout(60):
+        async with RedisLink(url, retry=RetryPolicy(deadline_s=30)) as link, asyncio.timeout(60):
             scored = WorkQueue(link, keys, "scored", "reader")
             await produce(link, 0)
             async with asyncio.TaskGroup() as group:
@@ -158,7 +158,7 @@ async def test_work_goes_on_when_redis_is_gone_for_seconds_in_the_midst_of_it(tm
 
 async def test_an_outage_beyond_the_deadline_is_unavailable_with_what_to_do(tmp_path):
     server = EmbeddedRedis(tmp_path)
-    async with Link(await server.start(), outage=Outage(deadline_s=0.3)) as link:
+    async with RedisLink(await server.start(), retry=RetryPolicy(deadline_s=0.3)) as link:
         await link.command("PING")
         await server.kill()
         with pytest.raises(Unavailable, match=r"not served for 0\.3 s .*check that it runs"):

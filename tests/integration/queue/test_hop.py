@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument, Unavailable
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.dead import DeadLetters
 from honed.queue.holding import holding
 from honed.queue.messages import Message
@@ -157,7 +157,7 @@ async def test_holding_renews_in_the_background_and_work_on_what_was_lost_can_be
 
 
 async def test_a_redis_that_is_away_does_not_end_the_holding_block(redis_url, keys, queue):
-    async with Link(redis_url, outage=Outage(deadline_s=0.01)) as link:
+    async with RedisLink(redis_url, retry=RetryPolicy(deadline_s=0.01)) as link:
         a = queue("a", via=link, lease_ms=60)
         await a.put(messages("1"))
         held = await a.take(1)
@@ -418,7 +418,7 @@ class TestLostReplies:
     """Redis did the work, the connection died before the reply: the call is repeated, and must answer as if once."""
 
     async def test_a_hand_on_adds_once_and_says_done(self, wire, queue):
-        async with wire as url, Link(url, outage=Outage(deadline_s=5)) as link:
+        async with wire as url, RedisLink(url, retry=RetryPolicy(deadline_s=5)) as link:
             a = queue("a", via=link)
             await a.put(messages("1"))
             [delivery] = await a.take(1)
@@ -428,7 +428,7 @@ class TestLostReplies:
             assert await queue("s", "scored").depth() == 1
 
     async def test_put_ack_drop_fail_release_count_once(self, wire, queue):
-        async with wire as url, Link(url, outage=Outage(deadline_s=5)) as link:
+        async with wire as url, RedisLink(url, retry=RetryPolicy(deadline_s=5)) as link:
             a = queue("a", via=link)
             wire.lose_reply_to(b"body of 1")
             await a.put(messages("1", "2", "3", "4"))
@@ -448,7 +448,7 @@ class TestLostReplies:
             assert stats.balance == 0
 
     async def test_taken_from_me_is_told_apart_from_done_by_me(self, wire, queue, expire):
-        async with wire as url, Link(url, outage=Outage(deadline_s=5)) as link:
+        async with wire as url, RedisLink(url, retry=RetryPolicy(deadline_s=5)) as link:
             a, b = queue("a", via=link), queue("b")
             await a.put(messages("1"))
             [slow] = await a.take(1)
@@ -460,7 +460,7 @@ class TestLostReplies:
             assert wire.lost == 1
 
     async def test_a_take_over_is_complete(self, wire, queue):
-        async with wire as url, Link(url, outage=Outage(deadline_s=5)) as link:
+        async with wire as url, RedisLink(url, retry=RetryPolicy(deadline_s=5)) as link:
             old, new = queue("learner-1"), queue("learner-2", via=link)
             await old.put(messages("1", "2"))
             await old.take(2)
@@ -477,7 +477,7 @@ class TestLostReplies:
         assert await link.command("TTL", keys.answers("rollouts", "a")) > 120
 
     async def test_a_lost_new_delivery_comes_again_after_its_lease(self, wire, queue, keys, expire):
-        async with wire as url, Link(url, outage=Outage(deadline_s=5)) as link:
+        async with wire as url, RedisLink(url, retry=RetryPolicy(deadline_s=5)) as link:
             a = queue("a", via=link)
             await a.put(messages("1"))
             wire.lose_reply_to(b"XREADGROUP")

@@ -5,16 +5,16 @@ import random
 
 import pytest
 
-from honed.config import ApplicationPromptsSettings
 from honed.kit.errors import Conflict, InvalidArgument, Overloaded, Unavailable
 from honed.queue import application as module
 from honed.queue.admission import Cursor, CursorMoved, PromptAdmitter
 from honed.queue.application import ApplicationPrompts
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.inbox import PromptInbox
 from honed.queue.keys import APPLICATION, SUBMITTED
 from honed.queue.lease import Leases
 from honed.queue.messages import Message
+from honed.queue.settings import ApplicationPromptsSettings
 from honed.v1 import generation_pb2
 
 pytestmark = pytest.mark.redis
@@ -41,7 +41,7 @@ async def test_submitted_prompts_wait_in_order(inbox):
 
 
 async def test_the_same_key_again_adds_nothing_and_answers_as_before(inbox, wire, keys):
-    async with wire as url, Link(url, outage=Outage(deadline_s=5)) as link:
+    async with wire as url, RedisLink(url, retry=RetryPolicy(deadline_s=5)) as link:
         wire.lose_reply_to(b"first")
         assert await PromptInbox(link, keys).submit(prompts("first"), limit=10, key="k") == 1
     assert wire.lost == 1

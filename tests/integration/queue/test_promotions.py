@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import RunKeys
 from honed.queue.promotions import Announced, Candidate, PromotedScorers, PromotionBoard
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.redis
 
 
 @pytest.fixture
-def board(link: Link, keys: RunKeys) -> PromotionBoard:
+def board(link: RedisLink, keys: RunKeys) -> PromotionBoard:
     return PromotionBoard(link, keys)
 
 
@@ -40,7 +40,7 @@ async def test_candidates_are_bounded_for_each_scorer_and_the_newest_comes_first
 
 
 async def test_a_follower_sees_a_promotion_and_keeps_it_when_redis_loses_it(
-    board: PromotionBoard, link: Link, keys: RunKeys
+    board: PromotionBoard, link: RedisLink, keys: RunKeys
 ) -> None:
     recorded = {"rm": "a"}
     async with PromotedScorers(board, lambda: recorded).following(every_s=0.01) as scorers, asyncio.timeout(20):
@@ -56,7 +56,7 @@ async def test_a_follower_sees_a_promotion_and_keeps_it_when_redis_loses_it(
 
 
 async def test_what_was_heard_last_holds_while_redis_is_away(board: PromotionBoard, keys: RunKeys) -> None:
-    async with Link("redis://127.0.0.1:1", outage=Outage(deadline_s=0.01, first_s=0.001)) as nowhere:
+    async with RedisLink("redis://127.0.0.1:1", retry=RetryPolicy(deadline_s=0.01, first_s=0.001)) as nowhere:
         scorers = PromotedScorers(PromotionBoard(nowhere, keys))
         async with scorers.following(every_s=0.01):
             await asyncio.sleep(0.03)

@@ -20,17 +20,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from tests.integration.queue.servers import LossyWire, Server
 
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.dead import DeadLetters
 from honed.queue.keys import RunKeys
 from honed.queue.messages import Delivery, Message
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(180)]
 
 T = TypeVar("T")
 RUNS = itertools.count(1)
-LIMITS = QueueSettings(lease_ms=3_600_000, max_deliveries=3, sweep_ms=1)
+LIMITS = DeliverySettings(lease_ms=3_600_000, max_deliveries=3, sweep_ms=1)
 NOBODY = "(released)"
 ACTS = ("hand_on", "ack", "drop", "fail", "fail_for_good", "release", "renew")
 
@@ -54,7 +54,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.keys = RunKeys(f"machine-{next(RUNS)}")
         self.wire = LossyWire(self.server.url)
-        self.link = Link(self.run(self.wire.__aenter__()), outage=Outage(deadline_s=20))
+        self.link = RedisLink(self.run(self.wire.__aenter__()), retry=RetryPolicy(deadline_s=20))
         self.names = (f"c{n}" for n in itertools.count())
         self.everyone: dict[str, WorkQueue] = {}
         self.consumers = [self.new_consumer() for _ in range(3)]

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from tests.support.fuzz import FAULTS, fuzz
 from tests.support.listening import open_channel, serving
-from tests.unit.reward.support import CODEC, FakeScorer, make_version
+from tests.unit.reward.support import TOKENIZER, FakeScorer, make_version
 
-from honed.artifacts import PromotionRecord
-from honed.config import ScorerSettings
+from honed.artifacts.promotions import PromotionRecord
 from honed.kit.server import Servicer
 from honed.reward.batching import BatchSettings, DynamicBatcher
+from honed.reward.follower import RecordFollower
 from honed.reward.promoter import Promoter
 from honed.reward.registry import ScorerRegistry
 from honed.reward.replicas import NoReplicas
 from honed.reward.service import RewardService
+from honed.reward.settings import ScorerSettings
 from honed.reward.sources import ModelSources
 from honed.v1 import reward_pb2, reward_pb2_grpc
 
@@ -32,11 +33,11 @@ async def test_nothing_random_is_answered_as_a_fault(tmp_path: Path) -> None:
     registry = ScorerRegistry(settings)
     store = str(tmp_path / "store")
     sources = ModelSources(store, "r", tmp_path / "copies", [tmp_path])
-    promoter = Promoter(registry, sources, PromotionRecord(store, "r"), NoReplicas())
-    await promoter.start(length)
+    follower = RecordFollower(registry, sources, PromotionRecord(store, "r"), NoReplicas())
+    await follower.start(length)
     descriptor = reward_pb2.DESCRIPTOR.services_by_name["RewardService"]
     batcher = DynamicBatcher(lambda: registry.serving, BatchSettings(max_tokens=64, max_wait_s=0.0, max_queued=32))
-    service = RewardService(batcher, registry, promoter, lambda: CODEC)
+    service = RewardService(batcher, registry, Promoter(follower), lambda: TOKENIZER)
     servicer = Servicer(descriptor.full_name, reward_pb2_grpc.add_RewardServiceServicer_to_server, service)
     async with batcher.running(), serving([servicer]) as server, open_channel(server) as channel:
         found = await fuzz(channel, descriptor, random.Random(5), rounds=40, examples=examples)

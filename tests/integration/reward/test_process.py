@@ -21,10 +21,14 @@ from tests.integration.reward.test_worker import rollout
 from tests.support.tiny import make_tiny_model, publish_version
 from tests.unit.reward.support import make_reward_model
 
-from honed.artifacts import Lineage, PolicyStore, PromotionRecord, RewardModelStore, VersionId
+from honed.artifacts.manifest import Lineage
+from honed.artifacts.promotions import PromotionRecord
+from honed.artifacts.reward_models import RewardModelStore
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
-from honed.queue.connection import Link
+from honed.queue.connection import RedisLink
 from honed.queue.embedded import free_port
 from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
 from honed.queue.members import REWARD, Members
@@ -150,7 +154,7 @@ async def _stop_with_work_in_hand(process: asyncio.subprocess.Process, source: W
 
 
 async def test_a_killed_service_comes_back_with_the_promoted_model_and_scores_each_rollout_once(
-    run: Run, link: Link, keys: RunKeys
+    run: Run, link: RedisLink, keys: RunKeys
 ) -> None:
     total = 3000
     source, sink = WorkQueue(link, keys, ROLLOUTS, "test"), WorkQueue(link, keys, SCORED, "learner")
@@ -189,7 +193,7 @@ async def test_a_killed_service_comes_back_with_the_promoted_model_and_scores_ea
     assert await Members(link, keys, REWARD).list() == [], "it took itself off the list"
 
 
-async def test_replicas_promote_together_whatever_dies_in_between(run: Run, link: Link, keys: RunKeys) -> None:
+async def test_replicas_promote_together_whatever_dies_in_between(run: Run, link: RedisLink, keys: RunKeys) -> None:
     a, b, c = (run.replica(number) for number in range(3))
     async with a.process() as process, b.process(), a.stub() as to_a, b.stub() as to_b:
         first = await scored_by(to_a)
@@ -234,7 +238,7 @@ async def test_the_endpoint_serves_on_without_redis_and_scoring_goes_on_when_it_
                 assert await scored_by(to_other) == version
         finally:
             await asyncio.to_thread(redis_server.start)
-        async with Link(redis_server.url) as link, asyncio.timeout(60):
+        async with RedisLink(redis_server.url) as link, asyncio.timeout(60):
             source, sink = WorkQueue(link, keys, ROLLOUTS, "test"), WorkQueue(link, keys, SCORED, "learner")
             await source.put([rollout(i) for i in range(5)])
             while await sink.depth() < 5:
@@ -249,7 +253,7 @@ async def test_a_service_without_its_reward_model_waits_alive_and_not_ready(
     replica = run.replica()
     async with replica.process(ready=False) as process:
         await replica.until(serving=False)
-        async with Link(redis_server.url) as link, asyncio.timeout(20):
+        async with RedisLink(redis_server.url) as link, asyncio.timeout(20):
             while not (found := await Members(link, keys, REWARD).list()):
                 await asyncio.sleep(0.05)
         assert not found[0].ready

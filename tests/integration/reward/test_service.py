@@ -12,19 +12,20 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from tests.unit.reward.support import CODEC, FakeScorer, as_number, make_version, read_version
+from tests.unit.reward.support import TOKENIZER, FakeScorer, as_number, make_version, read_version
 
-from honed.artifacts import PromotionRecord
-from honed.config import ScorerSettings
+from honed.artifacts.promotions import PromotionRecord
 from honed.kit.channel import connect
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import TokenTable, ensure_local_tokens, read_token
 from honed.reward.batching import BatchSettings, DynamicBatcher
+from honed.reward.follower import RecordFollower
 from honed.reward.promoter import Promoter
 from honed.reward.registry import ScorerRegistry
 from honed.reward.replicas import NoReplicas
 from honed.reward.scorer import Scorer
 from honed.reward.service import RewardService
+from honed.reward.settings import ScorerSettings
 from honed.reward.sources import ModelSources
 from honed.v1 import common_pb2, generation_pb2, reward_pb2, reward_pb2_grpc
 
@@ -47,7 +48,7 @@ class Rig:
         self.registry = ScorerRegistry(settings)
         store = str(directory / "store")
         self.sources = ModelSources(store, "r", directory / "copies", [directory])
-        self.promoter = Promoter(self.registry, self.sources, PromotionRecord(store, "r"), NoReplicas())
+        self.follower = RecordFollower(self.registry, self.sources, PromotionRecord(store, "r"), NoReplicas())
         self.batcher = DynamicBatcher(lambda: self.registry.serving, BATCH)
 
     def build(self, settings: ScorerSettings, source: str) -> Scorer:
@@ -58,8 +59,8 @@ class Rig:
 
     async def serve(self) -> AsyncIterator[Rig]:
         ensure_local_tokens(self.directory / "tokens")
-        await self.promoter.start(self.build)
-        service = RewardService(self.batcher, self.registry, self.promoter, lambda: CODEC)
+        await self.follower.start(self.build)
+        service = RewardService(self.batcher, self.registry, Promoter(self.follower), lambda: TOKENIZER)
         servicer = Servicer(NAME, reward_pb2_grpc.add_RewardServiceServicer_to_server, service)
         options = ServerOptions(tokens=TokenTable.load(self.directory / "tokens" / "table.json"), drain_s=1.0)
         server = Server([Listener("127.0.0.1", 0, [servicer])], options)
@@ -223,7 +224,7 @@ async def test_a_prompt_of_messages_is_scored_by_the_policys_chat_template(rig: 
 
 
 async def test_a_policy_without_a_chat_template_says_which_item_and_field(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(CODEC), "template", None)
+    monkeypatch.setattr(type(TOKENIZER), "template", None)
     rig.scorers["v1"].sees = lambda sample: str(sample.prompt_ids)
     good = reward_pb2.ScoreItem(id="text", text="1")
     bad = reward_pb2.ScoreItem(id="chat", prompt=conversation(("user", "hello")), text="2")

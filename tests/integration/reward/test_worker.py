@@ -8,15 +8,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 from tests.integration.queue.servers import Server
-from tests.unit.reward.support import CODEC, FakeScorer
+from tests.unit.reward.support import TOKENIZER, FakeScorer
 
-from honed.queue.connection import Link
-from honed.queue.connection import Outage as LinkOutage
+from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.dead import DeadLetters
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
 from honed.queue.messages import Delivery, Message
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.reward.batching import BatchSettings, DynamicBatcher
 from honed.reward.reward import Term, WeightedSum
 from honed.reward.worker import ScoringWorker
@@ -40,7 +39,7 @@ def rollout(index: int, response: str | None = None) -> Message:
 class Rig:
     """A run's queues, and workers on demand."""
 
-    def __init__(self, link: Link, keys: RunKeys) -> None:
+    def __init__(self, link: RedisLink, keys: RunKeys) -> None:
         self.link, self.keys = link, keys
         self.dead = DeadLetters(link, keys, ROLLOUTS)
         self.source = self.queue("test", ROLLOUTS)
@@ -53,7 +52,7 @@ class Rig:
         await asyncio.sleep(0.002)
 
     def queue(self, consumer: str, stage: str, lease_ms: int = 60_000) -> WorkQueue:
-        return WorkQueue(self.link, self.keys, stage, consumer, QueueSettings(lease_ms, max_deliveries=2, sweep_ms=20))
+        return WorkQueue(self.link, self.keys, stage, consumer, DeliverySettings(lease_ms, max_deliveries=2, sweep_ms=20))
 
     @asynccontextmanager
     async def worker(
@@ -68,7 +67,7 @@ class Rig:
         batcher = DynamicBatcher(lambda: WeightedSum([Term(scorer, 2.0)]), BatchSettings(64, 0.001, 128))
         async with batcher.running(), asyncio.timeout(60):
             queue = self.queue(consumer, ROLLOUTS, lease_ms)
-            worker = ScoringWorker(queue, batcher, CODEC, group_size=16, check_run=check_run, sleep=self.pause)
+            worker = ScoringWorker(queue, batcher, TOKENIZER, group_size=16, check_run=check_run, sleep=self.pause)
             task = asyncio.ensure_future(worker.run(stopping))
             yield task
             stopping.set()
@@ -93,7 +92,7 @@ class Rig:
 
 
 @pytest.fixture
-def rig(link: Link, keys: RunKeys) -> Rig:
+def rig(link: RedisLink, keys: RunKeys) -> Rig:
     return Rig(link, keys)
 
 
@@ -289,7 +288,7 @@ async def test_rollouts_of_another_run_of_the_same_name_are_left_alone(rig: Rig)
 async def test_an_outage_of_redis_longer_than_the_link_waits_does_not_end_the_worker(
     redis_server: Server, keys: RunKeys
 ) -> None:
-    async with Link(redis_server.url, outage=LinkOutage(deadline_s=0.05, first_s=0.01)) as link:
+    async with RedisLink(redis_server.url, retry=RetryPolicy(deadline_s=0.05, first_s=0.01)) as link:
         rig = Rig(link, keys)
         scorer = FakeScorer()
         async with rig.worker(scorer) as task:

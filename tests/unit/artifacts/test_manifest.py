@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from honed.artifacts import Canary, FileEntry, Lineage, Manifest, TensorEntry, VersionId
-from honed.artifacts.manifest import check_path
+from honed.artifacts.manifest import Canary, FileEntry, Lineage, Manifest, TensorEntry
+from honed.artifacts.names import check_path
+from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, InvalidArgument, Unimplemented
 
 SHA = "0" * 64

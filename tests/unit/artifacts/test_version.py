@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.kit.errors import InvalidArgument
 
 NUMBERS = st.integers(0, 10**18)

@@ -13,7 +13,7 @@ from tests.support.tiny import make_tokenizer
 
 from honed.conductor.prompt_file import PromptEncoder, PromptFile, check_prompts, permuted
 from honed.conductor.prompts import PromptMix
-from honed.config import ConductorSettings, PromptMixSettings
+from honed.conductor.settings import ConductorSettings, PromptMixSettings
 from honed.kit.errors import InvalidArgument
 from honed.queue.inbox import WaitingPrompt
 from honed.queue.keys import APPLICATION, SUBMITTED

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tests.support.engine import FakeEngine
 
-from honed.artifacts import PolicyStore, VersionId
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.generation.backoff import Backoff
 from honed.generation.catch_up import CatchUp
 from honed.generation.control import GenerationControlService
@@ -314,7 +315,7 @@ async def test_prompts_of_requests_that_were_taken_are_seen_and_no_others() -> N
 
 
 def test_a_cap_below_the_default_length_bounds_the_default() -> None:
-    from honed.config import GenerationSettings
     from honed.generation.main import limits
+    from honed.generation.settings import GenerationSettings
 
     assert limits(GenerationSettings(max_tokens=96)).default_max_tokens == 96

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from honed.artifacts import Canary, Manifest, VersionId
-from honed.artifacts.manifest import TensorEntry
+from honed.artifacts.manifest import Canary, Manifest, TensorEntry
+from honed.artifacts.version import VersionId
 from honed.generation.canaries import Measured, check_tolerance, default_tolerance, tell_apart
 from honed.kit.errors import Aborted
 

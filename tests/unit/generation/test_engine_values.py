@@ -9,11 +9,12 @@ from collections import Counter
 import pytest
 import torch
 
-from honed.artifacts import VersionId
-from honed.generation.engine import EngineLimits, EngineRequest, Sampling, Span, check_request
+from honed.artifacts.version import VersionId
 from honed.generation.hf.decoder import sample
+from honed.generation.requests import EngineLimits, EngineRequest, Sampling, Span, check_request
 from honed.generation.text_stream import TextStream
-from honed.generation.vllm.adapter import _spans, vllm_version
+from honed.generation.vllm.outputs import _spans
+from honed.generation.vllm.settings import vllm_version
 from honed.kit.errors import InvalidArgument, Unavailable
 
 

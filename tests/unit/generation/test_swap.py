@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from honed.artifacts import Canary, Manifest, VersionId
-from honed.artifacts.manifest import FileEntry
+from honed.artifacts.manifest import Canary, FileEntry, Manifest
+from honed.artifacts.version import VersionId
 from honed.generation import swap as swap_module
 from honed.generation.candidate import Candidate
 from honed.generation.engine import CommitSettings

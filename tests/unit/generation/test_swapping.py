@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from honed.artifacts import Canary, Manifest, VersionId
+from honed.artifacts.manifest import Canary, Manifest
+from honed.artifacts.version import VersionId
 from honed.generation import swapping
 from honed.generation.candidate import Candidate
 from honed.generation.engine import CommitSettings, InitialVersion

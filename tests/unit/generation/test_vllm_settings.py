@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from honed.artifacts import VersionId
-from honed.artifacts.manifest import check_run
-from honed.config import GenerationSettings
-from honed.generation.engine import CommitSettings, EngineRequest, InitialVersion, Sampling
+from honed.artifacts.names import check_run
+from honed.artifacts.version import VersionId
+from honed.generation.engine import CommitSettings, InitialVersion
 from honed.generation.gate import RequestGate
 from honed.generation.make_engine import make_engine
+from honed.generation.requests import EngineRequest, Sampling
+from honed.generation.settings import GenerationSettings
 from honed.generation.vllm.adapter import VLLM
 from honed.generation.vllm.engine import VLLMEngine
 from honed.generation.vllm.plugin import CANARY_PREFIX

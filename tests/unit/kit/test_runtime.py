@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import honed.kit
-from honed.config import RunSettings, SecuritySettings
+from honed.config import RunSettings
 from honed.kit.tokens import digest, ensure_local_tokens
 from honed.runtime import internal_token, server_options, service_name
+from honed.settings import SecuritySettings
 
 
 def name_of(token: str, directory: Path) -> str:

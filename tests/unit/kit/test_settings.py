@@ -1,6 +1,9 @@
 """The run file: what it accepts, how it refuses, and where each value came from."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +108,16 @@ def test_an_error_never_shows_a_secret(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsError, match=r"queue|preference|line") as caught:
         load_settings(written(tmp_path, text), {})
     assert not {"hush", "77012345"} & set(re.findall(r"hush|\d{8}", str(caught.value)))
+
+
+def test_reading_a_run_file_loads_the_sections_of_the_rooms_and_nothing_else_of_them() -> None:
+    code = "import sys, honed.settings_file; print(*(name for name in sys.modules))"
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    loaded = set(done.stdout.split())
+    assert not loaded & {"torch", "transformers", "vllm", "redis", "sqlalchemy", "fsspec", "grpc"}
+    inner = {name for name in loaded if name.startswith("honed.") and name.count(".") > 1}
+    assert inner
+    assert {name.rpartition(".")[2] for name in inner} == {"settings"}

@@ -8,7 +8,7 @@ import random
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.learner import rng
 from honed.learner.episodes import Episode, TokenSpan
 from honed.learner.kl import AdaptiveKL, KLController

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.kit.errors import InvalidArgument
 from honed.learner.episodes import Episode, TokenSpan, Vocabulary
 from honed.v1 import common_pb2

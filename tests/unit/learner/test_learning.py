@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tests.unit.learner.samples import VOCABULARY, make_trainer
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.learner.episodes import Episode, TokenSpan
 from honed.learner.kl import FixedKL
 from honed.learner.update import PPOSettings, PPOTrainer

@@ -11,7 +11,7 @@ from tests.unit.learner import reference
 from tests.unit.learner.samples import make_trainer, random_episodes
 from torch import Tensor
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.learner.episodes import Episode, TokenSpan
 from honed.learner.kl import FixedKL

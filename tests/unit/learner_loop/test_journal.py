@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from honed.kit.errors import DataLoss
-from honed.learner.journal import Journal, PushRecord, Totals, UpdateRecord, read_pushes, read_updates
+from honed.learner.journal import Journal, read_pushes, read_updates
+from honed.learner.records import PushRecord, Totals, UpdateRecord
 
 
 def update(number: int) -> UpdateRecord:

@@ -11,10 +11,11 @@ import grpc
 import pytest
 from tests.support.learner_world import FakeGenerator, FakeIntake, World, batches, make_world, spoiled
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.episodes import Episode
-from honed.learner.journal import Totals, UpdateRecord, read_pushes, read_updates
+from honed.learner.journal import read_pushes, read_updates
+from honed.learner.records import Totals, UpdateRecord
 from honed.learner.stats import UpdateStats
 from honed.queue.lease import LeaseLost
 from honed.v1 import learner_pb2
@@ -190,7 +191,7 @@ async def test_a_full_disk_is_waited_for_with_an_alarm_and_leaves_nothing_half_d
     """H7: it ends nothing."""
     learner = await world.start()
     seen: list[str] = []
-    sleep = learner.loop._sleep
+    sleep = learner.loop._retry.sleep
 
     async def noted(seconds: float) -> None:
         seen.append(learner.status.alarm)
@@ -199,7 +200,7 @@ async def test_a_full_disk_is_waited_for_with_an_alarm_and_leaves_nothing_half_d
         full_disk(len(seen) < 3)
         await sleep(seconds)
 
-    learner.loop._sleep = noted
+    learner.loop._retry.sleep = noted
     saved = learner.state.save
 
     async def then_full() -> None:

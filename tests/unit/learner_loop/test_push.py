@@ -8,7 +8,8 @@ import grpc
 import pytest
 from tests.support.learner_world import FakeGenerator, World
 
-from honed.artifacts import Manifest, VersionId
+from honed.artifacts.manifest import Manifest
+from honed.artifacts.version import VersionId
 from honed.learner.push import RegisteredGenerators
 from honed.queue.members import Member
 

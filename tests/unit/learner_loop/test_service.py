@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.support.learner_world import Learner, World, batches
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition, InvalidArgument, NotFound
 from honed.learner.pause import PauseFile
 from honed.learner.service import LearnerService, LoadedLearner

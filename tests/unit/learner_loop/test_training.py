@@ -13,9 +13,10 @@ import pytest
 import torch
 from tests.unit.learner.samples import make_trainer, random_episodes
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition
-from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress
+from honed.learner.checkpoint import CheckpointStore
+from honed.learner.checkpoint_files import Checkpoint, Progress
 from honed.learner.directory_lock import locked
 from honed.learner.episodes import Episode
 from honed.learner.guard import Guard

@@ -3,10 +3,10 @@
 import pytest
 
 from honed.kit.errors import InvalidArgument
-from honed.queue.connection import Link, without_password
+from honed.queue.connection import RedisLink, without_password
 from honed.queue.keys import STAGES, RunKeys
 from honed.queue.scripts import operations
-from honed.queue.stream import QueueSettings, WorkQueue
+from honed.queue.stream import DeliverySettings, WorkQueue
 
 
 def test_all_keys_of_a_run_share_one_hash_tag():
@@ -59,17 +59,17 @@ def test_a_url_is_shown_without_its_password(url, shown):
 
 async def test_a_url_that_is_none_is_refused_without_its_password():
     with pytest.raises(InvalidArgument, match=r"queue\.url") as caught:
-        Link("http://:secret@host")
+        RedisLink("http://:secret@host")
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("consumer", ["", "a b", "(released)", "a\n"])
 async def test_a_consumer_name_that_scripts_would_misread_is_refused(consumer):
     with pytest.raises(InvalidArgument, match="consumer"):
-        WorkQueue(Link("redis://localhost:1"), RunKeys("r"), "prompts", consumer)
+        WorkQueue(RedisLink("redis://localhost:1"), RunKeys("r"), "prompts", consumer)
 
 
 @pytest.mark.parametrize("field", ["lease_ms", "max_deliveries", "sweep_ms"])
 def test_a_senseless_queue_setting_is_refused_by_name(field):
     with pytest.raises(InvalidArgument, match=field):
-        QueueSettings(**{field: 0})
+        DeliverySettings(**{field: 0})

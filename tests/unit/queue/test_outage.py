@@ -10,7 +10,7 @@ import redis.exceptions as rex
 from redis._parsers.base import BaseParser
 
 from honed.kit.errors import FailedPrecondition, Unauthenticated, Unavailable
-from honed.queue.connection import Link, Outage
+from honed.queue.connection import RedisLink, RetryPolicy
 
 
 class Time:
@@ -26,8 +26,10 @@ class Time:
         self.now += seconds
 
 
-def make(time: Time, **outage: float) -> Link:
-    return Link("redis://:secret@nowhere:6379/0", outage=Outage(**outage), rng=random.Random(1), clock=time, sleep=time.sleep)
+def make(time: Time, **retry: float) -> RedisLink:
+    return RedisLink(
+        "redis://:secret@nowhere:6379/0", retry=RetryPolicy(**retry), rng=random.Random(1), clock=time, sleep=time.sleep
+    )
 
 
 def failing(time: Time, error: Exception, until: float):
@@ -138,10 +140,10 @@ async def server(reply: bytes):
 
 
 async def test_a_demoted_master_is_asked_over_a_new_connection_so_that_its_name_is_looked_up_again():
-    outage = Outage(deadline_s=0.2, first_s=0.01, cap_s=0.01)
+    retry = RetryPolicy(deadline_s=0.2, first_s=0.01, cap_s=0.01)
     async with (
         server(b"-READONLY You can't write against a read only replica.\r\n") as (port, connections),
-        Link(f"redis://127.0.0.1:{port}/0", outage=outage) as link,
+        RedisLink(f"redis://127.0.0.1:{port}/0", retry=retry) as link,
     ):
         with pytest.raises(Unavailable, match="read only replica"):
             await link.command("SET", "a", "b")

@@ -10,13 +10,14 @@ from pathlib import Path
 from tests.unit.reward.support import FakeScorer, make_version, read_version
 
 from honed.artifacts.promotions import PromotionRecord, PromotionState
-from honed.config import ScorerSettings
 from honed.kit.errors import Unavailable
 from honed.queue.members import Member
 from honed.queue.promotions import Announced, Candidate
+from honed.reward.follower import RecordFollower
 from honed.reward.promoter import Promoter
 from honed.reward.registry import ScorerRegistry
 from honed.reward.scorer import Scorer
+from honed.reward.settings import ScorerSettings
 from honed.reward.sources import ModelSources
 
 FUNCTION = ScorerSettings(name="aid", kind="function", source="length")
@@ -81,8 +82,8 @@ class FakeReplicas:
         others = [replica for replica in self._board.replicas if replica.name != self._name and replica.ready]
         for replica in others:
             if replica.watching:
-                await replica.promoter.catch_up()
-        return [Member(r.name, f"host-{r.name}:1", ready=True, facts=r.promoter.facts()) for r in others]
+                await replica.follower.catch_up()
+        return [Member(r.name, f"host-{r.name}:1", ready=True, facts=r.follower.facts()) for r in others]
 
 
 class Replica:
@@ -93,7 +94,7 @@ class Replica:
         self.built: list[str] = []
         self.registry = ScorerRegistry(settings)
         self.sources = ModelSources(rig.location, "demo", rig.directory / "copies" / name, [rig.root])
-        self.promoter = Promoter(
+        self.follower = RecordFollower(
             self.registry,
             self.sources,
             rig.record,
@@ -101,6 +102,7 @@ class Replica:
             clock=rig.clock,
             sleep=rig.clock.sleep,
         )
+        self.promoter = Promoter(self.follower, clock=rig.clock, sleep=rig.clock.sleep)
 
     def build(self, settings: ScorerSettings, source: str) -> Scorer:
         self.built.append(source)
@@ -109,9 +111,9 @@ class Replica:
         return FakeScorer(settings.name, read_version(self.sources.local(source)))
 
     async def start(self) -> Replica:
-        await self.promoter.start(self.build)
+        await self.follower.start(self.build)
         self.ready = True
-        await self.promoter.catch_up()
+        await self.follower.catch_up()
         return self
 
     def serving(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from honed.models.chat import ChatTemplate
 from honed.reward.scorer import Kind, ScorerInput, ScorerOutput
 
 
-class ByteCodec:
+class ByteTokenizer:
     """Token ids are the text's bytes; 256 begins a text."""
 
     digest = "bytes"
@@ -28,13 +28,13 @@ class ByteCodec:
         return bytes(token for token in token_ids if token < 256).decode(errors="replace")
 
 
-CODEC = ByteCodec()
+TOKENIZER = ByteTokenizer()
 
 
 def item(response: str | Sequence[int], prompt: str | Sequence[int] | None = None) -> ScorerInput:
     """An input of text or of token ids."""
     return ScorerInput(
-        CODEC,
+        TOKENIZER,
         prompt_tokens=tuple(prompt) if prompt is not None and not isinstance(prompt, str) else None,
         prompt=prompt if isinstance(prompt, str) else None,
         response_tokens=None if isinstance(response, str) else tuple(response),

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from tests.unit.reward.replicas import Replica, ReplicaRig
 
-from honed.artifacts import Lineage, RewardModelStore
-from honed.config import ScorerSettings
+from honed.artifacts.manifest import Lineage
+from honed.artifacts.reward_models import RewardModelStore
 from honed.kit.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from honed.queue.promotions import Announced, Candidate
+from honed.reward.settings import ScorerSettings
 
 TRAINED = ScorerSettings(name="people", kind="reward_model", source="trained")
 
@@ -48,7 +49,7 @@ async def test_promotions_at_the_same_time_end_with_one_version_everywhere_and_a
     assert {answer[1] for answer in answers} in ({"v-first", "v-second"}, {"v-first", "v-third"})
     last = rig.record.read().by_scorer["rm"].version
     for replica in (a, b, c):
-        await replica.promoter.catch_up()
+        await replica.follower.catch_up()
     assert served(a, b, c) == {last}
     assert rig.record.read().number == 2
 
@@ -60,11 +61,11 @@ async def test_an_announcement_that_was_lost_is_made_up_for(rig: ReplicaRig) -> 
     await a.promoter.promote("rm", "v-second")
     rig.board.announced = Announced(candidates=rig.board.announced.candidates)  # Redis lost it
     b.registry.serve("rm", "v-first")
-    b.promoter._number = 0
-    await b.promoter.catch_up()
+    b.follower._number = 0
+    await b.follower.catch_up()
     assert served(b) == {"v-first"}, "nothing was announced, and the record was read a moment ago"
     rig.clock.now += 10.0
-    await b.promoter.catch_up()
+    await b.follower.catch_up()
     assert served(b) == {"v-second"}
     assert rig.board.announced.number == 1, "and it tells the others"
 
@@ -121,7 +122,7 @@ async def test_without_redis_replicas_serve_on_and_promote_nothing(rig: ReplicaR
     rig.board.away = True
     with pytest.raises(Unavailable, match="Redis is away"):
         await a.promoter.promote("rm", "v-second")
-    await a.promoter.catch_up()
+    await a.follower.catch_up()
     assert served(a) == {"v-first"}
     assert rig.record.read().number == 0
     assert served(await rig.start("b")) == {"v-first"}, "and start"
@@ -135,7 +136,7 @@ async def test_a_promotion_is_followed_by_the_record_alone_while_redis_is_away(r
         await a.promoter.promote("rm", "v-second")
     rig.board.away = True
     rig.clock.now += 10.0
-    await b.promoter.catch_up()
+    await b.follower.catch_up()
     assert served(b) == {"v-second"}
 
 
@@ -159,8 +160,8 @@ async def test_replicas_that_start_at_once_serve_one_trained_version(rig: Replic
     await a.registry.start(a.build, {"people": ("artifact:trained/0.1", None)})
     train(rig, "two")
     b = await rig.start("b", TRAINED)  # records its choice first
-    a.promoter._unrecorded = (TRAINED,)
-    await a.promoter.catch_up()
+    a.follower._unrecorded = (TRAINED,)
+    await a.follower.catch_up()
     assert a.serving() == b.serving() == {"people": "two"}
 
 
@@ -183,7 +184,7 @@ async def test_a_service_waits_for_the_runs_reward_model(rig: ReplicaRig, caplog
 
 async def test_facts_tell_what_is_served_loaded_and_not_loadable(rig: ReplicaRig) -> None:
     a = await rig.start()
-    assert a.promoter.facts() == {
+    assert a.follower.facts() == {
         "promotions": "0",
         "loaded:aid": "pkg 1",
         "scorer:aid": "pkg 1",
@@ -191,5 +192,5 @@ async def test_facts_tell_what_is_served_loaded_and_not_loadable(rig: ReplicaRig
         "scorer:rm": "v-first",
     }
     rig.board.announced = Announced(candidates=(Candidate("rm", "v9", "artifact:rm/0.9"), Candidate("other", "x", "y")))
-    await a.promoter.catch_up()
-    assert a.promoter.facts()["failed:rm"].startswith("v9 version 0.9 of reward model rm")
+    await a.follower.catch_up()
+    assert a.follower.facts()["failed:rm"].startswith("v9 version 0.9 of reward model rm")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from tests.unit.reward.support import CODEC, FakeScorer, item
+from tests.unit.reward.support import TOKENIZER, FakeScorer, item
 
 from honed.kit.errors import InvalidArgument
 from honed.reward.reward import Term, Truncation, WeightedSum
@@ -75,6 +75,6 @@ def test_text_is_cut_at_the_same_token_as_token_ids() -> None:
 
 
 def test_the_truncation_token_must_be_one_token() -> None:
-    assert Truncation.of_text(".", 0, -1.0, CODEC).token == DOT
+    assert Truncation.of_text(".", 0, -1.0, TOKENIZER).token == DOT
     with pytest.raises(InvalidArgument, match=r"truncate\.token_text: '\.\.\.' is 3 tokens"):
-        Truncation.of_text("...", 0, -1.0, CODEC)
+        Truncation.of_text("...", 0, -1.0, TOKENIZER)

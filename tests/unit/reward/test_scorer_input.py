@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from tests.unit.reward.support import ByteCodec, item
+from tests.unit.reward.support import ByteTokenizer, item
 
 from honed.reward.scorer import ScorerInput
 
 
-class SpaceEater(ByteCodec):
+class SpaceEater(ByteTokenizer):
     """Drops the space in front of what it decodes, as SentencePiece tokenizers do."""
 
     def decode(self, token_ids: Sequence[int]) -> str:

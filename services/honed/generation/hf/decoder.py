@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from honed.artifacts.version import VersionId
-from honed.generation.engine import Chunk, EngineRequest, FinishReason, Sampling, Span
+from honed.generation.requests import Chunk, EngineRequest, FinishReason, Sampling, Span
 from honed.generation.text_stream import TextStream
 
 

@@ -15,8 +15,9 @@ import transformers
 
 from honed.artifacts.version import VersionId
 from honed.generation.candidate import Candidate
-from honed.generation.engine import Chunk, CommitSettings, EngineLimits, EngineRequest, InitialVersion, check_request
+from honed.generation.engine import CommitSettings, InitialVersion
 from honed.generation.hf.decoder import Decoder, Row, make_row
+from honed.generation.requests import Chunk, EngineLimits, EngineRequest, check_request
 from honed.generation.swap import VersionSwap, WeightHost
 from honed.generation.swapping import EngineOptions, SwappingEngine
 from honed.kit.errors import DeadlineExceeded, Unavailable

@@ -1,57 +1,24 @@
 """Every call of the serving process into vLLM, in honed's own terms.
 
-vLLM's interfaces move between releases: what depends on a release is here, and in the modules that
-run inside vLLM's processes (`plugin`, `scheduler`, `weights`, `staging`). Errors of vLLM leave as
-honed's.
+vLLM's interfaces move between releases: what depends on a release is here, in `outputs` and
+`errors`, and in the modules that run inside vLLM's processes (`plugin`, `scheduler`, `weights`,
+`staging`). Errors of vLLM leave as honed's.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from honed.artifacts.version import VersionId
-from honed.generation.engine import Chunk, EngineLimits, EngineRequest, FinishReason, Span
+from honed.generation.requests import EngineLimits, EngineRequest
+from honed.generation.vllm.errors import translated
+from honed.generation.vllm.outputs import Sampled
 from honed.generation.vllm.plugin import CANARY_PREFIX
 from honed.generation.vllm.settings import VLLMSettings, engine_arguments, set_environment, vllm_version
-from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailable
+from honed.kit.errors import InvalidArgument, Unavailable
 from honed.models.facts import ModelFacts
-
-_FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORTED}
-
-
-class Sampled:
-    """A request in vLLM. `next` gives its parts; the last one has a finish reason."""
-
-    def __init__(self, llm: Any, queue: Any, want_logprobs: bool) -> None:
-        """`queue` is vLLM's collector of the request's outputs."""
-        self._llm = llm
-        self._queue = queue
-        self._want_logprobs = want_logprobs
-        self._count = 0
-        # vLLM reports spans with the last output only; a stream needs them with each. The request's state has them all along.
-        self._starts: list[tuple[str, int]] = llm.output_processor.request_states[queue.request_id].weight_version_starts
-
-    async def next(self) -> Chunk:
-        """The next part. Raises Unavailable if the engine died."""
-        with _translated():
-            output = (await self._queue.get()).outputs[0]
-        start, self._count = self._count, self._count + len(output.token_ids)
-        return Chunk(
-            token_ids=tuple(output.token_ids),
-            logprobs=_sampled_logprobs(output.logprobs) if self._want_logprobs else (),
-            spans=_spans(self._starts, start, self._count),
-            text=output.text,
-            finish_reason=_finish_reason(output.finish_reason),
-        )
-
-    async def abort(self) -> None:
-        """Frees the engine of the request; nothing happens if it has ended."""
-        if not self._llm.errored:
-            await self._llm.abort(self._queue.request_id, internal=True)
 
 
 class VLLM:
@@ -84,7 +51,7 @@ class VLLM:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = AsyncEngineArgs(**engine_arguments(settings, directory, cpu=current_platform.is_cpu()))
-        with _translated():
+        with translated():
             config = arguments.create_engine_config()
             name = "AsyncCanariesFirst" if config.scheduler_config.async_scheduling else "CanariesFirst"
             config.scheduler_config.scheduler_cls = f"honed.generation.vllm.scheduler.{name}"
@@ -101,7 +68,7 @@ class VLLM:
         from vllm.sampling_params import RequestOutputKind
 
         sampling = request.sampling
-        with _translated():
+        with translated():
             queue = await self._llm.add_request(
                 request.request_id,
                 {"type": "token", "prompt_token_ids": list(request.prompt_token_ids), "cache_salt": cache_salt},
@@ -132,7 +99,7 @@ class VLLM:
             max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, skip_clone=True
         )
         prompt = {"type": "token", "prompt_token_ids": list(token_ids), "cache_salt": cache_salt}
-        with _translated():
+        with translated():
             queue = await self._llm.add_request(request_id, prompt, parameters)
             try:
                 output = await queue.get()
@@ -144,18 +111,18 @@ class VLLM:
 
     async def pause(self) -> None:
         """Freezes what is in flight and returns when the device is idle."""
-        with _translated():
+        with translated():
             # AsyncLLM.pause_generation does the same and then sleeps 20 ms, for outputs to be seen before it returns.
             await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
 
     async def resume(self) -> None:
         """Ends a pause."""
-        with _translated():
+        with translated():
             await self._llm.resume_generation()
 
     async def open(self) -> None:
         """Makes the workers ready for changes of weights. Once, before the first of them."""
-        with _translated():
+        with translated():
             reasons = await self._llm.collective_rpc("honed_open", args=(self._settings.staged_load,))
         self.unstaged_because = next(filter(None, reasons), "")
 
@@ -165,7 +132,7 @@ class VLLM:
         Raises:
             Unavailable: If they cannot be loaded; nothing of them is left.
         """
-        with _translated():
+        with translated():
             await self._llm.collective_rpc("honed_stage", args=(ticket, str(directory), list(files)))
             while True:
                 outcomes = await self._llm.collective_rpc("honed_stage_outcome", args=(ticket,))
@@ -178,7 +145,7 @@ class VLLM:
 
     async def unstage(self) -> None:
         """Frees what `stage` had read, or what an exchange left."""
-        with _translated():
+        with translated():
             await self._llm.collective_rpc("honed_unstage")
 
     async def exchange(self, ticket: int, label: str) -> None:
@@ -198,7 +165,7 @@ class VLLM:
         await self._replace(label)
 
     async def _replace(self, label: str, method: str | None = None, *arguments: Any) -> None:
-        with _translated():
+        with translated():
             # Sent at once: the engine takes calls in the order of sending, and each round trip would lengthen the pause.
             results = await asyncio.gather(
                 *([] if method is None else [self._llm.collective_rpc(method, args=arguments)]),
@@ -258,53 +225,3 @@ class _Gone:
 
     def __getattr__(self, name: str) -> Any:
         raise Unavailable("the engine is closed")
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turns errors of vLLM into honed's; deadlines and cancellation pass."""
-    try:
-        yield
-    except (HonedError, TimeoutError):
-        raise
-    except Exception as error:
-        raise _translate(error) from error
-
-
-def _translate(error: Exception) -> HonedError:
-    from vllm.exceptions import MaxQueuedTokensError, QueueOverflowError, VLLMClientError
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    if isinstance(error, QueueOverflowError | MaxQueuedTokensError):
-        return Overloaded(f"the engine's queue is full: {error}")
-    if isinstance(error, VLLMClientError):
-        return InvalidArgument("request", str(error))
-    if isinstance(error, EngineDeadError):
-        return Unavailable("the vLLM engine process died; the service restarts. Its log has the cause")
-    return Unavailable(f"vLLM failed: {type(error).__name__}: {error}")
-
-
-def _finish_reason(reason: str | None) -> FinishReason | None:
-    if reason is None:
-        return None
-    if reason not in _FINISH:
-        raise Unavailable(f"vLLM ended the request with {reason!r}; the same request may succeed when sent again")
-    return _FINISH[reason]
-
-
-def _sampled_logprobs(flat: Any) -> tuple[float, ...]:
-    """The first entry of each position is the sampled token's."""
-    if not flat:
-        return ()
-    values = flat.logprobs
-    return tuple(values) if len(values) == len(flat) else tuple(values[start] for start in flat.start_indices)
-
-
-def _spans(starts: Sequence[tuple[str, int]], start: int, end: int) -> tuple[Span, ...]:
-    """The part of the spans that lies in `start..end`; `starts` gives each label with the index of its first token."""
-    spans = []
-    ends = [first for _, first in starts[1:]] + [end]
-    for (label, first), last in zip(starts, ends, strict=True):
-        if max(first, start) < min(last, end):
-            spans.append(Span(VersionId.parse(label), max(first, start), min(last, end)))
-    return tuple(spans)

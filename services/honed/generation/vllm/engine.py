@@ -17,10 +17,12 @@ from typing import Any, Unpack
 
 from honed.artifacts.version import VersionId
 from honed.generation.candidate import Candidate
-from honed.generation.engine import Chunk, CommitSettings, EngineLimits, EngineRequest, InitialVersion, check_request
+from honed.generation.engine import CommitSettings, InitialVersion
+from honed.generation.requests import Chunk, EngineLimits, EngineRequest, check_request
 from honed.generation.swap import VersionSwap, WeightHost, finish
 from honed.generation.swapping import EngineOptions, SwappingEngine
-from honed.generation.vllm.adapter import VLLM, Sampled
+from honed.generation.vllm.adapter import VLLM
+from honed.generation.vllm.outputs import Sampled
 from honed.generation.vllm.plugin import CANARY_PREFIX
 from honed.generation.vllm.settings import VLLMSettings
 from honed.kit.errors import DeadlineExceeded, Unavailable

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 
 import torch
 
+from honed.artifacts.draft import VersionDraft
 from honed.artifacts.manifest import Lineage
-from honed.artifacts.store import PolicyStore, VersionDraft
+from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.errors import InvalidArgument

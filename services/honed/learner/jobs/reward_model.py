@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import json
 import logging
 import shutil
@@ -18,25 +17,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
 
-import grpc
 import torch
 
 from honed.artifacts.manifest import Lineage, Manifest
 from honed.artifacts.promotions import PromotionRecord
 from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.artifacts.store import PolicyStore
-from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import FailedPrecondition, root_cause
-from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner import rng
 from honed.learner.build import choose_device
 from honed.learner.jobs.judged import Judged, encode, read_judgement, read_pairs
-from honed.learner.jobs.samples import OtherPolicy, Sampled, sample_reference, served_samples
+from honed.learner.jobs.samples import BASE, reference_samples
 from honed.learner.reward_training import (
     Judgement,
     Ranking,
@@ -45,9 +40,8 @@ from honed.learner.reward_training import (
     accuracy,
     train_reward_model,
 )
-from honed.models.chat import ChatMessage
 from honed.models.reward_model import RewardModel, reward_model_version
-from honed.models.tokenizer import TextTokenizer, load_tokenizer, render_chat
+from honed.models.tokenizer import TextTokenizer, load_tokenizer
 from honed.runtime import internal_channel
 from honed.v1 import preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace
@@ -55,7 +49,6 @@ from honed.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 NAME = "reward-model"
-BASE: Final = VersionId(0, 0)
 
 
 @dataclass(frozen=True)
@@ -138,13 +131,25 @@ class _Training:
         tokenizer = load_tokenizer(base)
         try:
             async with asyncio.TaskGroup() as group:  # the generation service may still be starting
-                sampling = group.create_task(self._samples(base, tokenizer))
+                sampling = group.create_task(
+                    reference_samples(
+                        settings,
+                        base,
+                        tokenizer,
+                        sees_prompt=_sees_prompt(settings),
+                        rng=self._generator,
+                        report=self._waits_for,
+                    )
+                )
                 exporting = group.create_task(self._exported(stub, snapshot, tokenizer))
         except ExceptionGroup as failed:
             raise root_cause(failed) from failed
         model = await asyncio.to_thread(self._trained, base, tokenizer, exporting.result(), sampling.result())
         figures = {"judgements": float(len(exporting.result())), **await asyncio.to_thread(self._agreement, model, tokenizer)}
         return await asyncio.to_thread(self._publish, model, base, snapshot, settings_digest, figures)
+
+    def _waits_for(self, what: str) -> None:
+        self._progress.report(JobProgress(0.0, what), final=True)
 
     async def _exported(
         self, stub: preference_pb2_grpc.PreferenceServiceAsyncStub, snapshot: _Snapshot, tokenizer: TextTokenizer
@@ -161,56 +166,6 @@ class _Training:
 
     def _encoded(self, tokenizer: TextTokenizer, rows: Sequence[Judged]) -> list[Judgement]:
         return encode(tokenizer, rows, sees_prompt=_sees_prompt(self._settings))
-
-    async def _samples(self, base: Path, tokenizer: TextTokenizer) -> list[list[int]]:
-        """Samples of the reference policy, as the scorer will see those of the policy."""
-        prompts = await asyncio.to_thread(self._prompts, tokenizer)
-        pairs = await self._sampled(base, prompts)
-        truncate = self._settings.reward.truncate
-        if truncate is not None:
-            [token] = tokenizer.encode(truncate.token_text, special_tokens=False)
-            pairs = [(prompt, _cut(response, token, truncate.not_before)) for prompt, response in pairs]
-        if _sees_prompt(self._settings):
-            return [prompt + response for prompt, response in pairs]
-        return [[*tokenizer.prefix, *response] for _, response in pairs]
-
-    async def _sampled(self, base: Path, prompts: list[list[int]]) -> Sampled:
-        settings, section = self._settings, self._settings.conductor
-        if settings.generation.address is not None or settings.generation.port:
-            try:
-                async with internal_channel(settings, settings.generation.target) as channel:
-                    return await served_samples(
-                        channel,
-                        BASE,
-                        prompts,
-                        section,
-                        seed=settings.seed,
-                        start_timeout_s=section.start_timeout_s,
-                        waiting=lambda: self._progress.report(
-                            JobProgress(0.0, "waiting for the generation service"), final=True
-                        ),
-                    )
-            except (OtherPolicy, grpc.aio.AioRpcError, TimeoutError) as error:
-                reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
-                logger.warning("the reference policy is sampled in this process", extra={"reason": reason})
-        self._progress.report(JobProgress(0.0, "sampling the reference policy"), final=True)
-        return await asyncio.to_thread(
-            sample_reference, base, prompts, section.response_tokens, temperature=section.temperature, rng=self._generator
-        )
-
-    def _prompts(self, tokenizer: TextTokenizer) -> list[list[int]]:
-        settings = self._settings
-        if settings.data.prompts is None:
-            raise FailedPrecondition("data.prompts is not set: the reward's gain and bias are set on samples of the policy")
-        longest = min(
-            settings.generation.max_prompt_tokens, settings.generation.max_model_tokens - settings.conductor.response_tokens
-        )
-        encoded = (_prompt_ids(tokenizer, row) for _, row in read_lines(settings.data.prompts))
-        fitting = (ids for ids in encoded if 0 < len(ids) <= longest)
-        prompts = list(itertools.islice(fitting, settings.reward_training.normalising_samples))
-        if len(prompts) < 2:
-            raise FailedPrecondition(f"{settings.data.prompts} holds fewer than 2 prompts of at most {longest} tokens")
-        return prompts
 
     def _trained(
         self, base: Path, tokenizer: TextTokenizer, judgements: list[Judgement], samples: list[list[int]]
@@ -288,19 +243,3 @@ class _Training:
         self._store.retire(settings.policy.keep, [row.source for row in promoted])
         shutil.rmtree(directory)
         return manifest
-
-
-def _prompt_ids(tokenizer: TextTokenizer, row: dict[str, Any]) -> list[int]:
-    if "token_ids" in row:
-        return list(row["token_ids"])
-    if "messages" in row:
-        return render_chat(tokenizer, [ChatMessage(**message) for message in row["messages"]])
-    return tokenizer.encode(row["text"], special_tokens=True)
-
-
-def _cut(response: list[int], token: int, not_before: int) -> list[int]:
-    """The response as truncation leaves it (`honed.reward.reward.Truncation`)."""
-    try:
-        return response[: response.index(token, not_before) + 1]
-    except ValueError:
-        return response

@@ -1,20 +1,30 @@
-"""Samples of the reference policy, on which a reward model's gain and bias are set."""
+"""Samples of the reference policy, on which a reward model's gain and bias are set.
+
+The generation service samples them as it samples the run's rollouts; where it does not serve the reference policy, or does
+not answer, this process does.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import torch
 
 from honed.artifacts.version import VersionId
-from honed.config import ConductorSettings
+from honed.config import RunSettings
+from honed.kit.errors import FailedPrecondition
+from honed.kit.jsonl import read_lines
+from honed.models.chat import ChatMessage
 from honed.models.loader import load_language_model
+from honed.models.tokenizer import TextTokenizer, render_chat
+from honed.runtime import internal_channel
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -27,19 +37,103 @@ Sampled = list[tuple[list[int], list[int]]]
 """(prompt, response) token ids."""
 
 
+BASE: Final = VersionId(0, 0)
+"""The reference policy: the version that the run starts from."""
+
+
 class OtherPolicy(Exception):
     """The generation service does not serve the reference policy."""
+
+
+async def reference_samples(
+    settings: RunSettings,
+    base: Path,
+    tokenizer: TextTokenizer,
+    *,
+    sees_prompt: bool,
+    rng: torch.Generator,
+    report: Callable[[str], None],
+) -> list[list[int]]:
+    """Samples of the reference policy, as the scorer will see those of the policy.
+
+    Args:
+        settings: The run's.
+        base: Model directory of the reference policy.
+        tokenizer: Its own.
+        sees_prompt: Whether the scorer sees the prompt, and not the response alone.
+        rng: Draws what this process samples.
+        report: Is told what the work waits for.
+
+    Returns:
+        Token ids.
+
+    Raises:
+        FailedPrecondition: The run has too few prompts.
+    """
+    prompts = await asyncio.to_thread(_prompts, settings, tokenizer)
+    pairs = await _sampled(settings, base, prompts, rng, report)
+    truncate = settings.reward.truncate
+    if truncate is not None:
+        [token] = tokenizer.encode(truncate.token_text, special_tokens=False)
+        pairs = [(prompt, _cut(response, token, truncate.not_before)) for prompt, response in pairs]
+    if sees_prompt:
+        return [prompt + response for prompt, response in pairs]
+    return [[*tokenizer.prefix, *response] for _, response in pairs]
+
+
+async def _sampled(
+    settings: RunSettings, base: Path, prompts: list[list[int]], rng: torch.Generator, report: Callable[[str], None]
+) -> Sampled:
+    section = settings.conductor
+    if settings.generation.address is not None or settings.generation.port:
+        try:
+            async with internal_channel(settings, settings.generation.target) as channel:
+                report("waiting for the generation service")
+                return await served_samples(channel, BASE, prompts, settings)
+        except (OtherPolicy, grpc.aio.AioRpcError, TimeoutError) as error:
+            reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+            logger.warning("the reference policy is sampled in this process", extra={"reason": reason})
+    report("sampling the reference policy")
+    return await asyncio.to_thread(
+        sample_reference, base, prompts, section.response_tokens, temperature=section.temperature, rng=rng
+    )
+
+
+def _prompts(settings: RunSettings, tokenizer: TextTokenizer) -> list[list[int]]:
+    if settings.data.prompts is None:
+        raise FailedPrecondition("data.prompts is not set: the reward's gain and bias are set on samples of the policy")
+    longest = min(
+        settings.generation.max_prompt_tokens, settings.generation.max_model_tokens - settings.conductor.response_tokens
+    )
+    encoded = (_prompt_ids(tokenizer, row) for _, row in read_lines(settings.data.prompts))
+    fitting = (ids for ids in encoded if 0 < len(ids) <= longest)
+    prompts = list(itertools.islice(fitting, settings.reward_training.normalising_samples))
+    if len(prompts) < 2:
+        raise FailedPrecondition(f"{settings.data.prompts} holds fewer than 2 prompts of at most {longest} tokens")
+    return prompts
+
+
+def _prompt_ids(tokenizer: TextTokenizer, row: dict[str, Any]) -> list[int]:
+    if "token_ids" in row:
+        return list(row["token_ids"])
+    if "messages" in row:
+        return render_chat(tokenizer, [ChatMessage(**message) for message in row["messages"]])
+    return tokenizer.encode(row["text"], special_tokens=True)
+
+
+def _cut(response: list[int], token: int, not_before: int) -> list[int]:
+    """The response as truncation leaves it (`honed.reward.reward.Truncation`)."""
+    try:
+        return response[: response.index(token, not_before) + 1]
+    except ValueError:
+        return response
 
 
 async def served_samples(
     channel: grpc.aio.Channel,
     reference: VersionId,
     prompts: Sequence[Sequence[int]],
-    section: ConductorSettings,
-    *,
-    seed: int,
-    start_timeout_s: float,
-    waiting: Callable[[], None] = lambda: None,
+    settings: RunSettings,
 ) -> Sampled:
     """Samples the reference policy through the generation service, by the run's sampling settings.
 
@@ -47,25 +141,22 @@ async def served_samples(
         channel: To the generation service; it may still be starting.
         reference: The version that must serve.
         prompts: Token ids.
-        section: How the run samples.
-        seed: Of the first prompt; each next one has the next seed.
-        start_timeout_s: How long the service may take to answer.
-        waiting: Called before the wait for the service.
+        settings: How the run samples. Each prompt has the next seed, and the service has the start
+            time-out to answer.
 
     Raises:
         OtherPolicy: It serves another version, as in a run that has trained already.
         AioRpcError: It does not answer in time, or refuses.
     """
-    stub = generation_pb2_grpc.GenerationServiceStub(channel)
-    waiting()
-    await _await_version(stub, reference, start_timeout_s)
+    stub, section = generation_pb2_grpc.GenerationServiceStub(channel), settings.conductor
+    await _await_version(stub, reference, section.start_timeout_s)
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def sample(number: int, prompt: Sequence[int]) -> tuple[list[int], list[int]]:
         sampling = common_pb2.SamplingParams(
             max_tokens=section.response_tokens,
             temperature=section.temperature,
-            seed=seed + number,
+            seed=settings.seed + number,
             fixed_length=section.fixed_length,
         )
         asked = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=prompt))

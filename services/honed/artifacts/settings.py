@@ -1,0 +1,14 @@
+"""The run file's section on the store of versions."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from honed.settings import Positive, Section
+
+
+class PolicyStoreSettings(Section):
+    """Where policy versions are kept."""
+
+    url: str | None = Field(None, description="Directory or fsspec URL. Unset: <directory>/policy.")
+    keep: Positive = Field(6, description="How many of the newest versions to keep.")

@@ -1,0 +1,104 @@
+"""The run file's sections on training: the learner, pretraining, and reward models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from honed.settings import Count, Positive, Rate, Seconds, Section, ServerSettings, Share
+
+
+class KlSettings(Section):
+    """The penalty for leaving the reference policy."""
+
+    controller: Literal["adaptive", "rl4lms", "fixed"] = "adaptive"
+    coefficient: Annotated[float, Field(ge=0)] = 0.15
+    target: Annotated[float, Field(gt=0)] = Field(6.0, description="Nats a response.")
+    horizon: Positive = Field(10_000, description="Episodes.")
+
+
+class LearnerSettings(ServerSettings):
+    """The learner: PPO as lm-human-preferences states it, with a decoupled objective for stale data."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    deterministic: bool | None = Field(
+        None, description="The same data gives the same bits. Unset: on a CPU, where that is free; a GPU gets slower by it."
+    )
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: Positive = 1
+    batch: Positive = Field(256, description="Rollouts of one update.")
+    epochs: Positive = 4
+    minibatches: Positive = 1
+    microbatch_tokens: Positive = Field(8192, description="Tokens of one forward pass at most.")
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    schedule: Literal["auto", "linear", "constant"] = Field(
+        "auto", description="auto: linear to 0 over `steps`; constant when the run has no end."
+    )
+    optimizer: Literal["adam_tf", "adamw"] = "adam_tf"
+    clip_ratio: Annotated[float, Field(gt=0)] = 0.2
+    clip_value: Annotated[float, Field(gt=0)] = 0.2
+    value_coefficient: Annotated[float, Field(ge=0)] = 0.1
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    importance_cap: Annotated[float, Field(ge=1)] = Field(2.0, description="Cap of the behaviour weight of a token.")
+    reward_clip: Annotated[float, Field(gt=0)] | None = None
+    reward_normalisation: Literal["reference", "running", "none"] = "reference"
+    kl: KlSettings = KlSettings()
+    max_staleness: Annotated[int, Field(ge=0)] = Field(2, description="Versions; older rollouts are dropped and counted.")
+    steps: Positive | None = Field(None, description="Updates to train; null trains until it is stopped.")
+    checkpoint_every: Positive = 1
+    keep_checkpoints: Positive = 2
+    push_timeout_s: Seconds = Field(120.0, description="Deadline of each call to a generator.")
+    overlap_push: bool | None = Field(
+        None, description="Train on while a version is brought in. Unset: only with a GPU, where no core is shared."
+    )
+    on_refused: Literal["rollback", "continue"] = Field(
+        "rollback", description="When generators refuse a version: back to the last good checkpoint, or on from these weights."
+    )
+    bad_batches: Positive = Field(3, description="Batches in a row that may be skipped as not finite or exploding.")
+    max_ratio: Annotated[float, Field(gt=1)] = Field(
+        100.0, description="A batch whose mean importance ratio passes this, or falls under its inverse, is skipped."
+    )
+    update_timeout_s: Seconds = Field(3600.0, description="An update that takes longer is taken for hung.")
+    journal_mb: Positive = Field(512, description="Disk space of the journal; its oldest updates go first.")
+
+
+class PretrainSettings(Section):
+    """Language-model pretraining, the first phase of a run that starts from nothing."""
+
+    seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
+    tokens: Positive = Field(20_000_000, description="Ends at the latest after so many.")
+    learning_rate: Rate = 1e-3
+    warmup_steps: Count = Field(20, description="Over which the learning rate rises to its peak.")
+    final_rate: Share = Field(0.05, description="Share of the peak that the learning rate falls to, along half a cosine.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="Of matrices.")
+    gradient_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
+    vocabulary: Positive = 8192
+    hidden_size: Positive = 256
+    layers: Positive = 6
+    head_size: Positive = 32
+    block_tokens: Positive = Field(256, description="Length of a packed training sequence.")
+    block_rows: Positive = 8
+    threads: Positive = 2
+
+
+class RewardTrainingSettings(Section):
+    """Reward-model training on the judgements of the preference service."""
+
+    seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
+    learning_rate: Rate = 1e-5
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Share of the training in which the rate rises.")
+    objective: Literal["ranked_pairs", "best_of_k"] = Field(
+        "ranked_pairs", description="All pairs of a ranking (InstructGPT), or its best against the rest (lm-human-preferences)."
+    )
+    batch_texts: Annotated[int, Field(ge=2)] = Field(32, description="Different texts of one optimizer step.")
+    microbatch_tokens: Positive = Field(2048, description="Tokens of one forward and backward pass at most; it bounds memory.")
+    gradient_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the computation; weights stay float32.")
+    embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Of matrices.")
+    layers: Positive | None = Field(None, description="How many layers of the language model to keep; null keeps all.")
+    normalising_samples: Positive = Field(256, description="Samples of the reference policy that set gain and bias.")
+    threads: Positive = Field(1, description="The generation service runs beside it.")

@@ -1,0 +1,16 @@
+"""The run file's section on the preference service."""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr
+
+from honed.settings import Positive, Seconds, ServerSettings
+
+
+class PreferenceSettings(ServerSettings):
+    """The preference service."""
+
+    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL. Unset: SQLite in <directory>.")
+    import_batch: Positive = 500
+    migration_deadline_s: Seconds = Field(3600.0, description="The longest that a change of the schema may take.")
+    erase_page: Positive = Field(5000, description="Judgements that one transaction of an erasure changes.")
