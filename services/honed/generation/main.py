@@ -223,8 +223,8 @@ def _candidates(store: PolicyStore, directory: Path) -> Iterator[InitialVersion]
     versions = store.servable()
     if not versions:
         raise FailedPrecondition(
-            f"the policy store holds no version of run {store.run!r}: "
-            "run the pretraining phase, or set conductor.start_from to a model"
+            f"the policy store holds no version of run {store.run!r}: `honed up` publishes the first; "
+            "for services that are started one by one, `honed job pretrain` does"
         )
     for version in versions:
         yield InitialVersion(version, partial(store.fetch, version, directory))
