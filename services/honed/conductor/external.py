@@ -19,7 +19,7 @@ from honed.kit.errors import FailedPrecondition, HonedError, Unavailable
 from honed.queue.connection import Link, Outage
 from honed.queue.keys import RunKeys
 from honed.queue.members import REWARD, Members
-from honed.runtime import internal_channel, redis_url
+from honed.runtime import check_addresses, internal_channel, redis_url
 from honed.topology import SERVICES
 from honed.v1 import learner_pb2, learner_pb2_grpc, preference_pb2, preference_pb2_grpc
 
@@ -45,13 +45,7 @@ class ExternalFleet:
         self._settings, self._store = settings, store
         self.redis_url: str | None = redis_url(settings)
         self._states: dict[str, ProcessState] = {}
-        for name in SERVICES:
-            section = getattr(settings, name)
-            if section.address is None and section.port == 0:
-                raise FailedPrecondition(
-                    f"neither {name}.address nor {name}.port is set: services that run elsewhere (conductor.launcher: none) "
-                    "are found by the addresses in the run file"
-                )
+        check_addresses(settings)
 
     async def start_redis(self, timeout_s: float) -> None:
         """Waits for Redis; see `Fleet`."""

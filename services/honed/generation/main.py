@@ -41,7 +41,7 @@ from honed.queue.keys import PROMPTS, RunKeys
 from honed.queue.members import GENERATION, Member, Members, registered
 from honed.queue.progress import ProgressBoard
 from honed.queue.stream import QueueSettings, WorkQueue
-from honed.runtime import consumer_name, redis_url, server_options
+from honed.runtime import consumer_name, leads_nowhere, redis_url, server_options
 from honed.v1 import generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace
 
@@ -56,11 +56,12 @@ async def run(settings: RunSettings) -> None:
 
     Raises:
         OSError: A port is taken.
-        FailedPrecondition: The policy store holds no version, or this replica runs already.
+        FailedPrecondition: The policy store holds no version, this replica runs already, or the learner could not reach it.
         Aborted: No version of the store can be served.
         Unavailable: The engine died or stands still.
     """
     section = settings.generation
+    _check_control_address(settings)
     generator = Generator(settings, redis_url(settings))
     add_public = generation_pb2_grpc.add_GenerationServiceServicer_to_server
     add_control = generation_pb2_grpc.add_GenerationControlServiceServicer_to_server
@@ -212,6 +213,16 @@ def make_gate(section: GenerationSettings) -> RequestGate:
     """The gate before the engine. It lets a little more in than the engine runs at once."""
     window = max(2, section.max_num_seqs + section.max_num_seqs // 4)
     return RequestGate(window, section.max_queued, section.application_share, training_limit=section.rollout_concurrency)
+
+
+def _check_control_address(settings: RunSettings) -> None:
+    section = settings.generation
+    elsewhere = settings.conductor.launcher == "none"
+    if elsewhere and section.control_address is None and leads_nowhere(section.host, section.control_port):
+        raise FailedPrecondition(
+            f"generation.control_address is not set, and {section.host}:{section.control_port} leads nowhere: give each replica "
+            "the host and port where the learner reaches it, as HONED_GENERATION__CONTROL_ADDRESS"
+        )
 
 
 def _candidates(store: PolicyStore, directory: Path) -> Iterator[InitialVersion]:
