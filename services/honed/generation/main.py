@@ -220,8 +220,8 @@ def _check_control_address(settings: RunSettings) -> None:
     elsewhere = settings.conductor.launcher == "none"
     if elsewhere and section.control_address is None and leads_nowhere(section.host, section.control_port):
         raise FailedPrecondition(
-            f"generation.control_address is not set, and {section.host}:{section.control_port} leads nowhere: give each replica "
-            "the host and port where the learner reaches it, as HONED_GENERATION__CONTROL_ADDRESS"
+            f"generation.control_address is not set, and {section.host}:{section.control_port} leads nowhere: say where the "
+            "learner reaches this replica, by HONED_GENERATION__CONTROL_ADDRESS"
         )
 
 
