@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -17,6 +19,7 @@ from honed.kit.server import ServerOptions, is_loopback
 from honed.kit.tls import TlsFiles
 from honed.kit.tokens import TokenTable, ensure_local_tokens, local_token_file, token_source
 from honed.settings import ServerSettings
+from honed.topology import SERVICES
 
 LINGER_S = 3.0
 
@@ -102,6 +105,29 @@ def redis_url(settings: RunSettings) -> str:
     parts = urlsplit(queue.url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}"))
+
+
+def leads_nowhere(host: str, port: int) -> bool:
+    """Tells whether others cannot call what listens there: on every interface, or on a port that nobody knows before."""
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host.strip("[]")).is_unspecified:
+            return True
+    return port == 0
+
+
+def check_addresses(settings: RunSettings) -> None:
+    """Asserts that each service can be found by the run file, which local launchers see to by themselves.
+
+    Raises:
+        FailedPrecondition: a service has no address; names it.
+    """
+    for name in SERVICES:
+        section: ServerSettings = getattr(settings, name)
+        if section.address is None and leads_nowhere(section.host, section.port):
+            raise FailedPrecondition(
+                f"{name}.address is not set, and {section.target} leads nowhere: services that run elsewhere "
+                "(conductor.launcher: none) are found by the addresses in the run file"
+            )
 
 
 def consumer_name(service: str) -> str:

@@ -23,7 +23,7 @@ def fetch_tokenizer(store: PolicyStore, into: Path) -> Path:
     """
     base, latest = VersionId(0, 0), store.latest()
     if latest is None:
-        raise NotFound(f"run {store.run} has no version in the store yet: its pretraining phase publishes the first")
+        raise NotFound(f"run {store.run} has no version in the store yet: `honed job pretrain` publishes the first")
     version = base if base in store.versions() else latest
     store.fetch_files(version, lambda path: not path.endswith((".safetensors", ".safetensors.index.json")), into)
     return into

@@ -28,11 +28,14 @@ _REDIS_VERSION: Final = (6, 2)
 
 def check_machine(settings: RunSettings, report: Report, model: BaseModel | None) -> None:
     """Checks what can be checked without starting anything."""
-    if model is not None:
-        _check_memory(settings, report, model.parameters)
-        _check_disk(settings, report, model.parameters)
-    _check_devices(settings, report)
-    _check_ports(settings, report)
+    if settings.conductor.launcher == "none":
+        _check_addresses(settings, report)  # the services have machines of their own
+    else:
+        if model is not None:
+            _check_memory(settings, report, model.parameters)
+            _check_disk(settings, report, model.parameters)
+        _check_devices(settings, report)
+        _check_ports(settings, report)
     _check_redis(settings, report)
     _check_store(settings, report)
     _check_database(settings, report)
@@ -159,6 +162,15 @@ def _check_ports(settings: RunSettings, report: Report) -> None:
                     probe.bind((section.host, port))
                 except OSError as error:
                     report.error(where, f"cannot listen on {section.host}:{port} ({error.strerror}): choose another, or 0")
+
+
+def _check_addresses(settings: RunSettings, report: Report) -> None:
+    from honed.runtime import check_addresses
+
+    try:
+        check_addresses(settings)
+    except FailedPrecondition as error:
+        report.error("conductor.launcher", str(error))
 
 
 def _check_redis(settings: RunSettings, report: Report) -> None:

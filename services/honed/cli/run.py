@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: honed up run.yaml --replicas generation=2,reward=2")(up)
     app.command(epilog="Example: honed demo --keep")(demo)
     app.command(epilog="Example: honed serve generation --run-file /etc/honed/run.yaml")(serve)
-    app.command(hidden=True)(job)
+    app.command(epilog="Example: honed job pretrain --run-file /etc/honed/run.yaml")(job)
 
 
 def up(
@@ -112,7 +112,11 @@ def serve(service: Annotated[Service, typer.Argument(help="Which service.")], ru
 
 
 def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFile = None) -> None:
-    """Run one training job to its end."""
+    """Run one training job to its end. `honed up` does so by itself; beside `honed serve` somebody has to.
+
+    `pretrain` publishes version 0.0, from which everything starts: the model of conductor.start_from, or one trained on
+    data.texts. `reward-model` trains on the judgements of the preference service. Both publish into policy.url.
+    """
     from honed.kit.log import configure_logging
     from honed.runtime import service_name
     from honed.settings_file import load_settings

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
 
 import grpc
 
+from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.conductor.fleet import check_replicated
 from honed.conductor.launcher import ProcessState
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition, HonedError
+from honed.kit.errors import FailedPrecondition, HonedError, Unavailable
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import RunKeys
-from honed.queue.members import Members
-from honed.runtime import internal_channel, redis_url
+from honed.queue.members import REWARD, Members
+from honed.runtime import check_addresses, internal_channel, redis_url
+from honed.topology import SERVICES
 from honed.v1 import learner_pb2, learner_pb2_grpc, preference_pb2, preference_pb2_grpc
 
 POLL_S = 0.5
+WATCH_S = 5.0
 CALL_TIMEOUT_S = 5.0
+_BASE: Final = VersionId(0, 0)
+_REFUSED: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+Probe = Callable[[], Awaitable[None]]
+"""Returns when what is waited for is there; raises HonedError or AioRpcError, which say what is lacking, when it is not."""
 
 
 class ExternalFleet:
@@ -31,11 +40,12 @@ class ExternalFleet:
         """Connects to nothing yet.
 
         Raises:
-            FailedPrecondition: `queue.url` is not set.
+            FailedPrecondition: `queue.url` or the address of a service is not set.
         """
         self._settings, self._store = settings, store
         self.redis_url: str | None = redis_url(settings)
         self._states: dict[str, ProcessState] = {}
+        check_addresses(settings)
 
     async def start_redis(self, timeout_s: float) -> None:
         """Waits for Redis; see `Fleet`."""
@@ -44,25 +54,29 @@ class ExternalFleet:
 
     async def start(self, service: str, timeout_s: float) -> None:
         """Waits for one process of the service, for as long as it takes; after `timeout_s` that is an alarm."""
-        ready: dict[str, Callable[[], Awaitable[bool]]] = {"preference": self._preference, "learner": self._learner}
-        state = self._states[service] = ProcessState(service)
-        waiting = asyncio.ensure_future(_until(ready.get(service) or (lambda: self._registered(service))))
-        try:
-            done, _ = await asyncio.wait({waiting}, timeout=timeout_s)
-            if not done:
-                where = f"at {self.target(service)}" if service in ready else "registered in Redis"
-                state.alarm = (
-                    f"no {service} service is ready {where}: start one by `honed serve {service}` with this run's settings"
-                )
-            await waiting
-        finally:
-            waiting.cancel()
-        state.alarm, state.ready = "", True
+        await self._ready(self._states.setdefault(service, ProcessState(service)), timeout_s)
 
     async def run_job(self, job: str) -> None:
-        """Waits for a base version. A reward service is ready only once it has its reward model, so that needs no wait."""
-        if job == "pretrain":
-            await _until(self._has_base)
+        """Waits for the job's result, for as long as it takes; after `conductor.start_timeout_s` that is an alarm."""
+        state = self._states.setdefault(job, ProcessState(job))
+        probe, result = (self._base, "version 0.0") if job == "pretrain" else (self._reward_model, "reward model")
+        lack = (
+            f"the policy store {self._settings.policy_url} holds no {result} of the run: run `honed job {job}` once with this "
+            "run's settings, where the files are that it names"
+        )
+        await _until(probe, state, lack, self._settings.conductor.start_timeout_s)
+        del self._states[job]
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Looks every few seconds, as long as the block runs, whether services that were ready still are."""
+        watching = [asyncio.create_task(self._watch(service)) for service in SERVICES]
+        try:
+            yield
+        finally:
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
 
     def target(self, service: str) -> str:
         """See `Fleet`."""
@@ -77,37 +91,80 @@ class ExternalFleet:
         )
 
     def states(self) -> list[ProcessState]:
-        """The services as far as they were waited for."""
+        """The services as far as they were waited for, and a job whose result is."""
         return list(self._states.values())
 
     def address(self, process: str) -> str:
         """See `Fleet`; replicas have names of their own here."""
         return ""
 
-    async def _has_base(self) -> bool:
-        return VersionId(0, 0) in await asyncio.to_thread(self._store.versions)
+    async def _watch(self, service: str) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            state = self._states.get(service)
+            if state is not None and state.ready and await _lacking(self._probe(service)):
+                state.ready = False
+                await self._ready(state, self._settings.conductor.start_timeout_s)
 
-    async def _registered(self, service: str) -> bool:
+    async def _ready(self, state: ProcessState, timeout_s: float) -> None:
+        service = state.name
+        where = f"at {self.target(service)}" if service in ("preference", "learner") else "registered in Redis"
+        lack = f"no {service} service is ready {where}: start one by `honed serve {service}` with this run's settings"
+        await _until(self._probe(service), state, lack, timeout_s)
+        state.ready = True
+
+    def _probe(self, service: str) -> Probe:
+        probes: dict[str, Probe] = {"preference": self._preference, "learner": self._learner}
+        return probes.get(service) or (lambda: self._registered(service))
+
+    async def _base(self) -> None:
+        if _BASE not in await asyncio.to_thread(self._store.versions):
+            raise Unavailable(f"run {self._settings.run!r} has no version {_BASE} there")
+
+    async def _reward_model(self) -> None:
+        """A reward service is ready only once it has its reward model, wherever that came from."""
+        store = RewardModelStore(self._settings.policy_url, self._settings.run, TRAINED)
+        if await asyncio.to_thread(store.latest) is None:
+            await self._registered(REWARD)
+
+    async def _registered(self, service: str) -> None:
         async with RedisLink(redis_url(self._settings), retry=RetryPolicy(CALL_TIMEOUT_S)) as link:
             members = await Members(link, RunKeys(self._settings.run), service).list()
-            return any(member.ready for member in members)
+        if not any(member.ready for member in members):
+            raise Unavailable(f"{len(members)} processes are registered, and none of them is ready")
 
-    async def _preference(self) -> bool:
+    async def _preference(self) -> None:
         async with internal_channel(self._settings, self.target("preference")) as channel:
             stub = preference_pb2_grpc.PreferenceServiceStub(channel)
             await stub.GetStats(preference_pb2.GetStatsRequest(), timeout=CALL_TIMEOUT_S)
-        return True
 
-    async def _learner(self) -> bool:
+    async def _learner(self) -> None:
         async with internal_channel(self._settings, self.target("learner")) as channel:
             stub = learner_pb2_grpc.LearnerServiceStub(channel)
             status = await stub.GetStatus(learner_pb2.GetStatusRequest(), timeout=CALL_TIMEOUT_S)
-        return bool(status.state != learner_pb2.LEARNER_STATE_STARTING)
+        if status.state == learner_pb2.LEARNER_STATE_STARTING:
+            raise Unavailable("it is starting")
 
 
-async def _until(claim: Callable[[], Awaitable[bool]]) -> None:
-    while True:
-        with contextlib.suppress(HonedError, grpc.aio.AioRpcError):
-            if await claim():
-                return
+async def _until(probe: Probe, state: ProcessState, lack: str, timeout_s: float) -> None:
+    """Returns when the probe does; after `timeout_s` what is lacking is the state's alarm until then."""
+    clock = asyncio.get_running_loop().time
+    late = clock() + timeout_s
+    while reason := await _lacking(probe):
+        if clock() >= late:
+            state.alarm = f"{lack} ({reason})"
         await asyncio.sleep(POLL_S)
+    state.alarm = ""
+
+
+async def _lacking(probe: Probe) -> str:
+    """Why the probe fails; empty when it does not."""
+    try:
+        await probe()
+    except grpc.aio.AioRpcError as error:
+        if error.code() in _REFUSED:
+            return f"{error.details()}; every service needs the same tokens, security.tokens names their directory"
+        return error.details() or error.code().name
+    except HonedError as error:
+        return str(error)
+    return ""

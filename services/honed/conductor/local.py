@@ -52,7 +52,7 @@ async def local_run(settings: RunSettings, *, fresh: bool = False, expendable: C
             "beside services that run elsewhere"
         )
     _check_ours(workspace)
-    with _alone(workspace):
+    with alone(workspace):
         await asyncio.to_thread(stop_leftover, workspace.redis)
         kept = _clear(workspace, expendable) if fresh else None
         settings = with_ports(_resolved(settings))
@@ -138,8 +138,12 @@ def _resolved(settings: RunSettings) -> RunSettings:
 
 
 @contextmanager
-def _alone(workspace: Workspace) -> Iterator[None]:
-    """Holds the directory's lock; the kernel lets go of it when this process ends, however it ends."""
+def alone(workspace: Workspace) -> Iterator[None]:
+    """Holds the directory's lock; the kernel lets go of it when this process ends, however it ends.
+
+    Raises:
+        FailedPrecondition: another process holds it, or the directory cannot be used.
+    """
     directory = workspace.root
     try:
         directory.mkdir(parents=True, exist_ok=True)

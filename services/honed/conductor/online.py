@@ -24,7 +24,7 @@ from honed.queue.admission import AdmissionPolicy
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.inbox import PromptInbox
 from honed.queue.keys import RunKeys
-from honed.queue.lease import Leases
+from honed.queue.lease import LeaseHeld, Leases
 from honed.runtime import consumer_name, internal_channel, redis_url
 from honed.v1 import conductor_pb2, learner_pb2, learner_pb2_grpc
 
@@ -47,12 +47,14 @@ class OnlineLoop:
     async def run(self, prompts: Path, tokenizer: Path) -> None:
         """Returns when the learner has made its updates and the streams are empty. A Redis that is away costs time only.
 
+        One conductor feeds a run: while another one does, this one waits for its end.
+
         Args:
             prompts: the file to train on.
             tokenizer: a directory with the policy's tokenizer.
 
         Raises:
-            LeaseLost: another conductor feeds this run.
+            LeaseLost: another conductor has taken the run over.
             ValueError: a prompt cannot be used; names file and line.
             FailedPrecondition: the streams do not become empty.
         """
@@ -60,11 +62,14 @@ class OnlineLoop:
         keys = RunKeys(settings.run)
         encoder, file = await asyncio.to_thread(self._opened, prompts, tokenizer)
         mix = PromptMix(settings.run, file, encoder, settings.seed, settings.conductor)
+        doing = self._state.doing
         async with (
             RedisLink(self._fleet.redis_url or redis_url(settings), retry=RetryPolicy(math.inf)) as link,
-            # One holder, so that two conductors never feed one run.
-            Leases(link, keys).held("conductor", consumer_name("conductor"), LEASE_MS) as lease,
+            Leases(link, keys).held(
+                "conductor", consumer_name("conductor"), LEASE_MS, wait_s=math.inf, on_wait=self._waits
+            ) as lease,
         ):
+            self._state.doing = doing
             policy = AdmissionPolicy(
                 settings.learner.batch,
                 settings.learner.max_staleness,
@@ -90,6 +95,9 @@ class OnlineLoop:
             raise FailedPrecondition("prompts can be submitted while the online loop runs: `honed status` shows the phase")
         inbox, encoder = self._submissions
         return await submit_prompts(request, inbox, encoder, self._settings.conductor.prompt_mix)
+
+    def _waits(self, reason: LeaseHeld) -> None:
+        self._state.doing = f"waiting: another conductor feeds this run, and this one goes on after it ({reason})"
 
     async def _watched(self, feeder: Feeder) -> None:
         """Admits prompts while the learner trains, through its restarts, until it has made its updates."""

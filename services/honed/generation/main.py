@@ -42,7 +42,7 @@ from honed.queue.keys import PROMPTS, RunKeys
 from honed.queue.members import GENERATION, Member, Members, registered
 from honed.queue.progress import ProgressBoard
 from honed.queue.stream import DeliverySettings, WorkQueue
-from honed.runtime import consumer_name, redis_url, server_options
+from honed.runtime import consumer_name, leads_nowhere, redis_url, server_options
 from honed.v1 import generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace
 
@@ -57,11 +57,12 @@ async def run(settings: RunSettings) -> None:
 
     Raises:
         OSError: A port is taken.
-        FailedPrecondition: The policy store holds no version, or this replica runs already.
+        FailedPrecondition: The policy store holds no version, this replica runs already, or the learner could not reach it.
         Aborted: No version of the store can be served.
         Unavailable: The engine died or stands still.
     """
     section = settings.generation
+    _check_control_address(settings)
     generator = Generator(settings, redis_url(settings))
     add_public = generation_pb2_grpc.add_GenerationServiceServicer_to_server
     add_control = generation_pb2_grpc.add_GenerationControlServiceServicer_to_server
@@ -215,6 +216,16 @@ def make_gate(section: GenerationSettings) -> RequestGate:
     return RequestGate(window, section.max_queued, section.application_share, training_limit=section.rollout_concurrency)
 
 
+def _check_control_address(settings: RunSettings) -> None:
+    section = settings.generation
+    elsewhere = settings.conductor.launcher == "none"
+    if elsewhere and section.control_address is None and leads_nowhere(section.host, section.control_port):
+        raise FailedPrecondition(
+            f"generation.control_address is not set, and {section.host}:{section.control_port} leads nowhere: say where the "
+            "learner reaches this replica, by HONED_GENERATION__CONTROL_ADDRESS"
+        )
+
+
 def _candidates(store: PolicyStore, directory: Path) -> Iterator[InitialVersion]:
     """The versions to try, newest first; each is fetched when its turn comes.
 
@@ -224,8 +235,8 @@ def _candidates(store: PolicyStore, directory: Path) -> Iterator[InitialVersion]
     versions = store.servable()
     if not versions:
         raise FailedPrecondition(
-            f"the policy store holds no version of run {store.run!r}: "
-            "run the pretraining phase, or set conductor.start_from to a model"
+            f"the policy store holds no version of run {store.run!r}: `honed up` publishes the first; "
+            "for services that are started one by one, `honed job pretrain` does"
         )
     for version in versions:
         yield InitialVersion(version, partial(store.fetch, version, directory))

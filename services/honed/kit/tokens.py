@@ -132,7 +132,7 @@ def _read_table(path: Path) -> dict[str, Identity]:
         rows = json.loads(path.read_text())["tokens"]
         return {row["sha256"]: Identity(row["name"], frozenset(row["scopes"])) for row in rows}
     except FileNotFoundError as error:
-        raise ValueError(f"token table {path} does not exist: `honed up` makes one, or mount your own") from error
+        raise ValueError(f"token table {path} does not exist: `honed tokens {path.parent}` makes one") from error
     except OSError as error:
         raise ValueError(f"token table {path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -21,7 +21,7 @@ from honed.artifacts.promotions import PromotionRecord
 from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.artifacts.store import PolicyStore
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition
+from honed.kit.errors import FailedPrecondition, NotFound
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.learner.build import build_trainer, config_hash, vocabulary_of
 from honed.learner.checkpoint import CheckpointStore
@@ -120,7 +120,10 @@ class LearnerProcess:
             FailedPrecondition: Another learner holds it, or another run of this name stands in Redis.
             NotFound: There is no base version.
         """
-        base = await asyncio.to_thread(self._store.manifest, BASE)
+        try:
+            base = await asyncio.to_thread(self._store.manifest, BASE)
+        except NotFound as error:
+            raise NotFound(f"{error}: `honed job pretrain` publishes the base version; the learner starts from it") from error
         self._base_digest = base.digest
         await self._identify()
         newest = await asyncio.to_thread(self._store.latest)

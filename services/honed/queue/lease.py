@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
@@ -130,7 +130,13 @@ class Leases:
 
     @asynccontextmanager
     async def held(
-        self, name: str, owner: str, ttl_ms: int, above: int = 0, wait_s: float | None = None
+        self,
+        name: str,
+        owner: str,
+        ttl_ms: int,
+        above: int = 0,
+        wait_s: float | None = None,
+        on_wait: Callable[[LeaseHeld], object] = lambda _: None,
     ) -> AsyncIterator[HeldLease]:
         """Holds a lease as long as the block runs: waits for it, renews it, and releases it at the end.
 
@@ -143,6 +149,7 @@ class Leases:
             ttl_ms: As for `acquire`; renewed at a third of it.
             above: As for `acquire`.
             wait_s: How long to wait for another owner's lease to run out; by default three lives.
+            on_wait: Called with the reason at each try that finds another owner.
 
         Raises:
             LeaseHeld: another owner still held it after `wait_s`.
@@ -151,6 +158,7 @@ class Leases:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + (3 * ttl_ms / 1000 if wait_s is None else wait_s)
+        waiting = False
         while True:
             try:
                 lease = HeldLease(self, await self.acquire(name, owner, ttl_ms, above), ttl_ms)
@@ -158,7 +166,10 @@ class Leases:
             except LeaseHeld as error:
                 if loop.time() >= end:
                     raise
-                logger.info("waiting for the lease", extra={"reason": str(error)})
+                if not waiting:  # once: a wait may last for days
+                    logger.info("waiting for the lease", extra={"reason": str(error)})
+                waiting = True
+                on_wait(error)
                 await asyncio.sleep(min(_TRY_EVERY_S, ttl_ms / 1000))
         try:
             async with background(lease._renew_for_ever()):

@@ -36,8 +36,8 @@ async def policy_tokenizer(store: PolicyStore, timeout_s: float) -> TextTokenize
                 await asyncio.sleep(_POLL_S)
     except TimeoutError as error:
         raise FailedPrecondition(
-            f"the policy store holds no version of run {store.run!r}, whose tokenizer scoring needs: "
-            "run the pretraining phase, or set conductor.start_from to a model"
+            f"the policy store holds no version of run {store.run!r}, whose tokenizer scoring needs: `honed up` publishes the "
+            "first; for services that are started one by one, `honed job pretrain` does"
         ) from error
     return await asyncio.to_thread(_load, store)
 

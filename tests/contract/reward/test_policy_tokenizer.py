@@ -46,5 +46,5 @@ async def test_it_waits_for_the_version_that_pretraining_makes(scratch: Path, tm
 
 
 async def test_a_store_that_stays_empty_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(FailedPrecondition, match=r"no version of run 'run'.* set conductor\.start_from"):
+    with pytest.raises(FailedPrecondition, match=r"no version of run 'run'.* `honed job pretrain` does"):
         await policy_tokenizer(PolicyStore(tmp_path / "store", "run"), timeout_s=0.05)

@@ -124,8 +124,10 @@ async def test_a_lease_is_held_as_long_as_the_block_runs_and_released_after_it(l
 
 async def test_a_block_waits_for_a_dead_predecessors_lease(leases):
     await leases.acquire("learner", "dead", 40)
-    async with asyncio.timeout(5), leases.held("learner", "b", 40) as lease:
+    reasons: list[LeaseHeld] = []
+    async with asyncio.timeout(5), leases.held("learner", "b", 40, on_wait=reasons.append) as lease:
         assert lease.claim.fence == 2
+    assert "is held by dead" in str(reasons[0])
 
 
 async def test_losing_the_lease_cancels_the_block_with_that_error_alone(leases, run_out):

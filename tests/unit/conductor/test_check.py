@@ -19,6 +19,7 @@ from honed.check.run import check_run
 from honed.cli.init import _judgements, _quoted
 from honed.cli.main import app
 from honed.config import RunSettings
+from honed.topology import SERVICES
 
 
 def texts_of(report: Report) -> list[str]:
@@ -103,6 +104,20 @@ def test_all_that_is_wrong_with_a_run_is_found_at_once(tree: dict[str, Any], tmp
         found = texts_of(check_run(settings_of(tree), fast=True))
     for where in ("conductor.start_from", "data.prompts", "preference.port", "queue.url", "reward.scorers.0.source"):
         assert any(line.startswith(f"error {where}: ") for line in found), (where, found)
+
+
+def test_of_services_that_run_elsewhere_this_machine_is_asked_neither_memory_nor_ports() -> None:
+    ports = {name: {"host": "0.0.0.0", "port": 1, "address": f"{name}:1"} for name in SERVICES}
+    tree = {**ports, "conductor": {**ports["conductor"], "launcher": "none"}, "learner": {"device": "cuda:7"}}
+
+    def found() -> list[str]:
+        report = Report()
+        check_machine(RunSettings.model_validate(tree), report, BaseModel(70_000_000_000))
+        return texts_of(report)
+
+    assert any("learner.address is not set, and 127.0.0.1:0 leads nowhere" in line for line in found())
+    tree["learner"] = {**ports["learner"], "device": "cuda:7"}
+    assert [line for line in found() if "queue.url" not in line and "reward.scorers" not in line] == []
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_bill() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from tests.support.run import run_tree, settings_of, until
 
@@ -13,16 +16,47 @@ from honed.conductor import main
 from honed.conductor.external import ExternalFleet
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.v1 import learner_pb2, learner_pb2_grpc
 
 
-def settings(root: Path, **queue: str) -> RunSettings:
-    tree = run_tree(root, conductor={"launcher": "none"}, learner={"port": 1})
+def settings(root: Path, learner: int = 1, **queue: str) -> RunSettings:
+    tree = run_tree(root, conductor={"launcher": "none", "start_timeout_s": 0.05}, learner={"port": learner})
+    for name in ("generation", "reward", "preference", "conductor"):
+        tree[name] = {**tree.get(name, {}), "port": 2}
     return settings_of({**tree, "queue": queue, "security": {"authentication": False}})
 
 
-def make_fleet(root: Path) -> ExternalFleet:
-    found = settings(root, url="redis://127.0.0.1:1/0")
+def make_fleet(root: Path, learner: int = 1) -> ExternalFleet:
+    found = settings(root, learner, url="redis://127.0.0.1:1/0")
     return ExternalFleet(found, PolicyStore(found.policy_url, found.run))
+
+
+class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
+    """Trains, or refuses callers."""
+
+    def __init__(self) -> None:
+        self.refusing = False
+
+    async def GetStatus(self, request: Any, context: Any) -> learner_pb2.GetStatusResponse:
+        if self.refusing:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this bearer token is unknown")
+        return learner_pb2.GetStatusResponse(state=learner_pb2.LEARNER_STATE_TRAINING)
+
+
+@pytest.fixture
+async def learner() -> AsyncIterator[tuple[FakeLearner, int]]:
+    server, service = grpc.aio.server(), FakeLearner()
+    learner_pb2_grpc.add_LearnerServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield service, port
+    await server.stop(None)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POLL_S", "WATCH_S"):
+        monkeypatch.setattr(f"honed.conductor.external.{name}", 0.01)
 
 
 async def test_it_starts_and_ends_nothing(tmp_path: Path) -> None:
@@ -43,19 +77,51 @@ async def test_a_service_that_does_not_come_is_waited_for_under_an_alarm(tmp_pat
     await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_pretraining_elsewhere_is_done_when_the_base_version_is_in_the_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_an_alarm_says_why_a_service_does_not_count_as_ready(tmp_path: Path, learner: tuple[FakeLearner, int]) -> None:
+    service, port = learner
+    service.refusing = True
+    fleet = make_fleet(tmp_path, port)
+    waiting = asyncio.ensure_future(fleet.start("learner", 0.05))
+    await until(lambda: fleet.states() and fleet.states()[0].alarm, 10, "the alarm")
+    assert "(this bearer token is unknown; every service needs the same tokens" in fleet.states()[0].alarm
+    service.refusing = False
+    async with asyncio.timeout(10):
+        await waiting
+    assert (fleet.states()[0].ready, fleet.states()[0].alarm) == (True, "")
+
+
+async def test_a_service_that_is_lost_later_is_not_ready_until_it_is_back(
+    tmp_path: Path, learner: tuple[FakeLearner, int]
 ) -> None:
-    monkeypatch.setattr("honed.conductor.external.POLL_S", 0.01)
+    service, port = learner
+    fleet = make_fleet(tmp_path, port)
+    await fleet.start("learner", 10)
+    [state] = fleet.states()
+    async with fleet.watched():
+        service.refusing = True
+        await until(lambda: state.alarm and not state.ready, 10, "it is missed")
+        service.refusing = False
+        await until(lambda: state.ready and not state.alarm, 10, "it is back")
+
+
+async def test_without_the_address_of_a_service_it_says_which_one_to_set(tmp_path: Path) -> None:
+    found = settings(tmp_path, 0, url="redis://127.0.0.1:1/0")
+    with pytest.raises(FailedPrecondition, match=r"learner\.address is not set, and 127\.0\.0\.1:0 leads nowhere"):
+        ExternalFleet(found, PolicyStore(found.policy_url, found.run))
+
+
+async def test_pretraining_elsewhere_is_done_when_the_base_version_is_in_the_store(tmp_path: Path) -> None:
     fleet = make_fleet(tmp_path)
     waiting = asyncio.ensure_future(fleet.run_job("pretrain"))
-    await asyncio.sleep(0.05)
+    await until(lambda: fleet.states() and fleet.states()[0].alarm, 10, "the alarm")
+    assert "run `honed job pretrain` once with this run's settings" in fleet.states()[0].alarm
     assert not waiting.done()
     version = tmp_path / "run" / "policy" / "small" / "0.0"
     version.mkdir(parents=True)
     (version / "manifest.json").write_text("{}")
     async with asyncio.timeout(10):
         await waiting
+    assert fleet.states() == []
 
 
 async def test_without_a_redis_of_its_own_or_with_processes_it_says_what_to_set(tmp_path: Path) -> None:
