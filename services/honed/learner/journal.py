@@ -174,7 +174,8 @@ class Journal:
 
     def committed(self, label: str) -> bool:
         """Whether a generator has committed this version, as far as memory goes back."""
-        return any(push.version == label and push.succeeded for _, push in reversed(self._newest_pushes))
+        pushes = tuple(self._newest_pushes)  # at once: threads ask while the event loop adds
+        return any(push.version == label and push.succeeded for _, push in reversed(pushes))
 
     @property
     def last(self) -> int:

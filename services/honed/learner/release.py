@@ -56,7 +56,7 @@ class Release:
             journal: Gets each push.
             lease: Checked before each write that others see.
             status: Shows what is served, and what is in trouble.
-            keep: How many of the newest versions stay; the base and promoted ones always do.
+            keep: How many of the newest versions stay; the base, promoted ones and the one that is served always do.
             config_hash: Digest of the settings, for the lineage.
             preference_snapshot: Content hash of the judgements behind the reward model, for the lineage; empty if unknown.
             clock: Seconds since 1970.
@@ -174,7 +174,8 @@ class Release:
                 await self._sleep(pause_s)
                 pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
             self._status.alarms.pop("push", None)
-            await self._retain()
+            if report.committed:  # a refused version stands until then, for whoever looks for the cause
+                await self._retain({BASE, report.version})
             await self._journal.announce()
         except Exception:
             self.changed()
@@ -206,9 +207,9 @@ class Release:
             except OSError as error:  # a full disk loses a line of the journal, not the push
                 logger.warning("the push is not in the journal", extra={"version": record.version, "reason": str(error)})
 
-    async def _retain(self) -> None:
+    async def _retain(self, always: set[VersionId]) -> None:
         try:
-            await asyncio.to_thread(self.store.retain, self._keep, {BASE})
+            await asyncio.to_thread(self.store.retain, self._keep, always)
         except (HonedError, OSError) as error:
             logger.warning("old versions could not be removed", extra={"reason": str(error)})
 

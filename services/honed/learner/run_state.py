@@ -16,7 +16,7 @@ from honed.learner.checkpoint import Checkpoint, CheckpointStore, Progress
 from honed.learner.intake import Held, Intake
 from honed.learner.journal import Journal, UpdateRecord
 from honed.learner.release import BASE, Release
-from honed.learner.rollback import Destination
+from honed.learner.rollback import Destination, good_versions
 from honed.learner.stats import SAMPLER_GAP_ALARM, UpdateStats
 from honed.learner.status import LearnerStatus, Reporter
 from honed.learner.training import Training
@@ -125,7 +125,8 @@ class RunState:
             checkpoint = Checkpoint(self.training.state(), progress)
 
             def write() -> None:
-                self._checkpoints.save(checkpoint, version.fence, also_keep=self.release.promoted())
+                good = good_versions(self.release.store, self.journal)
+                self._checkpoints.save(checkpoint, version.fence, also_keep=self.release.promoted(), good=good)
 
             await asyncio.to_thread(write)
             self.saved = (version.fence, self.training.step)

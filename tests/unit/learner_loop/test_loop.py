@@ -15,6 +15,7 @@ from honed.artifacts import VersionId
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.episodes import Episode
 from honed.learner.journal import Totals, UpdateRecord, read_pushes, read_updates
+from honed.learner.rollback import Destination
 from honed.learner.stats import UpdateStats
 from honed.queue.lease import LeaseLost
 from honed.v1 import learner_pb2
@@ -327,6 +328,53 @@ async def test_a_refused_version_is_quarantined_never_pushed_again_and_left(worl
     assert "2.1" in labels(world), "the weights of 1.1 come back under a fence that is above"
     assert learner.journal.totals.refused == 1
     assert (await world.start(fence=3)).state.training.step == learner.state.training.step
+
+
+async def test_a_refused_version_pushes_the_last_good_one_out_of_no_store(world: World) -> None:
+    """With one version kept, a single refusal led back to the base."""
+    world.generator.refuses = {2}
+    learner = await world.start(keep=1)
+    back: list[str] = []
+    go_back = learner.state.go_back
+
+    async def noted(destination: Destination, *, publish: bool = True) -> None:
+        back.append(destination.label)
+        assert [v.label for v in world.store.servable()] == ["1.1", "0.0"]
+        assert world.store.latest() == VersionId(1, 2), "it stands, for whoever looks for the cause"
+        world.generator.refuses = set()
+        await go_back(destination, publish=publish)
+
+    learner.state.go_back = noted  # type: ignore[method-assign]
+    world.intake.batches = [*batches(2), *batches(1, start=8)]
+    await world.until(learner, lambda: world.generator.serving == "2.1")
+    assert back == ["1.1"]
+
+
+async def test_refusals_in_a_row_lead_back_to_the_same_checkpoint(world: World) -> None:
+    """The optimizer goes back too, each time: checkpoints of the refused branch must not push the good one out."""
+    world.settings = {"failures": 9}
+    learner = await world.start()
+    back: list[tuple[str, bool]] = []
+    go_back = learner.state.go_back
+
+    async def noted(destination: Destination, *, publish: bool = True) -> None:
+        back.append((destination.label, destination.checkpoint is not None))
+        world.generator.refuses = {1, 2} if len(back) < 4 else set()
+        await go_back(destination, publish=publish)
+
+    learner.state.go_back = noted  # type: ignore[method-assign]
+    world.generator.refuses = {2}
+    await world.until(learner, lambda: world.generator.serving == "5.1")
+    assert back == [("1.1", True)] * 4
+
+
+async def test_a_checkpoint_is_gone_back_to_though_its_version_has_left_the_store(world: World) -> None:
+    world.checkpoint_every, world.steps, world.intake.batches = 3, 9, batches(5)
+    world.generator.refuses = {5}
+    learner = await world.start(keep=1)
+    await world.until(learner, lambda: world.generator.serving == "2.3")
+    assert VersionId(1, 3) not in world.store.versions()
+    assert learner.state.training.state().optimizer, "everything went back, not the weights alone"
 
 
 async def test_where_the_run_says_so_the_learner_goes_on_from_a_refused_version(world: World) -> None:
