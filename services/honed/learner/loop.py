@@ -266,12 +266,17 @@ class TrainingLoop:
         verdict = self._refusals.failed()
         if self._settings.on_refused == "rollback" or verdict == "rollback":
             await self._persist("roll-back", lambda: self._back_to_last_good(reason, publish=verdict != "fail"))
-        elif self._settings.max_staleness == 0 and verdict != "fail":
-            # Only this version's own rollouts could train: it needs another name.
+        elif verdict != "fail" and self._is_starved_by(report.version):
             await self._run.rename()
             await self._persist("publish", lambda: self._run.publish([]))
         if verdict == "fail":
             self._fail(f"version after version is refused, after a roll-back too; the last: {reason}")
+
+    def _is_starved_by(self, refused: VersionId) -> bool:
+        """Whether no rollout fresh enough can come any more unless the same weights are brought in under another name."""
+        status = self._status
+        served = status.served.step if status.served else 0
+        return refused == status.version and self._run.training.step - served > self._settings.max_staleness
 
     async def _back_to_last_good(self, reason: str, *, publish: bool = True) -> None:
         destination = await asyncio.to_thread(self._history.last_good)

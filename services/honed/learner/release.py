@@ -165,8 +165,9 @@ class Release:
                         self._record(report)
                         told = report.failures
                 self._attempted.set()
+                if report.refused:
+                    self.refused = report
                 if report.committed or report.refused:
-                    self.refused = report if report.refused else None
                     break
                 self._status.alarms["push"] = (
                     f"version {report.version} has reached no generator: {'; '.join(report.failures)}; trying again"

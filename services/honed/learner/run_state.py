@@ -145,20 +145,23 @@ class RunState:
 
     async def start_release(self) -> None:
         """Brings the present weights in, or publishes them first if the newest version is another."""
-        servable = await asyncio.to_thread(self.release.store.servable)
+        store = self.release.store
+        servable = await asyncio.to_thread(store.servable)
         version = self.status.version
         if servable and servable[0] == version:
             if version == BASE:
                 return  # generators start from it
             try:
                 # Its publisher may have died before any generator had it, and no fresher rollout would ever come.
-                manifest = await asyncio.to_thread(self.release.store.manifest, version)
+                manifest = await asyncio.to_thread(store.manifest, version)
             except (DataLoss, NotFound) as error:
                 logger.warning("published again: the version in the store is damaged", extra={"reason": str(error)})
             else:
                 await self.release.push(manifest)
                 return
         self.status.version = VersionId(self.lease.claim.fence, self.training.step)
+        if self.status.version in await asyncio.to_thread(store.marks.all, "quarantined"):
+            await self.rename()  # generators never take it again under the name that they refused
         await self.publish([])
 
     async def go_back(self, destination: Destination, *, publish: bool = True) -> None:

@@ -402,6 +402,40 @@ async def test_with_no_staleness_allowed_the_same_weights_come_again_under_anoth
     assert labels(world) == ["1.1", "1.2", "2.2"]
 
 
+async def test_refused_versions_beyond_the_staleness_that_is_allowed_come_again_under_another_name(world: World) -> None:
+    """After two refusals no rollout is fresh enough: nothing would ever train again, nor be refused a third time."""
+    world.settings = {"on_refused": "continue", "overlap_push": False, "max_staleness": 1}
+    world.generator.refuses, world.steps = {2, 3}, 9
+    learner = await world.start()
+
+    def allow() -> bool:
+        if len(world.store.marks.all("quarantined")) == 2:
+            world.generator.refuses = set()
+        return world.generator.serving == "2.3"
+
+    await world.until(learner, allow)
+    assert labels(world) == ["1.1", "1.2", "1.3", "2.3"]
+
+
+async def test_training_that_stopped_over_a_refused_version_goes_on_under_another_name(world: World) -> None:
+    """The refused name stands in the store with another lineage: to publish it again ended the learner."""
+    world.settings = {"on_refused": "continue", "overlap_push": False, "failures": 1}
+    world.generator.refuses, world.intake.batches, world.steps = {1}, batches(2), 9
+    learner = await world.start()
+    running = asyncio.ensure_future(learner.loop.run())
+    async with asyncio.timeout(60):
+        while learner.status.state != learner_pb2.LEARNER_STATE_FAILED:
+            await asyncio.sleep(0.001)
+        assert [mark.label for mark in world.store.marks.all("quarantined")] == ["1.1", "2.1"]
+        world.generator.refuses = set()
+        learner.loop.resume()
+        while world.generator.serving != "3.1" and not running.done():
+            await asyncio.sleep(0.001)
+        learner.stopping.set()
+        await running
+    assert learner.status.served == VersionId(3, 1)
+
+
 async def test_a_version_that_is_refused_again_and_again_stops_training(world: World) -> None:
     world.settings = {"failures": 2}
     world.generator.refuses = {1}
