@@ -207,7 +207,8 @@ class LearnerProcess:
             return {**stats.dropped, **({"dead_letter": stats.dead} if stats.dead else {})}
 
         record = PromotionRecord(self._settings.policy_url, self._settings.run)
-        scorers = PromotedScorers(PromotionBoard(self._link, self._keys), lambda: record.read().versions)
+        sources = {scorer.name: scorer.source for scorer in self._settings.reward.scorers}
+        scorers = PromotedScorers(PromotionBoard(self._link, self._keys), lambda: record.read().versions_for(sources))
         return Reporter(
             self._status,
             ProgressBoard(self._link, self._keys),

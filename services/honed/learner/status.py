@@ -106,14 +106,14 @@ class NoPromotions:
 
 
 class AnnouncedPromotions:
-    """What the reward service has announced, or recorded where Redis says nothing."""
+    """What the reward service has recorded and announced."""
 
     def __init__(self, scorers: PromotedScorers) -> None:
         """Reads through `scorers`."""
         self._scorers = scorers
 
     async def promoted(self) -> Mapping[str, str]:
-        """Version by name of the scorer; while neither can be read, what was read last holds."""
+        """Version by name of the scorer; while that cannot be read, what was read last holds."""
         try:
             await self._scorers.refresh()
         except HonedError as error:
