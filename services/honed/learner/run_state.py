@@ -19,6 +19,7 @@ from honed.learner.release import BASE, Release
 from honed.learner.rollback import Destination, good_versions
 from honed.learner.stats import SAMPLER_GAP_ALARM, UpdateStats
 from honed.learner.status import LearnerStatus, Reporter
+from honed.learner.trained import TrainedIds
 from honed.learner.training import Training
 from honed.queue.lease import HeldLease
 from honed.v1 import learner_pb2
@@ -97,7 +98,8 @@ class RunState:
             predecessors: Their consumer names.
         """
         await self.intake.take_over(predecessors)
-        await self._cut_journal()
+        step = self.training.step
+        self._cut_journal(step, *await asyncio.to_thread(self._after, step))
 
     def learned(self, held: Sequence[Held]) -> None:
         """Takes a batch whose update has been applied into the state. It is not written down yet."""
@@ -178,7 +180,8 @@ class RunState:
             assert destination.weights is not None
             self.training.restart(destination.weights, step)
             self.intake.trained.discard(each.rollout_id for each in unsaved)
-            self.intake.trained.discard(await asyncio.to_thread(self.journal.ids_after, step))
+        undo = self.intake.trained if destination.checkpoint is None else None
+        after = await asyncio.to_thread(self._after, step, undo)
         self.intake.rollbacks = rollbacks
         self.rollbacks, self.rolled_to = self.rollbacks + 1, step
         self.release.refused = None
@@ -187,8 +190,7 @@ class RunState:
             # At once: a conductor that still reads "finished" after the roll-back would feed nothing, for ever.
             self.status.state = learner_pb2.LEARNER_STATE_WAITING
         await self.save()
-        await self._cut_journal()
-        self.tell()
+        self._cut_journal(step, *after)
         await self.reporter.write()
         if publish:
             await self.publish([])
@@ -225,13 +227,25 @@ class RunState:
         totals = self.journal.totals
         self.status.turn, self.status.undone = max(self.intake.trained.turn, totals.turn), totals.undone
 
-    async def _cut_journal(self) -> None:
-        journal = self.journal
-        gone = await asyncio.to_thread(journal.ids_after, self.training.step)
-        undone = sum(not self.intake.holds(rollout) for rollout in gone)
+    def _after(self, step: int, undo: TrainedIds | None = None) -> tuple[int, int]:
+        """Counts the rollouts of the updates after one, and those of them that will not come again. Blocks.
+
+        Args:
+            step: The last update that stays.
+            undo: Where to take them out.
+        """
+        gone = undone = 0
+        for record in self.journal.read(step + 1, with_rollouts=True):
+            gone += len(record.rollout_ids)
+            undone += sum(not self.intake.holds(rollout) for rollout in record.rollout_ids)
+            if undo is not None:
+                undo.discard(record.rollout_ids)
+        return gone, undone
+
+    def _cut_journal(self, step: int, gone: int, undone: int) -> None:
         if undone:
-            logger.warning("training was undone", extra={"rollouts": undone, "back_to": self.training.step})
-        journal.cut(self.training.step, undone)
+            logger.warning("training was undone", extra={"rollouts": undone, "back_to": step})
+        self.journal.cut(step, gone, undone)
         self.tell()
 
     def _take_state(self, checkpoint: Checkpoint) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -483,6 +484,26 @@ async def test_a_roll_back_beyond_the_checkpoints_takes_the_weights_of_the_versi
     assert learner.state.training.state().optimizer == {}, "fresh"
     assert learner.journal.totals.undone == 16
     assert [r for r in ids(range(20)) if r in world.intake.trained] == ids(range(4))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+async def test_a_roll_back_reads_what_it_undoes_once_and_beside_the_event_loop(
+    world: World, monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    """Far back that is the whole history: on the event loop it held everything up, and a list of all ids filled the memory."""
+    world.steps, world.intake.batches = 5, batches(5)
+    learner = await world.start()
+    await world.to_the_end(learner)
+    history, read, threads = learner.loop._history, learner.journal.read, []
+
+    def noted(*arguments: object, **options: object) -> object:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return read(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(learner.journal, "read", noted)
+    await learner.loop.roll_back(lambda: history.of_step(4 if exact else 1))
+    assert threads == [False]
+    assert learner.journal.totals.undone == (4 if exact else 16)
 
 
 async def test_a_promoted_versions_checkpoint_is_kept(world: World) -> None:
