@@ -21,7 +21,7 @@ from honed.artifacts.promotions import PromotionRecord
 from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.artifacts.store import PolicyStore
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition
+from honed.kit.errors import FailedPrecondition, HonedError
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.learner.build import build_trainer, config_hash, vocabulary_of
 from honed.learner.checkpoint import CheckpointStore
@@ -151,7 +151,8 @@ class LearnerProcess:
             stack.push_async_callback(intake.close)
             generators = self._generators()
             stack.push_async_callback(generators.close)
-            release = self._release(trainer, base, generators, journal, lease)
+            snapshot = await asyncio.to_thread(_snapshot, settings)
+            release = self._release(trainer, base, generators, journal, lease, snapshot)
             training = Training(
                 trainer, self._checkpoints, timeout_s=section.update_timeout_s, stop_within_s=section.drain_s / 2
             )
@@ -185,7 +186,13 @@ class LearnerProcess:
         return RegisteredGenerators(members, lambda address: internal_channel(self._settings, address), fallback=fallback)
 
     def _release(
-        self, trainer: PPOTrainer, base: Path, generators: RegisteredGenerators, journal: Journal, lease: HeldLease
+        self,
+        trainer: PPOTrainer,
+        base: Path,
+        generators: RegisteredGenerators,
+        journal: Journal,
+        lease: HeldLease,
+        preference_snapshot: str,
     ) -> Release:
         settings = self._settings
         return Release(
@@ -197,7 +204,7 @@ class LearnerProcess:
             self._status,
             keep=settings.policy.keep,
             config_hash=config_hash(settings),
-            preference_snapshot=_snapshot(settings),
+            preference_snapshot=preference_snapshot,
             clock=time.time,
         )
 
@@ -275,7 +282,11 @@ def _load_weights(directory: Path) -> Weights:
 
 
 def _snapshot(settings: RunSettings) -> str:
-    """The judgements behind the run's newest reward model."""
+    """The judgements behind the run's newest reward model; empty if that is not known. Blocks."""
     store = RewardModelStore(settings.policy_url, settings.run, TRAINED)
-    version = store.latest()
-    return "" if version is None else store.manifest(version).lineage.preference_snapshot
+    try:
+        version = store.latest()
+        return "" if version is None else store.manifest(version).lineage.preference_snapshot
+    except (HonedError, OSError) as error:  # a line of the lineage, no reason not to train
+        logger.warning("the reward model's manifest cannot be read; lineages leave it out", extra={"reason": str(error)})
+        return ""

@@ -11,7 +11,7 @@ import pytest
 
 from honed.artifacts.promotions import Promoted, PromotionRecord, PromotionState
 from honed.config import RewardSettings, RunSettings, ScorerSettings
-from honed.learner.main import LearnerProcess
+from honed.learner.main import LearnerProcess, _snapshot
 from honed.learner.status import LearnerStatus, Promotions
 from honed.queue.promotions import Announced, PromotionBoard
 
@@ -24,6 +24,15 @@ def of_run(directory: Path, *scorers: tuple[str, str]) -> RunSettings:
 def promotions(settings: RunSettings) -> Promotions:
     learner = LearnerProcess(settings, MagicMock(), LearnerStatus(), asyncio.Event())
     return learner._reporter(MagicMock())._promotions
+
+
+def test_a_damaged_manifest_of_a_reward_model_keeps_no_learner_from_starting(tmp_path: Path) -> None:
+    settings = of_run(tmp_path, ("rm", "trained"))
+    assert _snapshot(settings) == "", "none yet"
+    manifest = Path(settings.policy_url, settings.run, "reward-models", "trained", "0.1", "manifest.json")
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{")
+    assert _snapshot(settings) == ""
 
 
 async def test_promotions_that_the_run_file_made_void_ask_for_no_new_score(
