@@ -152,7 +152,7 @@ class TrainingLoop:
             Unavailable: The learner stops.
         """
         async with self._weights:
-            destination = await asyncio.to_thread(find)
+            destination = await self._status.pulse.in_thread(find)
             await self._persist("roll-back", lambda: self._run.go_back(destination))
             self._failed = False
             self._bad_batches, self._refusals = Guard(self._settings.failures), Guard(self._settings.failures)
@@ -218,7 +218,7 @@ class TrainingLoop:
         status.state = learner_pb2.LEARNER_STATE_TRAINING
         before, staleness = status.version, [each.staleness(run.training.step) for each in held]
         try:
-            with status.busy.working():
+            with status.busy.working(), status.pulse.working():
                 stats = await run.training.update(
                     [each.episode for each in held], version=before, saved=run.saved, stopping=self._stopping
                 )
@@ -279,7 +279,7 @@ class TrainingLoop:
         return refused == status.version and self._run.training.step - served > self._settings.max_staleness
 
     async def _back_to_last_good(self, reason: str, *, publish: bool = True) -> None:
-        destination = await asyncio.to_thread(self._history.last_good)
+        destination = await self._status.pulse.in_thread(self._history.last_good)
         logger.warning("rolling back", extra={"to": destination.label, "reason": reason})
         await self._run.go_back(destination, publish=publish)
 

@@ -61,6 +61,8 @@ logger = logging.getLogger(__name__)
 SERVICE: Final = "honed.v1.LearnerService"
 LEASE_MS: Final = 6_000
 _WATCHES: Final = (f"/{SERVICE}/WatchMetrics", f"/{SERVICE}/WatchPushes")
+_BEYOND_UPDATE_S: Final = 120.0
+"""How much longer than an update anything in a thread may take: a hung update ends the process itself, with its reason."""
 _CONSUMER: Final = re.compile(r"learner-(\d+)")
 
 
@@ -77,6 +79,7 @@ async def run(settings: RunSettings) -> None:
     service = LearnerService(settings.run, section.steps, status, loaded)
     servicer = Servicer(SERVICE, learner_pb2_grpc.add_LearnerServiceServicer_to_server, service)
     server = Server([Listener(section.host, section.port, [servicer])], server_options(settings, section, _WATCHES))
+    status.pulse = server.health.pulse("training", section.update_timeout_s + _BEYOND_UPDATE_S, idle=True)
 
     async def work(stopping: asyncio.Event) -> None:
         # A run outlives any outage of Redis: what waits for it waits.

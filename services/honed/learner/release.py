@@ -88,10 +88,11 @@ class Release:
             StoreFull: There is no room; the generators go on with the version they have.
         """
         await self._lease.check()
-        directory, canaries = await asyncio.to_thread(self._exporter.export, version)
+        pulse = self._status.pulse
+        directory, canaries = await pulse.in_thread(lambda: self._exporter.export(version))
         try:
             draft = VersionDraft(version, canaries, self._lineage(held))
-            return await asyncio.to_thread(self.store.publish, directory, draft)
+            return await pulse.in_thread(lambda: self.store.publish(directory, draft))
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
@@ -148,7 +149,7 @@ class Release:
     async def quarantine(self, report: PushReport) -> None:
         """Marks a refused version, so that no generator ever tries it again."""
         mark = Mark("; ".join(report.failures)[:2000], self._now())
-        await asyncio.to_thread(self.store.marks.add, report.version, "quarantined", mark)
+        await self._status.pulse.in_thread(lambda: self.store.marks.add(report.version, "quarantined", mark))
 
     def promoted(self) -> frozenset[str]:
         """Labels of promoted versions. Blocks."""

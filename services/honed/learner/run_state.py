@@ -130,7 +130,7 @@ class RunState:
                 good = good_versions(self.release.store, self.journal)
                 self._checkpoints.save(checkpoint, version.fence, also_keep=self.release.promoted(), good=good)
 
-            await asyncio.to_thread(write)
+            await self.status.pulse.in_thread(write)
             self.saved = (version.fence, self.training.step)
             self.status.alarms.pop("checkpoint", None)
         durable, self.unsaved = self.unsaved, []
@@ -148,21 +148,22 @@ class RunState:
     async def start_release(self) -> None:
         """Brings the present weights in, or publishes them first if the newest version is another."""
         store = self.release.store
-        servable = await asyncio.to_thread(store.servable)
+        in_thread = self.status.pulse.in_thread
+        servable = await in_thread(store.servable)
         version = self.status.version
         if servable and servable[0] == version:
             if version == BASE:
                 return  # generators start from it
             try:
                 # Its publisher may have died before any generator had it, and no fresher rollout would ever come.
-                manifest = await asyncio.to_thread(store.manifest, version)
+                manifest = await in_thread(lambda: store.manifest(version))
             except (DataLoss, NotFound) as error:
                 logger.warning("published again: the version in the store is damaged", extra={"reason": str(error)})
             else:
                 await self.release.push(manifest)
                 return
         self.status.version = VersionId(self.lease.claim.fence, self.training.step)
-        if self.status.version in await asyncio.to_thread(store.marks.all, "quarantined"):
+        if self.status.version in await in_thread(lambda: store.marks.all("quarantined")):
             await self.rename()  # generators never take it again under the name that they refused
         await self.publish([])
 
@@ -175,13 +176,14 @@ class RunState:
         self.unsaved = []
         rollbacks = (*self.intake.rollbacks, (fence, step))[-_ROLLBACKS_KEPT:]
         if destination.checkpoint is not None:
-            await asyncio.to_thread(self._take_state, destination.checkpoint)
+            checkpoint = destination.checkpoint
+            await self.status.pulse.in_thread(lambda: self._take_state(checkpoint))
         else:
             assert destination.weights is not None
             self.training.restart(destination.weights, step)
             self.intake.trained.discard(each.rollout_id for each in unsaved)
         undo = self.intake.trained if destination.checkpoint is None else None
-        after = await asyncio.to_thread(self._after, step, undo)
+        after = await self.status.pulse.in_thread(lambda: self._after(step, undo))
         self.intake.rollbacks = rollbacks
         self.rollbacks, self.rolled_to = self.rollbacks + 1, step
         self.release.refused = None

@@ -13,6 +13,7 @@ import pytest
 from tests.support.learner_world import FakeGenerator, FakeIntake, World, batches, make_world, spoiled
 
 from honed.artifacts import VersionId
+from honed.kit.health import Pulse
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.episodes import Episode
 from honed.learner.journal import Totals, UpdateRecord, read_pushes, read_updates
@@ -40,6 +41,35 @@ async def test_every_update_is_journaled_made_durable_acknowledged_and_pushed(wo
     assert learner.status.state == learner_pb2.LEARNER_STATE_FINISHED
     assert learner.status.finished
     assert learner.status.served == VersionId(1, 3)
+
+
+async def test_a_checkpoint_on_a_hung_disk_ends_liveness_and_waiting_for_rollouts_does_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, world.steps = 0.0, 9
+    learner = await world.start()
+    pulse = learner.status.pulse = Pulse("training", 60, lambda: now, idle=True)
+    writing, free, save = threading.Event(), threading.Event(), CheckpointStore.save
+
+    def hung(self: CheckpointStore, *arguments: object, **options: object) -> object:
+        writing.set()
+        free.wait(30)
+        return save(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CheckpointStore, "save", hung)
+    running = asyncio.ensure_future(world.until(learner, world.intake.starved))
+    async with asyncio.timeout(30):
+        while not writing.is_set():
+            await asyncio.sleep(0.001)
+    assert not pulse.stopped
+    now = 61.0
+    assert pulse.stopped
+    free.set()
+    async with asyncio.timeout(30):
+        await world.intake.starved.wait()
+    now = 1000.0
+    assert not pulse.stopped
+    await running
 
 
 async def test_nothing_is_acknowledged_before_its_checkpoint_is_durable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
