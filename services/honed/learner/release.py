@@ -19,6 +19,7 @@ from honed.learner.exporter import Exporter
 from honed.learner.intake import Held
 from honed.learner.journal import Journal, PushRecord
 from honed.learner.push import Pusher, PushReport
+from honed.learner.rollback import good_versions
 from honed.learner.status import LearnerStatus
 from honed.queue.lease import HeldLease
 
@@ -56,7 +57,7 @@ class Release:
             journal: Gets each push.
             lease: Checked before each write that others see.
             status: Shows what is served, and what is in trouble.
-            keep: How many of the newest versions stay; the base, promoted ones and the one that is served always do.
+            keep: How many of the newest versions stay; the base, promoted ones and the last one committed always do.
             config_hash: Digest of the settings, for the lineage.
             preference_snapshot: Content hash of the judgements behind the reward model, for the lineage; empty if unknown.
             clock: Seconds since 1970.
@@ -147,9 +148,10 @@ class Release:
         await asyncio.wait([pushing])
 
     async def quarantine(self, report: PushReport) -> None:
-        """Marks a refused version, so that no generator ever tries it again."""
+        """Marks a refused version, so that no generator ever tries it again. It stands, for whoever looks for the cause."""
         mark = Mark("; ".join(report.failures)[:2000], self._now())
         await self._status.pulse.in_thread(lambda: self.store.marks.add(report.version, "quarantined", mark))
+        await self._retain(report.version)  # refused ones before it must not fill the disk
 
     def promoted(self) -> frozenset[str]:
         """Labels of promoted versions. Blocks."""
@@ -176,8 +178,8 @@ class Release:
                 await self._sleep(pause_s)
                 pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
             self._status.alarms.pop("push", None)
-            if report.committed:  # a refused version stands until then, for whoever looks for the cause
-                await self._retain({BASE, report.version})
+            if report.committed:
+                await self._retain(report.version)
             await self._journal.announce()
         except Exception:
             self.changed()
@@ -209,9 +211,14 @@ class Release:
             except OSError as error:  # a full disk loses a line of the journal, not the push
                 logger.warning("the push is not in the journal", extra={"version": record.version, "reason": str(error)})
 
-    async def _retain(self, always: set[VersionId]) -> None:
+    async def _retain(self, pushed: VersionId) -> None:
+        def remove() -> None:
+            good = good_versions(self.store, self._journal)
+            last_good = [version for version in self.store.versions() if good(version.label)][-1:]
+            self.store.retain(self._keep, {BASE, pushed, *last_good})
+
         try:
-            await asyncio.to_thread(self.store.retain, self._keep, always)
+            await asyncio.to_thread(remove)
         except (HonedError, OSError) as error:
             logger.warning("old versions could not be removed", extra={"reason": str(error)})
 

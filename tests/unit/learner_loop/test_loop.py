@@ -17,6 +17,7 @@ from honed.kit.health import Pulse
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.episodes import Episode
 from honed.learner.journal import Totals, UpdateRecord, read_pushes, read_updates
+from honed.learner.push import PushReport
 from honed.learner.rollback import Destination
 from honed.learner.stats import UpdateStats
 from honed.queue.lease import LeaseLost
@@ -397,6 +398,18 @@ async def test_refusals_in_a_row_lead_back_to_the_same_checkpoint(world: World) 
     world.generator.refuses = {2}
     await world.until(learner, lambda: world.generator.serving == "5.1")
     assert back == [("1.1", True)] * 4
+
+
+async def test_of_versions_refused_in_a_row_the_last_one_stands_beside_the_last_good_one(world: World) -> None:
+    """They must not fill the disk, and a learner that has just started knows from its journal alone what was committed."""
+    world.steps = 3
+    await world.to_the_end(await world.start())
+    second = world.learner(fence=2, keep=1)
+    for step in (4, 5, 6):
+        manifest = await second.release.publish(VersionId(2, step), [])
+        if step > 4:  # 2.4 was never pushed
+            await second.release.quarantine(PushReport(manifest.version, 0, ("no",), refusals=1))
+    assert [v.label for v in world.store.versions()] == ["0.0", "1.3", "2.4", "2.6"]
 
 
 async def test_a_checkpoint_is_gone_back_to_though_its_version_has_left_the_store(world: World) -> None:
