@@ -64,6 +64,14 @@ class PromotionState:
         """The promoted version of each scorer."""
         return {name: promoted.version for name, promoted in self.by_scorer.items()}
 
+    def versions_for(self, sources: Mapping[str, str]) -> dict[str, str]:
+        """The promoted version of each scorer of the settings that its promotion still stands for.
+
+        Args:
+            sources: The source of each scorer in the settings, by name. A promotion in place of another source is void.
+        """
+        return {name: row.version for name, row in self.by_scorer.items() if sources.get(name) == row.instead_of}
+
     def with_promotion(self, name: str, promoted: Promoted) -> PromotionState:
         """The state after a promotion."""
         return replace(self, number=self.number + 1, by_scorer={**self.by_scorer, name: promoted})

@@ -192,13 +192,17 @@ class ArtifactStore:
     def retain(self, keep_last: int, keep: set[VersionId] | None = None) -> list[VersionId]:
         """Removes all but the newest `keep_last` versions, those in `keep` and promoted ones; also what dead publishers left.
 
+        A quarantined version is none of the newest: however many are refused in a row, they push no good one out.
+
         Returns:
             The complete versions that were removed.
         """
         if keep_last < 1:
             raise InvalidArgument("keep_last", f"must be at least 1, got {keep_last}")
         complete = self.versions()
-        kept = set(complete[-keep_last:]) | (keep or set()) | set(self.marks.all("promoted"))
+        quarantined = self.marks.all("quarantined")
+        good = [version for version in complete if version not in quarantined]
+        kept = set(good[-keep_last:]) | (keep or set()) | set(self.marks.all("promoted"))
         removed = [version for version in complete if version not in kept]
         for version in removed:
             self._discard(version)

@@ -14,11 +14,14 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 MAX_WATCHES = 64
 WATCH_EVERY_S = 1.0
@@ -29,19 +32,20 @@ _Status = health_pb2.HealthCheckResponse
 class Pulse:
     """One loop's sign of life. Any thread may beat."""
 
-    def __init__(self, name: str, limit_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, limit_s: float, clock: Callable[[], float] = time.monotonic, *, idle: bool = False) -> None:
         """Starts beating now.
 
         Args:
             name: what beats, for the log.
             limit_s: the longest that may pass between two beats, in seconds.
             clock: gives seconds.
+            idle: nothing is expected but in `working`.
         """
         self.name = name
         self.limit_s = limit_s
         self._clock = clock
         self._last = clock()
-        self._idle = 0
+        self._idle = int(idle)
 
     def beat(self) -> None:
         """Says that the loop goes on."""
@@ -57,10 +61,25 @@ class Pulse:
             self.beat()
             self._idle -= 1
 
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Inside the block, within idleness, the loop does something that must come to its end within the limit."""
+        self.beat()
+        self._idle -= 1
+        try:
+            yield
+        finally:
+            self._idle += 1
+
+    async def in_thread(self, work: Callable[[], Result]) -> Result:
+        """Runs what blocks in a thread, as `working`: a hung disk is found though the event loop goes on."""
+        with self.working():
+            return await asyncio.to_thread(work)
+
     @property
     def silent_s(self) -> float:
         """Seconds since the last beat; 0 while it is idle."""
-        return 0.0 if self._idle else self._clock() - self._last
+        return 0.0 if self._idle > 0 else self._clock() - self._last
 
     @property
     def stopped(self) -> bool:
@@ -86,9 +105,12 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped l
         """The status of each service by full name."""
         return {name: self._status(name) for name in ("", *self._ready)}
 
-    def pulse(self, name: str, limit_s: float) -> Pulse:
-        """Makes liveness depend on a loop: it turns NOT_SERVING when the loop has not beaten for `limit_s` seconds."""
-        pulse = Pulse(name, limit_s, self._clock)
+    def pulse(self, name: str, limit_s: float, *, idle: bool = False) -> Pulse:
+        """Makes liveness depend on a loop: it turns NOT_SERVING when the loop has not beaten for `limit_s` seconds.
+
+        With `idle` it is expected to beat in its `working` blocks alone.
+        """
+        pulse = Pulse(name, limit_s, self._clock, idle=idle)
         self._pulses.append(pulse)
         return pulse
 

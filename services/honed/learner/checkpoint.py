@@ -44,6 +44,11 @@ class Name:
         match = _NAME.fullmatch(directory.name.removeprefix(_PARTIAL))
         return cls(*map(int, match.groups())) if match else None
 
+    @property
+    def label(self) -> str:
+        """Of the version with its weights."""
+        return f"{self.fence}.{self.step}"
+
     def __str__(self) -> str:
         return f"{self.fence:06d}-{self.sequence:08d}-step-{self.step}"
 
@@ -57,13 +62,21 @@ class CheckpointStore:
             raise InvalidArgument("keep", f"must be at least 1, got {keep}")
         self._directory, self._keep = directory, keep
 
-    def save(self, checkpoint: Checkpoint, fence: int, *, also_keep: Container[str] = ()) -> Path:
+    def save(
+        self,
+        checkpoint: Checkpoint,
+        fence: int,
+        *,
+        also_keep: Container[str] = (),
+        good: Callable[[str], bool] = lambda label: False,
+    ) -> Path:
         """Writes a checkpoint; when this returns it is durable. Older ones beyond `keep` are then removed.
 
         Args:
             checkpoint: What to write.
             fence: Of the writer's lease.
             also_keep: Labels of versions (`fence.step`) whose checkpoints stay too.
+            good: Whether a version, by its label, is one to go back to; the newest such checkpoint stays too.
 
         Raises:
             FailedPrecondition: A learner with a higher fence has written here; nothing was.
@@ -92,7 +105,7 @@ class CheckpointStore:
                     30.0,
                 ) from error
             raise
-        self._retain(fence, also_keep)
+        self._retain(fence, also_keep, good)
         return final
 
     def clean(self, fence: int) -> None:
@@ -162,14 +175,15 @@ class CheckpointStore:
             names = (Name.of(path) for path in self._directory.iterdir() if not path.name.startswith(_PARTIAL))
             yield from (name for name in names if name is not None)
 
-    def _retain(self, fence: int, also_keep: Container[str]) -> None:
+    def _retain(self, fence: int, also_keep: Container[str], good: Callable[[str], bool]) -> None:
         """Removes old checkpoints. Several of one update and fence count once, or repeated saves would leave no fallback."""
-        kept: set[tuple[int, int]] = set()
-        for name in sorted(self._names(), reverse=True):
-            label = (name.fence, name.step)
-            if label not in kept and len(kept) < self._keep:
-                kept.add(label)
-            elif name.fence <= fence and f"{name.fence}.{name.step}" not in also_keep:
+        kept: set[str] = set()
+        names = sorted(self._names(), reverse=True)
+        last_good = next((name for name in names if good(name.label)), None)
+        for name in names:
+            if name.label not in kept and len(kept) < self._keep:
+                kept.add(name.label)
+            elif name.fence <= fence and name != last_good and name.label not in also_keep:
                 shutil.rmtree(self._directory / str(name), ignore_errors=True)
 
     def _refuse_format_1(self) -> None:

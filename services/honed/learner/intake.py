@@ -15,9 +15,9 @@ this process stood still. Then it stays in hand once, under the newer delivery.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from google.protobuf.message import DecodeError
 
@@ -117,6 +117,8 @@ class Intake:
         self._ids: dict[str, str] = {}
         """Rollout id to entry, of the same."""
         self._taking: asyncio.Future[list[Delivery]] | None = None
+        self._ending: asyncio.Future[None] | None = None
+        """The ends in Redis of what is in hand no more."""
 
     @property
     def waiting(self) -> int:
@@ -152,6 +154,7 @@ class Intake:
 
         Cancel it to stop waiting; nothing is lost.
         """
+        await self._ended()
         while True:
             await self._sift(step)
             if len(self._waiting) >= size:
@@ -173,12 +176,14 @@ class Intake:
 
     async def discard(self, reason: str) -> int:
         """Drops whatever waits, here and in the stream, under a reason; returns how many. For after the last update."""
+        await self._ended()
         await self._accept(await self._take(1024))
         waiting, self._waiting = self._waiting, []
         return await self._queue.drop(self._let_go(waiting), reason)
 
     async def release(self) -> None:
         """Gives back what waits, at a stop."""
+        await self._ended()
         if self._taking is not None:
             await self._accept(await self._take(1))
         waiting, self._waiting = self._waiting, []
@@ -186,10 +191,11 @@ class Intake:
 
     async def close(self) -> None:
         """Ends what is under way; what Redis gave meanwhile comes again after its lease."""
-        if self._taking is not None:
-            self._taking.cancel()
-            await asyncio.wait([self._taking])
-            self._taking = None
+        for going_on in (self._taking, self._ending):
+            if going_on is not None:
+                going_on.cancel()
+                await asyncio.wait([going_on])
+        self._taking = self._ending = None
 
     async def _take(self, count: int) -> list[Delivery]:
         """Takes from the stream; a cancelled call goes on, and the next one gets its answer.
@@ -205,8 +211,24 @@ class Intake:
             if taking.done():
                 self._taking = None
 
+    async def _end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Ends deliveries in Redis. A cancelled call goes on, and the next wait for a batch waits for it first."""
+        self._ending = asyncio.ensure_future(work)
+        await self._ended()
+
+    async def _ended(self) -> None:
+        if self._ending is None:
+            return
+        ending = self._ending
+        try:
+            await asyncio.shield(ending)
+        finally:
+            if ending.done():
+                self._ending = None
+
     async def _accept(self, deliveries: Iterable[Delivery]) -> None:
         duplicates: list[Delivery] = []
+        unreadable: list[tuple[Delivery, str]] = []
         for delivery in deliveries:
             earlier = self._entries.get(delivery.entry)
             if earlier is not None and earlier.message.id == delivery.message.id:
@@ -222,7 +244,7 @@ class Intake:
                 scored = common_pb2.ScoredRollout.FromString(delivery.message.body)
                 episode = Episode.from_scored(delivery.entry, scored, self._vocabulary, max_tokens=self._settings.max_tokens)
             except (DecodeError, InvalidArgument) as error:
-                await self._queue.fail(delivery, str(error), retry=False)
+                unreadable.append((delivery, str(error)))
                 continue
             if episode.rollout_id in self.trained or episode.rollout_id in self._ids:
                 duplicates.append(delivery)
@@ -231,6 +253,12 @@ class Intake:
             self._hold(delivery)
             self._ids[held.rollout_id] = delivery.entry
             self._waiting.append(held)
+        if duplicates or unreadable:
+            await self._end(self._refuse(duplicates, unreadable))
+
+    async def _refuse(self, duplicates: Sequence[Delivery], unreadable: Sequence[tuple[Delivery, str]]) -> None:
+        for delivery, reason in unreadable:
+            await self._queue.fail(delivery, reason, retry=False)
         await self._queue.drop(duplicates, "duplicate")
 
     async def _sift(self, step: int) -> None:
@@ -250,17 +278,22 @@ class Intake:
         if len(fresh) == len(self._waiting):
             return
         self._waiting = fresh
-        if self._settings.on_promotion == "rescore":
-            await self._score_anew(out.pop("old_reward_model"))
-        for reason, held_back in out.items():
-            await self.drop(held_back, reason)
+        # All are let go before the first wait: where that is cancelled, none may stay in hand that waits no more.
+        await self._end(self._take_out({reason: self._let_go(held) for reason, held in out.items()}))
 
-    async def _score_anew(self, held: Sequence[Held]) -> None:
+    async def _take_out(self, out: Mapping[str, Sequence[Delivery]]) -> None:
+        for reason, deliveries in out.items():
+            if reason == "old_reward_model" and self._settings.on_promotion == "rescore":
+                await self._score_anew(deliveries)
+            else:
+                await self._queue.drop(deliveries, reason)
+
+    async def _score_anew(self, deliveries: Sequence[Delivery]) -> None:
         """Hands rollouts back to the reward service."""
         work = []
-        for each, delivery in zip(held, self._let_go(held), strict=True):
+        for delivery in deliveries:
             rollout = common_pb2.ScoredRollout.FromString(delivery.message.body).rollout
-            message = Message(each.rollout_id, rollout.SerializeToString(), delivery.message.traceparent)
+            message = Message(rollout.rollout_id, rollout.SerializeToString(), delivery.message.traceparent)
             work.append((delivery, [message]))
         await self._queue.hand_on_each(work, ROLLOUTS)
 

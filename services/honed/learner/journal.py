@@ -85,13 +85,14 @@ class Journal:
         self._newest_pushes.append((self._push_number, record))
         self._counts.update(push_counts([row]))
 
-    def ids_after(self, step: int) -> list[str]:
-        """The rollouts of the updates after one."""
-        return [rollout for record in self.read(step + 1, with_rollouts=True) for rollout in record.rollout_ids]
+    def cut(self, step: int, gone: int, undone: int) -> None:
+        """Removes the updates after one; durable when this returns.
 
-    def cut(self, step: int, undone: int) -> None:
-        """Removes the updates after one, of which so many rollouts will not come again; durable when this returns."""
-        gone = sum(len(record.rollout_ids) for record in self.read(step + 1, with_rollouts=True))
+        Args:
+            step: The last one that stays.
+            gone: How many rollouts the others trained on.
+            undone: How many of those will not come again.
+        """
         if not gone and not undone:
             return
         wanted = Counter({name: self._counts[name] for name in ("trained", "undone", "skipped", "turn")})
@@ -112,7 +113,8 @@ class Journal:
 
     def committed(self, label: str) -> bool:
         """Whether a generator has committed this version, as far as memory goes back."""
-        return any(push.version == label and push.succeeded for _, push in reversed(self._newest_pushes))
+        pushes = tuple(self._newest_pushes)  # at once: threads ask while the event loop adds
+        return any(push.version == label and push.succeeded for _, push in reversed(pushes))
 
     @property
     def last(self) -> int:

@@ -147,7 +147,7 @@ class TrainingLoop:
             Unavailable: The learner stops.
         """
         async with self._weights:
-            destination = await asyncio.to_thread(find)
+            destination = await self._status.pulse.in_thread(find)
             await self._retry.run("roll-back", lambda: self._run.go_back(destination))
             self._failed = False
             self._bad_batches, self._refusals = Guard(self._settings.failures), Guard(self._settings.failures)
@@ -213,7 +213,7 @@ class TrainingLoop:
         status.state = learner_pb2.LEARNER_STATE_TRAINING
         before, staleness = status.version, [each.staleness(run.training.step) for each in held]
         try:
-            with status.busy.working():
+            with status.busy.working(), status.pulse.working():
                 stats = await run.training.update(
                     [each.episode for each in held], version=before, saved=run.saved, stopping=self._stopping
                 )
@@ -261,15 +261,20 @@ class TrainingLoop:
         verdict = self._refusals.failed()
         if self._settings.on_refused == "rollback" or verdict == "rollback":
             await self._retry.run("roll-back", lambda: self._back_to_last_good(reason, publish=verdict != "fail"))
-        elif self._settings.max_staleness == 0 and verdict != "fail":
-            # Only this version's own rollouts could train: it needs another name.
+        elif verdict != "fail" and self._is_starved_by(report.version):
             await self._run.rename()
             await self._retry.run("publish", lambda: self._run.publish([]))
         if verdict == "fail":
             self._fail(f"version after version is refused, after a roll-back too; the last: {reason}")
 
+    def _is_starved_by(self, refused: VersionId) -> bool:
+        """Whether no rollout fresh enough can come any more unless the same weights are brought in under another name."""
+        status = self._status
+        served = status.served.step if status.served else 0
+        return refused == status.version and self._run.training.step - served > self._settings.max_staleness
+
     async def _back_to_last_good(self, reason: str, *, publish: bool = True) -> None:
-        destination = await asyncio.to_thread(self._history.last_good)
+        destination = await self._status.pulse.in_thread(self._history.last_good)
         logger.warning("rolling back", extra={"to": destination.label, "reason": reason})
         await self._run.go_back(destination, publish=publish)
 

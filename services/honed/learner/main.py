@@ -21,7 +21,7 @@ from honed.artifacts.promotions import PromotionRecord
 from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.artifacts.store import PolicyStore
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition, NotFound
+from honed.kit.errors import FailedPrecondition, HonedError, NotFound
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.learner.build import build_trainer, config_hash, vocabulary_of
 from honed.learner.checkpoint import CheckpointStore
@@ -61,6 +61,8 @@ logger = logging.getLogger(__name__)
 SERVICE: Final = "honed.v1.LearnerService"
 LEASE_MS: Final = 6_000
 _WATCHES: Final = (f"/{SERVICE}/WatchMetrics", f"/{SERVICE}/WatchPushes")
+_BEYOND_UPDATE_S: Final = 120.0
+"""How much longer than an update anything in a thread may take: a hung update ends the process itself, with its reason."""
 _CONSUMER: Final = re.compile(r"learner-(\d+)")
 
 
@@ -77,6 +79,7 @@ async def run(settings: RunSettings) -> None:
     service = LearnerService(settings.run, section.steps, status, loaded)
     servicer = Servicer(SERVICE, learner_pb2_grpc.add_LearnerServiceServicer_to_server, service)
     server = Server([Listener(section.host, section.port, [servicer])], server_options(settings, section, _WATCHES))
+    status.pulse = server.health.pulse("training", section.update_timeout_s + _BEYOND_UPDATE_S, idle=True)
 
     async def work(stopping: asyncio.Event) -> None:
         # A run outlives any outage of Redis: what waits for it waits.
@@ -154,7 +157,8 @@ class LearnerProcess:
             stack.push_async_callback(intake.close)
             generators = self._generators()
             stack.push_async_callback(generators.close)
-            release = self._release(trainer, base, generators, journal, lease)
+            snapshot = await asyncio.to_thread(_snapshot, settings)
+            release = self._release(trainer, base, generators, journal, lease, snapshot)
             training = Training(
                 trainer, self._checkpoints, timeout_s=section.update_timeout_s, stop_within_s=section.drain_s / 2
             )
@@ -188,7 +192,13 @@ class LearnerProcess:
         return RegisteredGenerators(members, lambda address: internal_channel(self._settings, address), fallback=fallback)
 
     def _release(
-        self, trainer: PPOTrainer, base: Path, generators: RegisteredGenerators, journal: Journal, lease: HeldLease
+        self,
+        trainer: PPOTrainer,
+        base: Path,
+        generators: RegisteredGenerators,
+        journal: Journal,
+        lease: HeldLease,
+        preference_snapshot: str,
     ) -> Release:
         settings = self._settings
         return Release(
@@ -200,7 +210,7 @@ class LearnerProcess:
             self._status,
             keep=settings.policy.keep,
             config_hash=config_hash(settings),
-            preference_snapshot=_snapshot(settings),
+            preference_snapshot=preference_snapshot,
             clock=time.time,
         )
 
@@ -210,7 +220,8 @@ class LearnerProcess:
             return {**stats.dropped, **({"dead_letter": stats.dead} if stats.dead else {})}
 
         record = PromotionRecord(self._settings.policy_url, self._settings.run)
-        scorers = PromotedScorers(PromotionBoard(self._link, self._keys), lambda: record.read().versions)
+        sources = {scorer.name: scorer.source for scorer in self._settings.reward.scorers}
+        scorers = PromotedScorers(PromotionBoard(self._link, self._keys), lambda: record.read().versions_for(sources))
         return Reporter(
             self._status,
             ProgressBoard(self._link, self._keys),
@@ -277,7 +288,11 @@ def _load_weights(directory: Path) -> Weights:
 
 
 def _snapshot(settings: RunSettings) -> str:
-    """The judgements behind the run's newest reward model."""
+    """The judgements behind the run's newest reward model; empty if that is not known. Blocks."""
     store = RewardModelStore(settings.policy_url, settings.run, TRAINED)
-    version = store.latest()
-    return "" if version is None else store.manifest(version).lineage.preference_snapshot
+    try:
+        version = store.latest()
+        return "" if version is None else store.manifest(version).lineage.preference_snapshot
+    except (HonedError, OSError) as error:  # a line of the lineage, no reason not to train
+        logger.warning("the reward model's manifest cannot be read; lineages leave it out", extra={"reason": str(error)})
+        return ""

@@ -1,9 +1,9 @@
 """Brings a published version into the generators that are registered now.
 
-Prepared everywhere first, then committed wherever it was prepared: a version that cannot be fetched or verified somewhere
-pauses nobody there. A push succeeds with the first generator that commits; those that do not answer catch up by themselves
-before they take training prompts or turn ready. A generator that answers ABORTED (its canaries do not fit) or DATA_LOSS has
-refused the version: trying again cannot help.
+Each one prepares it, then commits it, without waiting for the others: a version that cannot be fetched or verified somewhere
+pauses nobody there, and a slow fetch keeps no other generator at the old version. A push succeeds with the first generator
+that commits; those that do not answer catch up by themselves before they take training prompts or turn ready. A generator
+that answers ABORTED (its canaries do not fit) or DATA_LOSS has refused the version: trying again cannot help.
 """
 
 from __future__ import annotations
@@ -79,13 +79,16 @@ class Pusher:
         version = common_pb2.PolicyVersion(run=manifest.run, fence=manifest.version.fence, step=manifest.version.step)
         # Without a key: after a failed commit it has to be done again.
         prepare = generation_pb2.PrepareVersionRequest(version=version, manifest_sha256=manifest.digest)
-        prepared = await asyncio.gather(*(self._attempt("prepare", g.PrepareVersion, prepare) for g in generators))
         key = f"{manifest.run}/{manifest.version}"
         commit = generation_pb2.CommitVersionRequest(version=version, idempotency_key=key)
-        ready = [g for g, answer in zip(generators, prepared, strict=True) if not isinstance(answer, _Failure)]
-        answers = await asyncio.gather(*(self._attempt("commit", g.CommitVersion, commit) for g in ready))
+
+        async def bring_in(generator: Stub) -> Any:
+            answer = await self._attempt("prepare", generator.PrepareVersion, prepare)
+            return answer if isinstance(answer, _Failure) else await self._attempt("commit", generator.CommitVersion, commit)
+
+        answers = await asyncio.gather(*(bring_in(generator) for generator in generators))
         done = [answer for answer in answers if not isinstance(answer, _Failure)]
-        failures = [answer for answer in (*prepared, *answers) if isinstance(answer, _Failure)]
+        failures = [answer for answer in answers if isinstance(answer, _Failure)]
         if not generators:
             failures = [_Failure("no generator is registered", refusal=False)]
         return PushReport(
@@ -108,7 +111,9 @@ class Pusher:
 class RegisteredGenerators:
     """A channel to each registered generator, opened when it comes and closed when it has gone.
 
-    A member's control address names one process, so Prepare and Commit of one push reach the same one.
+    To those that are ready, if there are any: one that loads or drains could only hold a push up, and catches up by itself.
+    Where none is ready, all are tried: nobody is there to catch up with. A member's control address names one process, so
+    Prepare and Commit of one push reach the same one.
     """
 
     def __init__(self, members: Members, connect: Callable[[str], grpc.aio.Channel], *, fallback: str = "") -> None:
@@ -124,8 +129,9 @@ class RegisteredGenerators:
 
     async def __call__(self) -> list[Stub]:
         """The stubs of now."""
-        members = await self._members.list()
-        addresses = [member.control_address for member in members if member.control_address]
+        members = [member for member in await self._members.list() if member.control_address]
+        addresses = [member.control_address for member in members if member.ready]
+        addresses = addresses or [member.control_address for member in members]
         if not addresses and self._fallback:
             addresses = [self._fallback]
         for gone in self._channels.keys() - set(addresses):

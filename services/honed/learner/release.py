@@ -21,6 +21,7 @@ from honed.learner.intake import Held
 from honed.learner.journal import Journal
 from honed.learner.push import Pusher, PushReport
 from honed.learner.records import PushRecord
+from honed.learner.rollback import good_versions
 from honed.learner.status import LearnerStatus
 from honed.queue.lease import HeldLease
 
@@ -58,7 +59,7 @@ class Release:
             journal: Gets each push.
             lease: Checked before each write that others see.
             status: Shows what is served, and what is in trouble.
-            keep: How many of the newest versions stay; the base and promoted ones always do.
+            keep: How many of the newest versions stay; the base, promoted ones and the last one committed always do.
             config_hash: Digest of the settings, for the lineage.
             preference_snapshot: Content hash of the judgements behind the reward model, for the lineage; empty if unknown.
             clock: Seconds since 1970.
@@ -90,10 +91,11 @@ class Release:
             StoreFull: There is no room; the generators go on with the version they have.
         """
         await self._lease.check()
-        directory, canaries = await asyncio.to_thread(self._exporter.export, version)
+        pulse = self._status.pulse
+        directory, canaries = await pulse.in_thread(lambda: self._exporter.export(version))
         try:
             draft = VersionDraft(version, canaries, self._lineage(held))
-            return await asyncio.to_thread(self.store.publish, directory, draft)
+            return await pulse.in_thread(lambda: self.store.publish(directory, draft))
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
@@ -148,9 +150,10 @@ class Release:
         await asyncio.wait([pushing])
 
     async def quarantine(self, report: PushReport) -> None:
-        """Marks a refused version, so that no generator ever tries it again."""
+        """Marks a refused version, so that no generator ever tries it again. It stands, for whoever looks for the cause."""
         mark = Mark("; ".join(report.failures)[:2000], self._now())
-        await asyncio.to_thread(self.store.marks.add, report.version, "quarantined", mark)
+        await self._status.pulse.in_thread(lambda: self.store.marks.add(report.version, "quarantined", mark))
+        await self._retain(report.version)  # refused ones before it must not fill the disk
 
     def promoted(self) -> frozenset[str]:
         """Labels of promoted versions. Blocks."""
@@ -167,8 +170,9 @@ class Release:
                         self._record(report)
                         told = report.failures
                 self._attempted.set()
+                if report.refused:
+                    self.refused = report
                 if report.committed or report.refused:
-                    self.refused = report if report.refused else None
                     break
                 self._status.alarms["push"] = (
                     f"version {report.version} has reached no generator: {'; '.join(report.failures)}; trying again"
@@ -176,7 +180,8 @@ class Release:
                 await self._sleep(pause_s)
                 pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
             self._status.alarms.pop("push", None)
-            await self._retain()
+            if report.committed:
+                await self._retain(report.version)
             await self._journal.announce()
         except Exception:
             self.changed()
@@ -208,9 +213,14 @@ class Release:
             except OSError as error:  # a full disk loses a line of the journal, not the push
                 logger.warning("the push is not in the journal", extra={"version": record.version, "reason": str(error)})
 
-    async def _retain(self) -> None:
+    async def _retain(self, pushed: VersionId) -> None:
+        def remove() -> None:
+            good = good_versions(self.store, self._journal)
+            last_good = [version for version in self.store.versions() if good(version.label)][-1:]
+            self.store.retain(self._keep, {BASE, pushed, *last_good})
+
         try:
-            await asyncio.to_thread(self.store.retain, self._keep, {BASE})
+            await asyncio.to_thread(remove)
         except (HonedError, OSError) as error:
             logger.warning("old versions could not be removed", extra={"reason": str(error)})
 

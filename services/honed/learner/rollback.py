@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from honed.learner.checkpoint_files import Checkpoint
 from honed.learner.journal import Journal
 
 Weights = Mapping[str, Tensor]
+_BASE: Final = VersionId(0, 0)
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,11 @@ class History:
 
     def last_good(self) -> Destination:
         """The newest point whose version generators have committed; the base if there is none."""
-        servable = self._store.servable()
-
-        def good(label: str) -> bool:
-            version = VersionId.parse(label)
-            return version in servable and (version == VersionId(0, 0) or self._journal.committed(label))
-
-        checkpoint = self._checkpoints.find(lambda name: good(f"{name.fence}.{name.step}"))
+        good = good_versions(self._store, self._journal)
+        checkpoint = self._checkpoints.find(lambda name: good(name.label))
         if checkpoint is not None:
             return Destination(checkpoint.trainer.step, checkpoint.progress.version, checkpoint=checkpoint)
-        version = next((version for version in servable if good(version.label)), VersionId(0, 0))
+        version = next((version for version in self._store.servable() if good(version.label)), _BASE)
         return self._from_store(version)
 
     def of_version(self, version: VersionId) -> Destination:
@@ -88,7 +85,7 @@ class History:
             NotFound: Neither is kept.
         """
         quarantined = {version.label for version in self._store.marks.all("quarantined")}
-        checkpoint = self._checkpoints.find(lambda n: n.step == step and f"{n.fence}.{n.step}" not in quarantined)
+        checkpoint = self._checkpoints.find(lambda name: name.step == step and name.label not in quarantined)
         if checkpoint is not None:
             return Destination(step, checkpoint.progress.version, checkpoint=checkpoint)
         servable = self._store.servable()
@@ -101,6 +98,15 @@ class History:
     def _from_store(self, version: VersionId) -> Destination:
         directory = self._store.fetch(version, self._scratch)
         return Destination(version.step, version.label, weights=self._load(directory))
+
+
+def good_versions(store: PolicyStore, journal: Journal) -> Callable[[str], bool]:
+    """Whether a version, by its label, is one to go back to: generators have committed it, and none refused it since.
+
+    A checkpoint is good whether or not its version still stands in the store. Blocks.
+    """
+    quarantined = {version.label for version in store.marks.all("quarantined")}
+    return lambda label: label not in quarantined and (label == _BASE.label or journal.committed(label))
 
 
 def check_target(run: str, version_run: str, step: int, update: int) -> None:

@@ -18,9 +18,10 @@ from honed.learner.intake import Held, Intake
 from honed.learner.journal import Journal
 from honed.learner.records import UpdateRecord
 from honed.learner.release import BASE, Release
-from honed.learner.rollback import Destination
+from honed.learner.rollback import Destination, good_versions
 from honed.learner.stats import SAMPLER_GAP_ALARM, UpdateStats
 from honed.learner.status import LearnerStatus, Reporter
+from honed.learner.trained import TrainedIds
 from honed.learner.training import Training
 from honed.queue.lease import HeldLease
 from honed.v1 import learner_pb2
@@ -99,7 +100,8 @@ class RunState:
             predecessors: Their consumer names.
         """
         await self.intake.take_over(predecessors)
-        await self._cut_journal()
+        step = self.training.step
+        self._cut_journal(step, *await asyncio.to_thread(self._after, step))
 
     def learned(self, held: Sequence[Held]) -> None:
         """Takes a batch whose update has been applied into the state. It is not written down yet."""
@@ -127,9 +129,10 @@ class RunState:
             checkpoint = Checkpoint(self.training.state(), progress)
 
             def write() -> None:
-                self._checkpoints.save(checkpoint, version.fence, also_keep=self.release.promoted())
+                good = good_versions(self.release.store, self.journal)
+                self._checkpoints.save(checkpoint, version.fence, also_keep=self.release.promoted(), good=good)
 
-            await asyncio.to_thread(write)
+            await self.status.pulse.in_thread(write)
             self.saved = (version.fence, self.training.step)
             self.status.alarms.pop("checkpoint", None)
         durable, self.unsaved = self.unsaved, []
@@ -146,20 +149,24 @@ class RunState:
 
     async def start_release(self) -> None:
         """Brings the present weights in, or publishes them first if the newest version is another."""
-        servable = await asyncio.to_thread(self.release.store.servable)
+        store = self.release.store
+        in_thread = self.status.pulse.in_thread
+        servable = await in_thread(store.servable)
         version = self.status.version
         if servable and servable[0] == version:
             if version == BASE:
                 return  # generators start from it
             try:
                 # Its publisher may have died before any generator had it, and no fresher rollout would ever come.
-                manifest = await asyncio.to_thread(self.release.store.manifest, version)
+                manifest = await in_thread(lambda: store.manifest(version))
             except (DataLoss, NotFound) as error:
                 logger.warning("published again: the version in the store is damaged", extra={"reason": str(error)})
             else:
                 await self.release.push(manifest)
                 return
         self.status.version = VersionId(self.lease.claim.fence, self.training.step)
+        if self.status.version in await in_thread(lambda: store.marks.all("quarantined")):
+            await self.rename()  # generators never take it again under the name that they refused
         await self.publish([])
 
     async def go_back(self, destination: Destination, *, publish: bool = True) -> None:
@@ -171,12 +178,14 @@ class RunState:
         self.unsaved = []
         rollbacks = (*self.intake.rollbacks, (fence, step))[-_ROLLBACKS_KEPT:]
         if destination.checkpoint is not None:
-            await asyncio.to_thread(self._take_state, destination.checkpoint)
+            checkpoint = destination.checkpoint
+            await self.status.pulse.in_thread(lambda: self._take_state(checkpoint))
         else:
             assert destination.weights is not None
             self.training.restart(destination.weights, step)
             self.intake.trained.discard(each.rollout_id for each in unsaved)
-            self.intake.trained.discard(await asyncio.to_thread(self.journal.ids_after, step))
+        undo = self.intake.trained if destination.checkpoint is None else None
+        after = await self.status.pulse.in_thread(lambda: self._after(step, undo))
         self.intake.rollbacks = rollbacks
         self.rollbacks, self.rolled_to = self.rollbacks + 1, step
         self.release.refused = None
@@ -185,8 +194,7 @@ class RunState:
             # At once: a conductor that still reads "finished" after the roll-back would feed nothing, for ever.
             self.status.state = learner_pb2.LEARNER_STATE_WAITING
         await self.save()
-        await self._cut_journal()
-        self.tell()
+        self._cut_journal(step, *after)
         await self.reporter.write()
         if publish:
             await self.publish([])
@@ -223,13 +231,25 @@ class RunState:
         totals = self.journal.totals
         self.status.turn, self.status.undone = max(self.intake.trained.turn, totals.turn), totals.undone
 
-    async def _cut_journal(self) -> None:
-        journal = self.journal
-        gone = await asyncio.to_thread(journal.ids_after, self.training.step)
-        undone = sum(not self.intake.holds(rollout) for rollout in gone)
+    def _after(self, step: int, undo: TrainedIds | None = None) -> tuple[int, int]:
+        """Counts the rollouts of the updates after one, and those of them that will not come again. Blocks.
+
+        Args:
+            step: The last update that stays.
+            undo: Where to take them out.
+        """
+        gone = undone = 0
+        for record in self.journal.read(step + 1, with_rollouts=True):
+            gone += len(record.rollout_ids)
+            undone += sum(not self.intake.holds(rollout) for rollout in record.rollout_ids)
+            if undo is not None:
+                undo.discard(record.rollout_ids)
+        return gone, undone
+
+    def _cut_journal(self, step: int, gone: int, undone: int) -> None:
         if undone:
-            logger.warning("training was undone", extra={"rollouts": undone, "back_to": self.training.step})
-        journal.cut(self.training.step, undone)
+            logger.warning("training was undone", extra={"rollouts": undone, "back_to": step})
+        self.journal.cut(step, gone, undone)
         self.tell()
 
     def _take_state(self, checkpoint: Checkpoint) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -12,6 +13,7 @@ from typing import Final, Protocol
 from honed.artifacts.version import VersionId
 from honed.kit.busy import BusyTime
 from honed.kit.errors import HonedError
+from honed.kit.health import Pulse
 from honed.queue.progress import LearnerProgress, ProgressBoard
 from honed.queue.promotions import PromotedScorers
 from honed.v1 import learner_pb2
@@ -44,6 +46,8 @@ class LearnerStatus:
         scorers: Version of each scorer whose scores are trained on.
         busy: Time in updates.
         waiting: Time waiting for batches.
+        pulse: Of what the learner does in threads: updates, and whatever a hung disk would hold up. Waiting for rollouts,
+            for Redis or for a person is idle.
     """
 
     state: learner_pb2.LearnerState.ValueType = learner_pb2.LEARNER_STATE_STARTING
@@ -64,6 +68,7 @@ class LearnerStatus:
     scorers: Mapping[str, str] = field(default_factory=dict)
     busy: BusyTime = field(default_factory=BusyTime)
     waiting: BusyTime = field(default_factory=BusyTime)
+    pulse: Pulse = field(default_factory=lambda: Pulse("training", math.inf, idle=True))
 
     @property
     def alarm(self) -> str:
@@ -106,14 +111,14 @@ class NoPromotions:
 
 
 class AnnouncedPromotions:
-    """What the reward service has announced, or recorded where Redis says nothing."""
+    """What the reward service has recorded and announced."""
 
     def __init__(self, scorers: PromotedScorers) -> None:
         """Reads through `scorers`."""
         self._scorers = scorers
 
     async def promoted(self) -> Mapping[str, str]:
-        """Version by name of the scorer; while neither can be read, what was read last holds."""
+        """Version by name of the scorer; while that cannot be read, what was read last holds."""
         try:
             await self._scorers.refresh()
         except HonedError as error:

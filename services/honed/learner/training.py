@@ -89,7 +89,7 @@ class Training:
             stopping: Set when the process is to stop: an update that would take too long then is undone.
 
         Raises:
-            BadBatch: It cannot be applied; the state is the one before.
+            BadBatch: It cannot be applied, or failed by any other error; the state is the one before.
             Interrupted: It was stopped; the state is the one before.
             DataLoss: It failed, and the checkpoint with the state before is damaged.
         """
@@ -107,7 +107,14 @@ class Training:
         self, episodes: Sequence[Episode], version: VersionId, interrupt: threading.Event, stopping: asyncio.Event
     ) -> UpdateStats:
         def work() -> UpdateStats:
-            return self.trainer.update(episodes, version=version, interrupted=interrupt.is_set)
+            try:
+                return self.trainer.update(episodes, version=version, interrupted=interrupt.is_set)
+            except (BadBatch, Interrupted):
+                raise
+            except Exception as error:
+                logger.exception("an update failed by an error of its own")
+                failure = f"the update failed: {type(error).__name__}: {error}"
+            raise BadBatch(failure)  # out here, so that it holds on to no tensor of the failed update
 
         update = asyncio.ensure_future(asyncio.to_thread(work))
         stop = asyncio.ensure_future(stopping.wait())

@@ -78,17 +78,22 @@ class PromotionBoard:
 
 
 class PromotedScorers:
-    """The promoted version of each scorer, for whoever asks often: read from Redis in the background."""
+    """The promoted version of each scorer, for whoever asks often.
 
-    def __init__(self, board: PromotionBoard, record: Callable[[], Mapping[str, str]] = dict) -> None:
+    Redis says when to read the record of truth again. What it announces itself is not enough: whether a promotion still
+    stands depends on the run file, which may name another source by now.
+    """
+
+    def __init__(self, board: PromotionBoard, record: Callable[[], Mapping[str, str]]) -> None:
         """Knows nothing until `following`.
 
         Args:
             board: The run's.
-            record: Reads the record of truth, for when Redis says nothing; blocks.
+            record: Reads the record of truth: the promotions that stand, version by scorer; blocks.
         """
         self._board = board
         self._record = record
+        self._number = 0
         self._promoted: Mapping[str, str] = {}
 
     def promoted(self) -> Mapping[str, str]:
@@ -99,10 +104,12 @@ class PromotedScorers:
         """Reads once.
 
         Raises:
-            HonedError: Neither Redis nor the record can be read.
+            HonedError: Redis or the record cannot be read.
         """
-        announced = await self._board.read()
-        self._promoted = announced.promoted if announced.number else await asyncio.to_thread(self._record)
+        number = (await self._board.read()).number
+        if number == 0 or number != self._number:  # 0: nothing was promoted, or Redis lost it
+            self._promoted = await asyncio.to_thread(self._record)
+            self._number = number
 
     @asynccontextmanager
     async def following(self, every_s: float = 1.0) -> AsyncIterator[PromotedScorers]:

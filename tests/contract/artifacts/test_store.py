@@ -251,6 +251,15 @@ def test_retention_never_removes_a_promoted_version(store: PolicyStore, tmp_path
     assert store.versions() == [V1, V4]
 
 
+def test_quarantined_versions_push_no_good_one_out(store: PolicyStore, tmp_path: Path) -> None:
+    for version in (V1, V2, V3, V4):
+        store.publish(make_source(tmp_path / "source", version.step), draft(version))
+    for version in (V3, V4):
+        store.marks.add(version, "quarantined", Mark("canaries off by 1 nat", "now"))
+    assert store.retain(1) == [V1, V3, V4]
+    assert store.servable() == [V2]
+
+
 def test_a_damaged_mark_is_an_error_that_names_it(store: PolicyStore, location: str) -> None:
     store.marks.add(V1, "quarantined", Mark("why", "now"))
     damage(location, "marks/1.1.quarantined.json", b"{")

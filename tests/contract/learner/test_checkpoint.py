@@ -171,6 +171,14 @@ def test_what_is_to_be_kept_stays(tmp_path: Path) -> None:
     assert [int(p.name.rpartition("-")[2]) for p in store.list()] == [1, 3]
 
 
+def test_the_newest_good_one_stays_however_many_follow_it(tmp_path: Path) -> None:
+    store, trainer = CheckpointStore(tmp_path, keep=2), new_trainer()
+    for step in range(1, 7):
+        checkpoint = Checkpoint(step_made(trainer, step).state(), PROGRESS)
+        store.save(checkpoint, 3, good=lambda label: label in ("3.1", "3.2"))
+    assert [path.name.rpartition("-")[2] for path in store.list()] == ["2", "5", "6"]
+
+
 def test_a_learner_that_was_replaced_writes_nothing_and_removes_nothing_of_its_successors(tmp_path: Path) -> None:
     """M1: it was frozen between its check of the lease and the write."""
     store, trainer = CheckpointStore(tmp_path, keep=1), new_trainer()

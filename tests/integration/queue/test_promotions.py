@@ -43,12 +43,12 @@ async def test_a_follower_sees_a_promotion_and_keeps_it_when_redis_loses_it(
     board: PromotionBoard, link: RedisLink, keys: RunKeys
 ) -> None:
     recorded = {"rm": "a"}
-    async with PromotedScorers(board, lambda: recorded).following(every_s=0.01) as scorers, asyncio.timeout(20):
+    async with PromotedScorers(board, lambda: dict(recorded)).following(every_s=0.01) as scorers, asyncio.timeout(20):
         assert scorers.promoted() == {"rm": "a"}, "Redis says nothing yet: the record does"
-        await board.announce(2, {"rm": "b"})
+        recorded["rm"] = "b"
+        await board.announce(2, {"rm": "b", "gone": "1"})
         while scorers.promoted() != {"rm": "b"}:
             await asyncio.sleep(0.005)
-        recorded["rm"] = "b"
         await link.redis.delete(keys.promotions())
         for _ in range(10):
             await asyncio.sleep(0.005)
@@ -57,7 +57,7 @@ async def test_a_follower_sees_a_promotion_and_keeps_it_when_redis_loses_it(
 
 async def test_what_was_heard_last_holds_while_redis_is_away(board: PromotionBoard, keys: RunKeys) -> None:
     async with RedisLink("redis://127.0.0.1:1", retry=RetryPolicy(deadline_s=0.01, first_s=0.001)) as nowhere:
-        scorers = PromotedScorers(PromotionBoard(nowhere, keys))
+        scorers = PromotedScorers(PromotionBoard(nowhere, keys), dict)
         async with scorers.following(every_s=0.01):
             await asyncio.sleep(0.03)
             assert scorers.promoted() == {}

@@ -59,6 +59,21 @@ async def test_an_idle_pulse_may_be_silent_and_is_watched_again_afterwards() -> 
     assert await live(health) == NOT_SERVING
 
 
+async def test_a_pulse_that_is_idle_from_the_start_is_watched_while_it_works(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    health = Health(clock)
+    pulse = health.pulse("training", 60, idle=True)
+    clock.now += 10_000
+    assert await live(health) == SERVING
+    with pulse.working():
+        clock.now += 61
+        assert await live(health) == NOT_SERVING
+    assert await live(health) == SERVING
+    with pulse.working(), pulse.idle():
+        clock.now += 61
+        assert await live(health) == SERVING
+
+
 async def test_readiness_does_not_depend_on_pulses() -> None:
     clock = Clock()
     health = Health(clock)

@@ -63,7 +63,7 @@ def test_a_start_reads_the_newest_file_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", [0, 3, 4, 5, 8, 10])
 def test_a_cut_removes_what_the_checkpoint_does_not_know_and_keeps_the_totals_right(tmp_path: Path, step: int) -> None:
     journal = filled(tmp_path, 10)
-    journal.cut(step, undone=1)
+    journal.cut(step, gone=2 * (10 - step), undone=1)
     expected = Totals(trained=2 * step, undone=1, turn=11)
     assert journal.totals == Journal(tmp_path).totals == expected
     journal.add_update(update(step + 1), step + 2)
@@ -86,7 +86,7 @@ def test_a_cut_that_was_killed_half_way_is_finished_at_the_start(tmp_path: Path,
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", killed)
         with pytest.raises(KeyboardInterrupt):
-            journal.cut(2, undone=16)
+            journal.cut(2, gone=16, undone=16)
     again = Journal(tmp_path)
     assert again.totals == Totals(trained=4, undone=16, turn=11)
     assert [record.step for record in read_updates(tmp_path)] == [1, 2]
@@ -180,7 +180,7 @@ async def test_a_follower_sees_old_updates_and_new_ones_once_and_those_made_agai
         journal.add_update(update(4))
         await journal.announce()
         await reached(3)
-        journal.cut(2, undone=4)
+        journal.cut(2, gone=4, undone=4)
         journal.add_update(update(3))
         await journal.announce()
         await reached(4)

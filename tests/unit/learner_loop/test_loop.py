@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 from tests.support.learner_world import FakeGenerator, FakeIntake, World, batches, make_world, spoiled
 
 from honed.artifacts.version import VersionId
+from honed.kit.health import Pulse
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.episodes import Episode
 from honed.learner.journal import read_pushes, read_updates
+from honed.learner.push import PushReport
 from honed.learner.records import Totals, UpdateRecord
+from honed.learner.rollback import Destination
 from honed.learner.stats import UpdateStats
 from honed.queue.lease import LeaseLost
 from honed.v1 import learner_pb2
@@ -39,6 +43,35 @@ async def test_every_update_is_journaled_made_durable_acknowledged_and_pushed(wo
     assert learner.status.state == learner_pb2.LEARNER_STATE_FINISHED
     assert learner.status.finished
     assert learner.status.served == VersionId(1, 3)
+
+
+async def test_a_checkpoint_on_a_hung_disk_ends_liveness_and_waiting_for_rollouts_does_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, world.steps = 0.0, 9
+    learner = await world.start()
+    pulse = learner.status.pulse = Pulse("training", 60, lambda: now, idle=True)
+    writing, free, save = threading.Event(), threading.Event(), CheckpointStore.save
+
+    def hung(self: CheckpointStore, *arguments: object, **options: object) -> object:
+        writing.set()
+        free.wait(30)
+        return save(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CheckpointStore, "save", hung)
+    running = asyncio.ensure_future(world.until(learner, world.intake.starved))
+    async with asyncio.timeout(30):
+        while not writing.is_set():
+            await asyncio.sleep(0.001)
+    assert not pulse.stopped
+    now = 61.0
+    assert pulse.stopped
+    free.set()
+    async with asyncio.timeout(30):
+        await world.intake.starved.wait()
+    now = 1000.0
+    assert not pulse.stopped
+    await running
 
 
 async def test_nothing_is_acknowledged_before_its_checkpoint_is_durable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,6 +363,65 @@ async def test_a_refused_version_is_quarantined_never_pushed_again_and_left(worl
     assert (await world.start(fence=3)).state.training.step == learner.state.training.step
 
 
+async def test_a_refused_version_pushes_the_last_good_one_out_of_no_store(world: World) -> None:
+    """With one version kept, a single refusal led back to the base."""
+    world.generator.refuses = {2}
+    learner = await world.start(keep=1)
+    back: list[str] = []
+    go_back = learner.state.go_back
+
+    async def noted(destination: Destination, *, publish: bool = True) -> None:
+        back.append(destination.label)
+        assert [v.label for v in world.store.servable()] == ["1.1", "0.0"]
+        assert world.store.latest() == VersionId(1, 2), "it stands, for whoever looks for the cause"
+        world.generator.refuses = set()
+        await go_back(destination, publish=publish)
+
+    learner.state.go_back = noted  # type: ignore[method-assign]
+    world.intake.batches = [*batches(2), *batches(1, start=8)]
+    await world.until(learner, lambda: world.generator.serving == "2.1")
+    assert back == ["1.1"]
+
+
+async def test_refusals_in_a_row_lead_back_to_the_same_checkpoint(world: World) -> None:
+    """The optimizer goes back too, each time: checkpoints of the refused branch must not push the good one out."""
+    world.settings = {"failures": 9}
+    learner = await world.start()
+    back: list[tuple[str, bool]] = []
+    go_back = learner.state.go_back
+
+    async def noted(destination: Destination, *, publish: bool = True) -> None:
+        back.append((destination.label, destination.checkpoint is not None))
+        world.generator.refuses = {1, 2} if len(back) < 4 else set()
+        await go_back(destination, publish=publish)
+
+    learner.state.go_back = noted  # type: ignore[method-assign]
+    world.generator.refuses = {2}
+    await world.until(learner, lambda: world.generator.serving == "5.1")
+    assert back == [("1.1", True)] * 4
+
+
+async def test_of_versions_refused_in_a_row_the_last_one_stands_beside_the_last_good_one(world: World) -> None:
+    """They must not fill the disk, and a learner that has just started knows from its journal alone what was committed."""
+    world.steps = 3
+    await world.to_the_end(await world.start())
+    second = world.learner(fence=2, keep=1)
+    for step in (4, 5, 6):
+        manifest = await second.release.publish(VersionId(2, step), [])
+        if step > 4:  # 2.4 was never pushed
+            await second.release.quarantine(PushReport(manifest.version, 0, ("no",), refusals=1))
+    assert [v.label for v in world.store.versions()] == ["0.0", "1.3", "2.4", "2.6"]
+
+
+async def test_a_checkpoint_is_gone_back_to_though_its_version_has_left_the_store(world: World) -> None:
+    world.checkpoint_every, world.steps, world.intake.batches = 3, 9, batches(5)
+    world.generator.refuses = {5}
+    learner = await world.start(keep=1)
+    await world.until(learner, lambda: world.generator.serving == "2.3")
+    assert VersionId(1, 3) not in world.store.versions()
+    assert learner.state.training.state().optimizer, "everything went back, not the weights alone"
+
+
 async def test_where_the_run_says_so_the_learner_goes_on_from_a_refused_version(world: World) -> None:
     world.settings = {"on_refused": "continue", "overlap_push": False}
     world.generator.refuses = {2}
@@ -353,6 +445,40 @@ async def test_with_no_staleness_allowed_the_same_weights_come_again_under_anoth
 
     await world.until(learner, allow)
     assert labels(world) == ["1.1", "1.2", "2.2"]
+
+
+async def test_refused_versions_beyond_the_staleness_that_is_allowed_come_again_under_another_name(world: World) -> None:
+    """After two refusals no rollout is fresh enough: nothing would ever train again, nor be refused a third time."""
+    world.settings = {"on_refused": "continue", "overlap_push": False, "max_staleness": 1}
+    world.generator.refuses, world.steps = {2, 3}, 9
+    learner = await world.start()
+
+    def allow() -> bool:
+        if len(world.store.marks.all("quarantined")) == 2:
+            world.generator.refuses = set()
+        return world.generator.serving == "2.3"
+
+    await world.until(learner, allow)
+    assert labels(world) == ["1.1", "1.2", "1.3", "2.3"]
+
+
+async def test_training_that_stopped_over_a_refused_version_goes_on_under_another_name(world: World) -> None:
+    """The refused name stands in the store with another lineage: to publish it again ended the learner."""
+    world.settings = {"on_refused": "continue", "overlap_push": False, "failures": 1}
+    world.generator.refuses, world.intake.batches, world.steps = {1}, batches(2), 9
+    learner = await world.start()
+    running = asyncio.ensure_future(learner.loop.run())
+    async with asyncio.timeout(60):
+        while learner.status.state != learner_pb2.LEARNER_STATE_FAILED:
+            await asyncio.sleep(0.001)
+        assert [mark.label for mark in world.store.marks.all("quarantined")] == ["1.1", "2.1"]
+        world.generator.refuses = set()
+        learner.loop.resume()
+        while world.generator.serving != "3.1" and not running.done():
+            await asyncio.sleep(0.001)
+        learner.stopping.set()
+        await running
+    assert learner.status.served == VersionId(3, 1)
 
 
 async def test_a_version_that_is_refused_again_and_again_stops_training(world: World) -> None:
@@ -402,6 +528,26 @@ async def test_a_roll_back_beyond_the_checkpoints_takes_the_weights_of_the_versi
     assert learner.state.training.state().optimizer == {}, "fresh"
     assert learner.journal.totals.undone == 16
     assert [r for r in ids(range(20)) if r in world.intake.trained] == ids(range(4))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+async def test_a_roll_back_reads_what_it_undoes_once_and_beside_the_event_loop(
+    world: World, monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    """Far back that is the whole history: on the event loop it held everything up, and a list of all ids filled the memory."""
+    world.steps, world.intake.batches = 5, batches(5)
+    learner = await world.start()
+    await world.to_the_end(learner)
+    history, read, threads = learner.loop._history, learner.journal.read, []
+
+    def noted(*arguments: object, **options: object) -> object:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return read(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(learner.journal, "read", noted)
+    await learner.loop.roll_back(lambda: history.of_step(4 if exact else 1))
+    assert threads == [False]
+    assert learner.journal.totals.undone == (4 if exact else 16)
 
 
 async def test_a_promoted_versions_checkpoint_is_kept(world: World) -> None:

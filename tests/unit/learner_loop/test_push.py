@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -21,13 +22,24 @@ async def published(world: World, step: int, keep: int = 100) -> Manifest:
     return manifest
 
 
-async def test_all_prepare_before_any_commits(world: World) -> None:
-    one, other = FakeGenerator(), FakeGenerator()
-    log: list[str] = []
-    one.calls = other.calls = log
-    world.generators = [one, other]
-    report = await world.pusher().push(await published(world, 1))
-    assert log == ["prepare 1.1", "prepare 1.1", "commit 1.1", "commit 1.1"]
+async def test_a_generator_that_prepares_slowly_keeps_no_other_at_the_old_version(world: World) -> None:
+    slow, quick = FakeGenerator(), FakeGenerator()
+    world.generators = [slow, quick]
+    free, prepare = asyncio.Event(), slow.PrepareVersion
+
+    async def slowly(request: Any, timeout: float) -> Any:
+        await free.wait()
+        return await prepare(request, timeout)
+
+    slow.PrepareVersion = slowly  # type: ignore[method-assign]
+    pushing = asyncio.ensure_future(world.pusher().push(await published(world, 1)))
+    async with asyncio.timeout(10):
+        while quick.serving != "1.1":
+            await asyncio.sleep(0.001)
+    assert slow.calls == []
+    free.set()
+    report = await pushing
+    assert slow.calls == quick.calls == ["prepare 1.1", "commit 1.1"]
     assert (report.committed, report.failures, report.pauses_s, report.carried) == (2, (), (0.002, 0.002), 6)
 
 
@@ -96,9 +108,22 @@ class FakeMembers:
 
     def __init__(self) -> None:
         self.now: list[str] = []
+        self.ready: set[str] = set()
 
     async def list(self) -> list[Member]:
-        return [Member(address, "", control_address=address) for address in self.now]
+        return [Member(address, "", control_address=address, ready=address in self.ready) for address in self.now]
+
+
+async def test_a_push_goes_to_those_that_are_ready_and_to_all_where_none_is() -> None:
+    """One that loads or drains holds no push up; a single one that is not ready yet is not left out."""
+    members = FakeMembers()
+    generators = RegisteredGenerators(members, Channel)  # type: ignore[arg-type]
+    members.now = ["loads:1", "serves:1"]
+    sizes = []
+    for members.ready in (set(), {"serves:1"}, {"loads:1", "serves:1"}):
+        sizes.append(len(await generators()))
+    assert sizes == [2, 1, 2]
+    await generators.close()
 
 
 async def test_channels_come_and_go_with_the_members() -> None:

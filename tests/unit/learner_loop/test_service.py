@@ -34,7 +34,7 @@ async def test_the_status_says_all_and_reads_nothing(world: World, monkeypatch: 
     await world.to_the_end(learner)
     learner.status.dropped = {"stale": 7}
     service = service_of(world, learner)
-    for name in ("read", "ids_after", "_from_disk"):
+    for name in ("read", "_from_disk"):
         monkeypatch.setattr(learner.journal, name, None)
     status = await service.GetStatus(pb.GetStatusRequest(), NONE)
     assert (status.state, status.version.fence, status.version.step) == (pb.LEARNER_STATE_FINISHED, 1, 3)

@@ -116,6 +116,25 @@ def test_an_update_that_is_not_finite_or_explodes_is_refused(spoil: str, monkeyp
     assert trainer.step == 0
 
 
+async def test_an_update_that_fails_by_any_other_error_is_a_bad_batch_and_leaves_the_state_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Out of memory killed the learner, and its successor on the same batch again."""
+    trainer = make_trainer()
+    before = weights(trainer)
+
+    def exhausted(kl: float) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "_check_finite", exhausted)  # after the optimizer's steps
+    update = Training(trainer, CheckpointStore(tmp_path), die=die).update
+    with pytest.raises(BadBatch, match="the update failed: OutOfMemoryError: CUDA out of memory") as raised:
+        await update(random_episodes(8), version=VersionId(1, 0), saved=None, stopping=asyncio.Event())
+    assert equal(before, weights(trainer))
+    assert (raised.value.__cause__, raised.value.__context__) == (None, None), "a traceback would hold on to its tensors"
+    assert "in exhausted" in caplog.text, "a fault of our own must be seen"
+
+
 def test_the_guard_skips_rolls_back_once_and_gives_up() -> None:
     guard = Guard(2)
     assert [guard.failed() for _ in range(6)] == ["skip", "rollback", "skip", "fail", "skip", "fail"]

@@ -1,0 +1,107 @@
+"""Claims about what the intake holds when a wait is cut short."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+from tests.integration.learner.harness import recorded
+
+from honed.learner.episodes import Vocabulary
+from honed.learner.intake import Intake, IntakeSettings
+from honed.learner.trained import TrainedIds
+from honed.queue.holding import Holding
+from honed.queue.messages import Delivery, Message
+from honed.v1 import common_pb2
+
+
+class Queue:
+    """Ends deliveries as soon as the gate is open."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.waiting = [Delivery(f"{at}-0", message, 1, "me", "scored") for at, message in enumerate(messages, start=1)]
+        self.gate = asyncio.Event()
+        self.ended: list[tuple[str, str]] = []
+        """Message id, and how it ended."""
+
+    async def take(self, count: int, block_ms: int) -> list[Delivery]:
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        if not taken:
+            await asyncio.Event().wait()
+        return taken
+
+    async def drop(self, deliveries: Sequence[Delivery], reason: str) -> int:
+        await self.gate.wait()
+        self.ended += [(delivery.message.id, reason) for delivery in deliveries]
+        return len(deliveries)
+
+    async def fail(self, delivery: Delivery, reason: str, *, retry: bool) -> str:
+        await self.gate.wait()
+        self.ended.append((delivery.message.id, "dead"))
+        return "dead"
+
+    async def hand_on_each(self, work: Sequence[tuple[Delivery, Sequence[Message]]], to: str) -> list[bool]:
+        await self.gate.wait()
+        self.ended += [(message.id, to) for _, messages in work for message in messages]
+        return [True] * len(work)
+
+
+def intake_of(queue: Queue) -> Intake:
+    settings = IntakeSettings(1, on_promotion="rescore")
+    typed = cast(Any, queue)
+    return Intake(typed, Holding(typed), Vocabulary(258), settings, TrainedIds("small"), lambda: {"rm": "new"})
+
+
+def sampled_by(message: Message, fence: int, step: int) -> Message:
+    scored = common_pb2.ScoredRollout.FromString(message.body)
+    version = scored.rollout.version_spans[0].version
+    version.fence, version.step = fence, step
+    return Message(message.id, scored.SerializeToString())
+
+
+async def cut_short(intake: Intake, step: int) -> None:
+    """A wait for a batch that ends while its first entry is being ended."""
+    collecting = asyncio.ensure_future(intake.collect(9, step))
+    async with asyncio.timeout(10):
+        while intake._ending is None:
+            await asyncio.sleep(0.001)
+    collecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await collecting
+
+
+async def settled(intake: Intake, queue: Queue) -> list[tuple[str, str]]:
+    """How everything has ended, once the gate is open."""
+    queue.gate.set()
+    collecting = asyncio.ensure_future(intake.collect(9, 9))
+    async with asyncio.timeout(10):
+        while intake._ending is not None:
+            await asyncio.sleep(0.001)
+    collecting.cancel()
+    await asyncio.wait([collecting])
+    await intake.close()
+    return queue.ended
+
+
+async def test_a_wait_that_is_cut_short_leaves_nothing_in_hand_that_waits_no_more() -> None:
+    """What goes under the other reasons was never let go, and counted as in hand for ever."""
+    abandoned, stale, old = list(recorded(3, 3))
+    queue = Queue([sampled_by(abandoned, 1, 9), sampled_by(stale, 1, 0), sampled_by(old, 2, 9)])
+    intake = intake_of(queue)
+    intake.rollbacks = ((2, 0),)
+    await cut_short(intake, 9)
+    assert [intake.holds(message.id) for message in (abandoned, stale, old)] == [False, False, False]
+    assert (intake.waiting, len(intake._leases)) == (0, 0)
+    assert await settled(intake, queue) == [(stale.id, "stale"), (abandoned.id, "rolled_back"), (old.id, "rollouts")]
+
+
+async def test_a_wait_that_is_cut_short_keeps_what_came_behind_an_entry_that_nobody_can_read() -> None:
+    """They would come again after their lease, out of order."""
+    good = next(recorded(1, 1))
+    queue = Queue([Message("junk", b"\xff"), sampled_by(good, 1, 9)])
+    intake = intake_of(queue)
+    await cut_short(intake, 9)
+    assert intake.holds(good.id)
+    assert (await settled(intake, queue))[0] == ("junk", "dead")
