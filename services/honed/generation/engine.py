@@ -251,9 +251,11 @@ class GenerationEngine(Protocol):
 
         Raises:
             FailedPrecondition: If the version was not prepared.
-            Aborted: If it did not take; the last good version serves again, and no request failed.
-            Unavailable: If the last good version could not be restored either. The engine is dead
-                then.
+            Aborted: If the version is at fault, as when its canaries do not agree. The last good
+                version serves again, and no request failed.
+            Unavailable: If the engine is at fault, as when it did not answer in time. The last good
+                version serves again, and the same version may take after another `prepare`; or
+                that could not be restored either, and the engine is dead.
         """
 
     async def abort_version(self, version: VersionId) -> None:
