@@ -12,6 +12,7 @@ directory or any fsspec URL:
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import uuid
@@ -158,11 +159,8 @@ class ArtifactStore:
             )
         target = into / version.label
         if target.exists():
-            try:
-                if verify_directory(target) == manifest:
-                    return target
-            except DataLoss:
-                pass  # damaged: fetched anew below
+            if _holds(target, manifest):
+                return target
             shutil.rmtree(target)
         partial = into / f".{version.label}.{uuid.uuid4().hex}"
         try:
@@ -176,6 +174,9 @@ class ArtifactStore:
             shutil.rmtree(partial, ignore_errors=True)
             if StoreFull.matches(error):
                 raise StoreFull(str(target), manifest.total_bytes) from error
+            # A fetch whose caller gave up goes on in its thread, and may have come first.
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and _holds(target, manifest):
+                return target
             raise
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -309,6 +310,14 @@ class PolicyStore(ArtifactStore):
         """The complete versions that are not quarantined, newest first: what a generator may try to serve."""
         quarantined = self.marks.all("quarantined")
         return [version for version in reversed(self.versions()) if version not in quarantined]
+
+
+def _holds(directory: Path, manifest: Manifest) -> bool:
+    """Whether a local directory is the complete and undamaged version of a manifest."""
+    try:
+        return verify_directory(directory) == manifest
+    except DataLoss:
+        return False
 
 
 def _model_files(source: Path, chosen: Sequence[str] | None) -> list[str]:
