@@ -8,6 +8,8 @@ What each implementation keeps:
 * A change of weights fails no request: those in flight go on afterwards, those that arrive
   meanwhile wait.
 * Cancelling `complete` or closing `generate` frees the engine of the request.
+* A request leaves the gate as soon as the engine has ended it. What the caller of `generate` has
+  not read by then waits for it, `max_tokens` tokens at most.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class RequestKind(enum.Enum):
 
 
 class Claim:
-    """Training room that somebody has taken; a context manager, too."""
+    """Room that somebody has taken; a context manager, too."""
 
     def __init__(self, release: Callable[[], None]) -> None:
         """`release` is called once."""
@@ -183,8 +183,8 @@ class RequestGate:
             self._room_wanted.set_result(None)
 
     @asynccontextmanager
-    async def enter(self, kind: RequestKind = RequestKind.APPLICATION) -> AsyncIterator[None]:
-        """Takes a sample, for as long as the block runs.
+    async def enter(self, kind: RequestKind = RequestKind.APPLICATION) -> AsyncIterator[Claim]:
+        """Takes a sample, until its claim is released or the block ends.
 
         Raises:
             Overloaded: If it is an application's and too many wait.
@@ -197,10 +197,8 @@ class RequestGate:
             await self._wait(kind)
         else:
             self._passed[kind] += 1
-        try:
-            yield
-        finally:
-            self._leave(kind)
+        with Claim(lambda: self._leave(kind)) as claim:
+            yield claim
 
     def _unclaim(self, samples: int) -> None:
         self._claimed -= samples

@@ -16,6 +16,7 @@ import transformers
 from honed.artifacts.version import VersionId
 from honed.generation.candidate import Candidate
 from honed.generation.engine import Chunk, CommitSettings, EngineLimits, EngineRequest, InitialVersion, check_request
+from honed.generation.gate import Claim
 from honed.generation.hf.decoder import Decoder, Row, make_row
 from honed.generation.swap import VersionSwap, WeightHost
 from honed.generation.swapping import EngineOptions, SwappingEngine
@@ -150,11 +151,11 @@ class TransformersEngine(SwappingEngine):
     async def _ticket(self, request: EngineRequest, *, whole: bool) -> AsyncIterator[_Ticket]:
         host, limits = self._running.host, self.limits
         check_request(request, limits)
-        async with self._gate.enter(request.kind):
+        async with self._gate.enter(request.kind) as claim:
             seed = request.sampling.seed
             generator = self._unseeded if seed is None else torch.Generator(self._settings.device).manual_seed(seed)
             row = make_row(request, self.decode, generator)
-            ticket = _Ticket(whole, asyncio.Queue(), self._request_timeout_s)
+            ticket = _Ticket(whole, asyncio.Queue(), self._request_timeout_s, claim)
             self._tickets[row] = ticket
             host.add(row)
             try:
@@ -170,7 +171,11 @@ class TransformersEngine(SwappingEngine):
                 self._steps += 1
                 for row in rows:
                     ticket = self._tickets.get(row)
-                    if ticket is not None and (row.finish_reason is not None or not ticket.whole):
+                    if ticket is None:
+                        continue
+                    if row.finish_reason is not None:
+                        ticket.claim.release()
+                    if row.finish_reason is not None or not ticket.whole:
                         ticket.inbox.put_nowait(row.take())
         except Exception as error:
             logger.exception("a decoding step failed")
@@ -186,11 +191,12 @@ class TransformersEngine(SwappingEngine):
 
 @dataclass(frozen=True, slots=True)
 class _Ticket:
-    """Where a request's chunks arrive. `whole`: only one, at the end. None: the engine died."""
+    """Where a request's chunks arrive. `whole`: only one, at the end. None: the engine died. `claim`: of the gate."""
 
     whole: bool
     inbox: asyncio.Queue[Chunk | None]
     timeout_s: float
+    claim: Claim
 
     async def next(self) -> Chunk:
         try:

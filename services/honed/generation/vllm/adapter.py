@@ -8,7 +8,7 @@ honed's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,15 @@ _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": Fi
 class Sampled:
     """A request in vLLM. `next` gives its parts; the last one has a finish reason."""
 
-    def __init__(self, llm: Any, queue: Any, want_logprobs: bool) -> None:
-        """`queue` is vLLM's collector of the request's outputs."""
+    def __init__(self, llm: Any, queue: Any, want_logprobs: bool, on_end: Callable[[], None]) -> None:
+        """`queue` is vLLM's collector of the request's outputs; `on_end` is called once the engine has ended the request."""
         self._llm = llm
         self._queue = queue
         self._want_logprobs = want_logprobs
         self._count = 0
         # vLLM reports spans with the last output only; a stream needs them with each. The request's state has them all along.
         self._starts: list[tuple[str, int]] = llm.output_processor.request_states[queue.request_id].weight_version_starts
+        _watch_end(queue, on_end)
 
     async def next(self) -> Chunk:
         """The next part. Raises Unavailable if the engine died."""
@@ -90,8 +91,8 @@ class VLLM:
             config.scheduler_config.scheduler_cls = f"honed.generation.vllm.scheduler.{name}"
             return cls(AsyncLLM.from_vllm_config(config, disable_log_stats=True), version, settings)
 
-    async def submit(self, request: EngineRequest, cache_salt: str, *, stream: bool) -> Sampled:
-        """Hands a request to the engine."""
+    async def submit(self, request: EngineRequest, cache_salt: str, on_end: Callable[[], None], *, stream: bool) -> Sampled:
+        """Hands a request to the engine. `on_end` is called once the engine has ended it, whoever reads what it sampled."""
         if request.request_id.startswith(CANARY_PREFIX):
             # The scheduler runs such requests on weights that nobody has verified yet.
             raise InvalidArgument(
@@ -121,7 +122,7 @@ class VLLM:
                     skip_clone=True,
                 ),
             )
-        return Sampled(self._llm, queue, request.want_logprobs)
+        return Sampled(self._llm, queue, request.want_logprobs, on_end)
 
     async def prompt_logprobs(self, request_id: str, token_ids: Sequence[int], cache_salt: str) -> list[float]:
         """Log-probabilities of `token_ids[1:]`, each given all before it, at temperature 1."""
@@ -282,6 +283,19 @@ def _translate(error: Exception) -> HonedError:
     if isinstance(error, EngineDeadError):
         return Unavailable("the vLLM engine process died; the service restarts. Its log has the cause")
     return Unavailable(f"vLLM failed: {type(error).__name__}: {error}")
+
+
+def _watch_end(queue: Any, on_end: Callable[[], None]) -> None:
+    """Calls `on_end` when vLLM puts a request's last output, or its error, into the collector `queue`."""
+    put = queue.put
+
+    def seen(output: Any) -> None:
+        if isinstance(output, Exception) or output.finished:
+            del queue.put  # the collector's own again: nothing refers to itself
+            on_end()
+        put(output)
+
+    queue.put = seen
 
 
 def _finish_reason(reason: str | None) -> FinishReason | None:

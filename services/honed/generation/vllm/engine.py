@@ -73,8 +73,8 @@ class VLLMEngine(SwappingEngine):
     async def complete(self, request: EngineRequest) -> Chunk:
         """See `GenerationEngine`."""
         check_request(request, self.limits)
-        async with self._gate.enter(request.kind):
-            sampled = await self._vllm.submit(request, self.version.label, stream=False)
+        async with self._gate.enter(request.kind) as claim:
+            sampled = await self._vllm.submit(request, self.version.label, claim.release, stream=False)
             try:
                 async with asyncio.timeout(self._request_timeout_s):
                     part = await sampled.next()
@@ -86,8 +86,8 @@ class VLLMEngine(SwappingEngine):
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Chunk, None]:
         """See `GenerationEngine`."""
         check_request(request, self.limits)
-        async with self._gate.enter(request.kind):
-            sampled = await self._vllm.submit(request, self.version.label, stream=True)
+        async with self._gate.enter(request.kind) as claim:
+            sampled = await self._vllm.submit(request, self.version.label, claim.release, stream=True)
             try:
                 while True:
                     async with asyncio.timeout(self._request_timeout_s):
