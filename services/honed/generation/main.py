@@ -101,7 +101,9 @@ class Generator:
         self._identity = RunIdentity(self._link, keys)
         leases = QueueSettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
         queue = WorkQueue(self._link, keys, PROMPTS, self.name, leases)
-        self._worker = RolloutWorker(self.frontend, queue, self._check_identity, drain_s=section.drain_s)
+        self._worker = RolloutWorker(
+            self.frontend, queue, self._check_identity, drain_s=section.drain_s, late_shown_s=2 * section.request_timeout_s
+        )
         self._catch_up = CatchUp(self.control, ProgressBoard(self._link, keys), self._worker.allowed)
         metrics.observe(gate, self._worker)
         self._ready = False
@@ -166,6 +168,8 @@ class Generator:
         facts = {"replica": str(section.replica), "training": self._worker.state}
         if self._catch_up.refused:
             facts["refused"] = "; ".join(f"{version}: {reason}" for version, reason in self._catch_up.refused.items())
+        if self._worker.late:
+            facts["alarm"] = self._worker.late
         ready = self._ready and not self.frontend.draining
         return Member(self.name, section.target, control, version, ready, facts)
 

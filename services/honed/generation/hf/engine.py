@@ -20,7 +20,7 @@ from honed.generation.gate import Claim
 from honed.generation.hf.decoder import Decoder, Row, make_row
 from honed.generation.swap import VersionSwap, WeightHost
 from honed.generation.swapping import EngineOptions, SwappingEngine
-from honed.kit.errors import DeadlineExceeded, Unavailable
+from honed.kit.errors import Unavailable
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
 
@@ -103,13 +103,13 @@ class TransformersEngine(SwappingEngine):
     async def complete(self, request: EngineRequest) -> Chunk:
         """See `GenerationEngine`."""
         async with self._ticket(request, whole=True) as ticket:
-            return await ticket.next()
+            return await self._in_time(ticket.next)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Chunk, None]:
         """See `GenerationEngine`."""
         async with self._ticket(request, whole=False) as ticket:
             while True:
-                part = await ticket.next()
+                part = await self._in_time(ticket.next)
                 yield part
                 if part.finish_reason is not None:
                     return
@@ -155,7 +155,7 @@ class TransformersEngine(SwappingEngine):
             seed = request.sampling.seed
             generator = self._unseeded if seed is None else torch.Generator(self._settings.device).manual_seed(seed)
             row = make_row(request, self.decode, generator)
-            ticket = _Ticket(whole, asyncio.Queue(), self._request_timeout_s, claim)
+            ticket = _Ticket(whole, asyncio.Queue(), claim)
             self._tickets[row] = ticket
             host.add(row)
             try:
@@ -195,15 +195,10 @@ class _Ticket:
 
     whole: bool
     inbox: asyncio.Queue[Chunk | None]
-    timeout_s: float
     claim: Claim
 
     async def next(self) -> Chunk:
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                chunk = await self.inbox.get()
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"the engine gave nothing within {self.timeout_s:g} s") from error
+        chunk = await self.inbox.get()
         if chunk is None:
             raise Unavailable("the engine died or was closed")
         return chunk
