@@ -183,6 +183,18 @@ class ArtifactStore:
             raise
         return target
 
+    def check(self, version: VersionId) -> Manifest:
+        """Reads every byte of a version where it stands, and keeps nothing.
+
+        Raises:
+            NotFound: If the version is not in the store.
+            DataLoss: If bytes are missing or differ from their digest; the message names the file.
+        """
+        manifest = self.manifest(version)
+        for entry in manifest.files:
+            self._read_file(version, entry, lambda _: None)
+        return manifest
+
     def fetch_files(self, version: VersionId, wanted: Callable[[str], bool], into: Path) -> list[str]:
         """Copies some files of a version into the local directory `into`, each verified; the weights can stay behind.
 
@@ -229,6 +241,7 @@ class ArtifactStore:
             for version in self._directories():
                 if version < complete[-1] and version not in kept:
                     self._discard(version)
+            self.marks.prune(complete[-1], kept.intersection(complete))
         return removed
 
     @property
@@ -288,14 +301,17 @@ class ArtifactStore:
 
     def _fetch_file(self, version: VersionId, entry: FileEntry, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        digest, size = hashlib.sha256(), 0
         with target.open("wb") as output:
-            for chunk in self._backend.chunks(self._backend.join(self._directory(version), entry.path), CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
-                if size > entry.bytes:
-                    break  # the message below says it; no need to fill the disk first
-                output.write(chunk)
+            self._read_file(version, entry, output.write)
+
+    def _read_file(self, version: VersionId, entry: FileEntry, keep: Callable[[bytes], object]) -> None:
+        digest, size = hashlib.sha256(), 0
+        for chunk in self._backend.chunks(self._backend.join(self._directory(version), entry.path), CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            if size > entry.bytes:
+                break  # the message below says it; no need to fill the disk first
+            keep(chunk)
         compare(f"version {version}: {entry.path}", entry, size, digest.hexdigest())
 
 

@@ -79,7 +79,7 @@ class CatchUp:
 
         A learner or a Redis that says nothing is no reason to be behind.
         """
-        served = await self._served()
+        served = await self.served()
         if served is None or served <= self._control.version or served in self.refused:
             return self._level()
         now = self._clock()
@@ -106,13 +106,8 @@ class CatchUp:
             return False
         return self._level()
 
-    def _level(self) -> bool:
-        self._behind_since = None
-        self._backoff.succeeded()
-        self._allowed.set()
-        return True
-
-    async def _served(self) -> VersionId | None:
+    async def served(self) -> VersionId | None:
+        """What generators have committed last; None where nobody says so."""
         try:
             async with asyncio.timeout(_READ_TIMEOUT_S):
                 progress = await self._board.read()
@@ -120,3 +115,9 @@ class CatchUp:
         except Exception as error:
             logger.info("the learner's progress cannot be read", extra={"reason": str(error) or type(error).__name__})
             return None
+
+    def _level(self) -> bool:
+        self._behind_since = None
+        self._backoff.succeeded()
+        self._allowed.set()
+        return True

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -194,6 +194,10 @@ class GenerationEngine(Protocol):
     @property
     def refused(self) -> Mapping[VersionId, str]:
         """The versions that `start` passed over, with the reason."""
+
+    @property
+    def disagreeing(self) -> Collection[VersionId]:
+        """Those of them whose canaries did not agree."""
 
     @property
     def in_flight(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
@@ -76,6 +76,7 @@ class SwappingEngine(ABC):
         self._clock = options.get("clock", monotonic)
         self._swap_or_none: VersionSwap | None = None
         self._refused: dict[VersionId, str] = {}
+        self._disagreeing: set[VersionId] = set()
         self._longest_token: int | None = None
 
     @property
@@ -87,6 +88,11 @@ class SwappingEngine(ABC):
     def refused(self) -> Mapping[VersionId, str]:
         """See `GenerationEngine`."""
         return MappingProxyType(self._refused)
+
+    @property
+    def disagreeing(self) -> Collection[VersionId]:
+        """See `GenerationEngine`."""
+        return frozenset(self._disagreeing)
 
     @property
     def in_flight(self) -> int:
@@ -101,6 +107,8 @@ class SwappingEngine(ABC):
                     await self._try(initial)
                 except _REFUSALS as error:
                     self._refused[initial.version] = str(error)
+                    if isinstance(error, Aborted):
+                        self._disagreeing.add(initial.version)
                     logger.warning(
                         "version refused at the start", extra={"version": initial.version.label, "reason": str(error)}
                     )

@@ -174,7 +174,7 @@ class Release:
                 await self._sleep(pause_s)
                 pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
             self._status.alarms.pop("push", None)
-            await self._retain()
+            await self._retain(manifest.version if report.committed else None)
             await self._journal.announce()
         except Exception:
             self.changed()
@@ -206,8 +206,11 @@ class Release:
             except OSError as error:  # a full disk loses a line of the journal, not the push
                 logger.warning("the push is not in the journal", extra={"version": record.version, "reason": str(error)})
 
-    async def _retain(self) -> None:
+    async def _retain(self, committed: VersionId | None) -> None:
         try:
+            if committed is not None:
+                # A generator that started meanwhile may have marked it: a version that one generator takes is a good one.
+                await asyncio.to_thread(self.store.marks.remove, committed, "quarantined")
             await asyncio.to_thread(self.store.retain, self._keep, {BASE})
         except (HonedError, OSError) as error:
             logger.warning("old versions could not be removed", extra={"reason": str(error)})

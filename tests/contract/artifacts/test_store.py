@@ -295,6 +295,30 @@ def test_retention_never_removes_a_promoted_version(store: PolicyStore, tmp_path
     assert store.versions() == [V1, V4]
 
 
+def test_marks_go_with_their_versions(store: PolicyStore, tmp_path: Path) -> None:
+    """Marks of versions that were gone stayed, and each start of a generator read them all."""
+    for version in (V1, V2, V3, V4):
+        store.publish(make_source(tmp_path / "source", version.step), draft(version))
+    for version in (VersionId(0, 9), V2, V3, V4, VersionId(2, 1)):
+        store.marks.add(version, "quarantined", Mark("canaries off by 1 nat", "now"))
+    store.marks.add(V1, "promoted", Mark("release", "now"))
+    store.retain(2)
+    assert list(store.marks.all("promoted")) == [V1]
+    assert set(store.marks.all("quarantined")) == {V3, V4, VersionId(2, 1)}
+    assert store.marks.get(V3, "quarantined") == Mark("canaries off by 1 nat", "now")
+    assert store.marks.get(V3, "promoted") is None
+
+
+def test_the_bytes_of_a_version_are_checked_where_they_stand(store: PolicyStore, location: str, tmp_path: Path) -> None:
+    manifest = store.publish(make_source(tmp_path / "source"), draft(V1))
+    assert store.check(V1) == manifest
+    damage(location, "1.1/config.json", b"[]")
+    with pytest.raises(DataLoss, match=r"config\.json: sha256"):
+        store.check(V1)
+    with pytest.raises(NotFound):
+        store.check(V2)
+
+
 def test_a_damaged_mark_is_an_error_that_names_it(store: PolicyStore, location: str) -> None:
     store.marks.add(V1, "quarantined", Mark("why", "now"))
     damage(location, "marks/1.1.quarantined.json", b"{")

@@ -106,6 +106,7 @@ async def test_a_start_walks_back_in_one_process_to_the_newest_version_that_pass
     assert list(engine.refused) == [VersionId(1, 5), VersionId(1, 4), V3]
     assert "sha256 differs" in engine.refused[VersionId(1, 5)]
     assert "canaries of version 1.4" in engine.refused[VersionId(1, 4)]
+    assert engine.disagreeing == {VersionId(1, 4), V3}
     async with engine._gate.enter():
         pass
 
