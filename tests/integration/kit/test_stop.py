@@ -248,7 +248,9 @@ async def test_a_call_that_its_caller_cancels_is_made_once() -> None:
     quick.hold = True
     server = await _serve(quick)
     async with connect(f"127.0.0.1:{server.ports[0]}") as channel:
-        call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(pb.GenerateRequest(n=1, prompt={"text": "a"}), timeout=20)
+        call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(
+            pb.GenerateRequest(n=1, prompt={"text": "a"}), timeout=20
+        )
         async with asyncio.timeout(10):
             while not quick.calls:
                 await asyncio.sleep(0.01)
