@@ -32,6 +32,7 @@ class FakeEngine:
         self.version = version or VersionId(1, 0)
         self.limits = EngineLimits(max_model_len=4096, vocab_size=1000)
         self.refused: Mapping[VersionId, str] = {}
+        self.disagreeing: frozenset[VersionId] = frozenset()
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.fault: Exception | None = None

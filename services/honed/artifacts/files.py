@@ -8,18 +8,20 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import fsspec
 
 from honed.artifacts.calls import StoreCalls
-from honed.kit.errors import DataLoss, InvalidArgument, Overloaded, Unavailable
+from honed.kit.errors import DataLoss, HonedError, InvalidArgument, Overloaded, Unavailable
 from honed.kit.files import sync
 
 CHUNK_BYTES = 8 << 20
+
+T = TypeVar("T")
 
 
 class StoreFull(Overloaded):
@@ -178,13 +180,18 @@ class LocalBackend:
 
 
 class RemoteBackend:
-    """An fsspec file system. Each operation has a deadline; object stores show a file only when it is complete."""
+    """An fsspec file system. Each operation has a deadline; object stores show a file only when it is complete.
+
+    Each implementation of fsspec raises errors of its own. They leave as Unavailable: credentials that ran out, a name that
+    is not resolved and a broken connection all pass, and whoever uses a store waits for that. A full quota leaves as the
+    OSError that `StoreFull` knows.
+    """
 
     def __init__(self, file_system: Any, root: str, io_timeout_s: float) -> None:
         """`root` is a path inside `file_system`."""
         self._fs = file_system
         self._root = root.rstrip("/")
-        self._call = StoreCalls(io_timeout_s)  # fsspec has no deadline of its own
+        self._calls = StoreCalls(io_timeout_s)  # fsspec has no deadline of its own
 
     def join(self, *parts: str) -> str:
         """See `Backend`."""
@@ -218,7 +225,7 @@ class RemoteBackend:
     def read(self, path: str, limit: int) -> bytes | None:
         """See `Backend`."""
         try:
-            data = self._call(path, lambda: self._fs.cat_file(path, 0, limit + 1))
+            data = self._find(path, lambda: self._fs.cat_file(path, 0, limit + 1))
         except FileNotFoundError:
             return None
         return _bounded(path, bytes(data), limit)
@@ -226,7 +233,7 @@ class RemoteBackend:
     def chunks(self, path: str, size: int) -> Iterator[bytes]:
         """See `Backend`."""
         try:
-            file = self._call(path, lambda: self._fs.open(path, "rb"))
+            file = self._find(path, lambda: self._fs.open(path, "rb"))
         except FileNotFoundError as error:
             raise DataLoss(f"{path} is missing") from error
         try:
@@ -244,7 +251,7 @@ class RemoteBackend:
         """See `Backend`."""
         try:
             self._fs.invalidate_cache(path)
-            entries = self._call(path, lambda: self._fs.ls(path, detail=False))
+            entries = self._find(path, lambda: self._fs.ls(path, detail=False))
         except FileNotFoundError:
             return []
         return [str(entry).rstrip("/").rpartition("/")[2] for entry in entries]
@@ -252,16 +259,28 @@ class RemoteBackend:
     def remove(self, path: str) -> None:
         """See `Backend`."""
         try:
-            self._call(path, lambda: self._fs.rm_file(path))
+            self._find(path, lambda: self._fs.rm_file(path))
         except FileNotFoundError:
             return
 
     def remove_tree(self, path: str) -> None:
         """See `Backend`."""
         try:
-            self._call(path, lambda: self._fs.rm(path, recursive=True))
+            self._find(path, lambda: self._fs.rm(path, recursive=True))
         except FileNotFoundError:
             return
+
+    def _find(self, path: str, operation: Callable[[], T]) -> T:
+        """As `_call`, for what may not be there: FileNotFoundError passes."""
+        return self._call(path, operation, FileNotFoundError)
+
+    def _call(self, path: str, operation: Callable[[], T], *passing: type[Exception]) -> T:
+        try:
+            return self._calls(path, operation)
+        except Exception as error:
+            if isinstance(error, (HonedError, *passing)) or (isinstance(error, OSError) and StoreFull.matches(error)):
+                raise
+            raise Unavailable(f"the store failed for {path}: {type(error).__name__}: {error}") from error
 
 
 def _bounded(path: str, data: bytes, limit: int) -> bytes:

@@ -12,6 +12,7 @@ directory or any fsspec URL:
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import uuid
@@ -137,11 +138,8 @@ class ArtifactStore:
             )
         target = into / version.label
         if target.exists():
-            try:
-                if verify_directory(target) == manifest:
-                    return target
-            except DataLoss:
-                pass  # damaged: fetched anew below
+            if _holds(target, manifest):
+                return target
             shutil.rmtree(target)
         partial = into / f".{version.label}.{uuid.uuid4().hex}"
         try:
@@ -155,11 +153,26 @@ class ArtifactStore:
             shutil.rmtree(partial, ignore_errors=True)
             if StoreFull.matches(error):
                 raise StoreFull(str(target), manifest.total_bytes) from error
+            # A fetch whose caller gave up goes on in its thread, and may have come first.
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and _holds(target, manifest):
+                return target
             raise
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         return target
+
+    def check(self, version: VersionId) -> Manifest:
+        """Reads every byte of a version where it stands, and keeps nothing.
+
+        Raises:
+            NotFound: If the version is not in the store.
+            DataLoss: If bytes are missing or differ from their digest; the message names the file.
+        """
+        manifest = self.manifest(version)
+        for entry in manifest.files:
+            self._read_file(version, entry, lambda _: None)
+        return manifest
 
     def fetch_files(self, version: VersionId, wanted: Callable[[str], bool], into: Path) -> list[str]:
         """Copies some files of a version into the local directory `into`, each verified; the weights can stay behind.
@@ -211,6 +224,7 @@ class ArtifactStore:
             for version in self._directories():
                 if version < complete[-1] and version not in kept:
                     self._discard(version)
+            self.marks.prune(complete[-1], kept.intersection(complete))
         return removed
 
     @property
@@ -270,14 +284,17 @@ class ArtifactStore:
 
     def _fetch_file(self, version: VersionId, entry: FileEntry, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        digest, size = hashlib.sha256(), 0
         with target.open("wb") as output:
-            for chunk in self._backend.chunks(self._backend.join(self._directory(version), entry.path), CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
-                if size > entry.bytes:
-                    break  # the message below says it; no need to fill the disk first
-                output.write(chunk)
+            self._read_file(version, entry, output.write)
+
+    def _read_file(self, version: VersionId, entry: FileEntry, keep: Callable[[bytes], object]) -> None:
+        digest, size = hashlib.sha256(), 0
+        for chunk in self._backend.chunks(self._backend.join(self._directory(version), entry.path), CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            if size > entry.bytes:
+                break  # the message below says it; no need to fill the disk first
+            keep(chunk)
         compare(f"version {version}: {entry.path}", entry, size, digest.hexdigest())
 
 
@@ -292,3 +309,11 @@ class PolicyStore(ArtifactStore):
         """The complete versions that are not quarantined, newest first: what a generator may try to serve."""
         quarantined = self.marks.all("quarantined")
         return [version for version in reversed(self.versions()) if version not in quarantined]
+
+
+def _holds(directory: Path, manifest: Manifest) -> bool:
+    """Whether a local directory is the complete and undamaged version of a manifest."""
+    try:
+        return verify_directory(directory) == manifest
+    except DataLoss:
+        return False

@@ -27,6 +27,12 @@ class Roster:
         self._run, self._fleet = settings.run, fleet
         self.members: Mapping[str, Sequence[Member]] = {}
 
+    @property
+    def alarms(self) -> list[str]:
+        """What members say that needs a person: their fact `alarm`."""
+        members = (member for members in self.members.values() for member in members)
+        return [f"{member.name}: {member.facts['alarm']}" for member in members if "alarm" in member.facts]
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Looks every second as long as the block runs."""

@@ -133,7 +133,7 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
             error=state.error,
             phase_progress=min(1.0, share),
             figures=figures,
-            alarms=self._run.alarms(),
+            alarms=[*self._run.alarms(), *self._roster.alarms],
             accounts=state.accounts,
             target_steps=target,
             prompts_admitted=state.admitted,

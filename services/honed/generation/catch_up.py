@@ -1,4 +1,7 @@
-"""Keeps a generator at the version that the others serve, whatever pushes it missed."""
+"""Keeps a generator at the version that the others serve, whatever pushes it missed.
+
+Nothing that it meets on the way ends serving: a store, a disk or an engine that fails is tried again, after growing pauses.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from honed.artifacts.version import VersionId
+from honed.generation.backoff import Backoff
 from honed.generation.control import GenerationControlService
 from honed.kit.errors import Aborted, DataLoss, FailedPrecondition, HonedError, NotFound
 from honed.queue.progress import ProgressBoard
@@ -17,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_S: Final = 2.0
 _READ_TIMEOUT_S: Final = 5.0
+_PAUSES_S: Final = (HEARTBEAT_S, 60.0)
+"""Between tries that failed; a try whose commit is undone stops requests for a while."""
 _REFUSED = (Aborted, DataLoss, FailedPrecondition, NotFound)
 """Errors of a version that this process cannot serve, however often it tries."""
 
@@ -53,6 +59,7 @@ class CatchUp:
         self._clock = clock
         self._sleep = sleep
         self._behind_since: float | None = None
+        self._backoff = Backoff(*_PAUSES_S, clock)
         self.refused: dict[VersionId, str] = {}
         """Versions that this process could not serve, each with the reason."""
 
@@ -72,7 +79,7 @@ class CatchUp:
 
         A learner or a Redis that says nothing is no reason to be behind.
         """
-        served = await self._served()
+        served = await self.served()
         if served is None or served <= self._control.version or served in self.refused:
             return self._level()
         now = self._clock()
@@ -80,7 +87,7 @@ class CatchUp:
         if now - self._behind_since < (self._patience_s if patience_s is None else patience_s):
             return False
         self._allowed.clear()
-        if self._control.changing:
+        if self._control.changing or self._backoff.left_s:
             return False
         logger.info("behind; fetching the version by itself", extra={"version": served.label})
         try:
@@ -90,21 +97,27 @@ class CatchUp:
             logger.warning(
                 "cannot serve the version that the others serve", extra={"version": served.label, "reason": str(error)}
             )
-        except HonedError as error:
-            logger.warning("not caught up; trying again", extra={"version": served.label, "reason": str(error)})
+        except Exception as error:
+            logger.warning(
+                "not caught up; trying again",
+                extra={"version": served.label, "reason": str(error), "pause_s": self._backoff.failed()},
+                exc_info=not isinstance(error, HonedError | OSError),
+            )
             return False
         return self._level()
 
-    def _level(self) -> bool:
-        self._behind_since = None
-        self._allowed.set()
-        return True
-
-    async def _served(self) -> VersionId | None:
+    async def served(self) -> VersionId | None:
+        """What generators have committed last; None where nobody says so."""
         try:
             async with asyncio.timeout(_READ_TIMEOUT_S):
                 progress = await self._board.read()
-        except (HonedError, TimeoutError) as error:
+            return VersionId.parse(progress.version) if progress is not None and progress.version else None
+        except Exception as error:
             logger.info("the learner's progress cannot be read", extra={"reason": str(error) or type(error).__name__})
             return None
-        return VersionId.parse(progress.version) if progress is not None and progress.version else None
+
+    def _level(self) -> bool:
+        self._behind_since = None
+        self._backoff.succeeded()
+        self._allowed.set()
+        return True

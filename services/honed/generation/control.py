@@ -16,7 +16,8 @@ from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.generation.engine import CommitReport
 from honed.generation.frontend import SamplingFrontend
-from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.generation.quarantine import fetch_or_mark
+from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable
 from honed.kit.idempotency import Once
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
@@ -123,8 +124,12 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
 
         Raises:
             DataLoss: the version is damaged.
+            FailedPrecondition: the version is quarantined.
             Aborted: it did not take, and the old version serves.
         """
+        mark = await asyncio.to_thread(self._store.marks.get, version, "quarantined")
+        if mark is not None:
+            raise FailedPrecondition(f"version {version} is quarantined since {mark.at}: {mark.reason}")
         await self._do_prepare(version, manifest_sha256)
         return await self._do_commit(version)
 
@@ -135,8 +140,12 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
             if version == self._engine.version:
                 return generation_pb2.PrepareVersionResponse(elapsed=_duration(0.0))
             here = target.exists()
-            await asyncio.to_thread(self._store.fetch, version, self._directory, manifest_sha256 or None)
-            await self._engine.prepare(version, target)
+            await asyncio.to_thread(fetch_or_mark, self._store, version, self._directory, manifest_sha256 or None)
+            try:
+                await self._engine.prepare(version, target)
+            except DataLoss as error:  # the store's bytes have just passed: the version is whole, this host's copy is not
+                await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
+                raise Unavailable(f"the copy of version {version} on this host was damaged and is removed: {error}") from error
         fetched = 0 if here else sum(path.stat().st_size for path in target.iterdir())
         return generation_pb2.PrepareVersionResponse(bytes_fetched=fetched, elapsed=_duration(time.monotonic() - started))
 

@@ -8,11 +8,13 @@ What each implementation keeps:
 * A change of weights fails no request: those in flight go on afterwards, those that arrive
   meanwhile wait.
 * Cancelling `complete` or closing `generate` frees the engine of the request.
+* A request leaves the gate as soon as the engine has ended it. What the caller of `generate` has
+  not read by then waits for it, `max_tokens` tokens at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -79,6 +81,10 @@ class GenerationEngine(Protocol):
         """The versions that `start` passed over, with the reason."""
 
     @property
+    def disagreeing(self) -> Collection[VersionId]:
+        """Those of them whose canaries did not agree."""
+
+    @property
     def in_flight(self) -> int:
         """Requests accepted and not ended, those that wait for a commit included."""
 
@@ -136,9 +142,11 @@ class GenerationEngine(Protocol):
 
         Raises:
             FailedPrecondition: If the version was not prepared.
-            Aborted: If it did not take; the last good version serves again, and no request failed.
-            Unavailable: If the last good version could not be restored either. The engine is dead
-                then.
+            Aborted: If the version is at fault, as when its canaries do not agree. The last good
+                version serves again, and no request failed.
+            Unavailable: If the engine is at fault, as when it did not answer in time. The last good
+                version serves again, and the same version may take after another `prepare`; or
+                that could not be restored either, and the engine is dead.
         """
 
     async def abort_version(self, version: VersionId) -> None:

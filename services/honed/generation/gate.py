@@ -41,7 +41,7 @@ class RequestKind(enum.Enum):
 
 
 class Claim:
-    """Training room that somebody has taken; a context manager, too."""
+    """Room that somebody has taken; a context manager, too."""
 
     def __init__(self, release: Callable[[], None]) -> None:
         """`release` is called once."""
@@ -101,6 +101,8 @@ class RequestGate:
         self._room_wanted: asyncio.Future[None] | None = None
         self._ends: deque[float] = deque(maxlen=_ENDS_SEEN)
         self._shut = True
+        self._shut_at = clock()
+        self._shut_before_s = 0.0
         self._over: str | None = None
 
     @property
@@ -117,6 +119,11 @@ class RequestGate:
     def is_shut(self) -> bool:
         """Whether samples wait for weights to change, or for an operator."""
         return self._shut
+
+    @property
+    def shut_s(self) -> float:
+        """Seconds for which the gate has been shut so far, all times together."""
+        return self._shut_before_s + (self._clock() - self._shut_at if self._shut else 0.0)
 
     def in_flight_of(self, kind: RequestKind) -> int:
         """Samples of one class that were taken and have not ended."""
@@ -164,12 +171,13 @@ class RequestGate:
 
     def open(self) -> None:
         """Lets samples pass."""
-        self._shut = False
+        self._shut_before_s, self._shut = self.shut_s, False
         self._wake()
 
     def shut(self) -> None:
         """Lets samples wait."""
-        self._shut = True
+        if not self._shut:
+            self._shut_at, self._shut = self._clock(), True
 
     def end(self, reason: str) -> None:
         """Refuses every sample from now on, those that wait too."""
@@ -183,8 +191,8 @@ class RequestGate:
             self._room_wanted.set_result(None)
 
     @asynccontextmanager
-    async def enter(self, kind: RequestKind = RequestKind.APPLICATION) -> AsyncIterator[None]:
-        """Takes a sample, for as long as the block runs.
+    async def enter(self, kind: RequestKind = RequestKind.APPLICATION) -> AsyncIterator[Claim]:
+        """Takes a sample, until its claim is released or the block ends.
 
         Raises:
             Overloaded: If it is an application's and too many wait.
@@ -197,10 +205,8 @@ class RequestGate:
             await self._wait(kind)
         else:
             self._passed[kind] += 1
-        try:
-            yield
-        finally:
-            self._leave(kind)
+        with Claim(lambda: self._leave(kind)) as claim:
+            yield claim
 
     def _unclaim(self, samples: int) -> None:
         self._claimed -= samples

@@ -9,6 +9,7 @@ and the engine last.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from honed.generation.frontend import RequestLimits, SamplingFrontend
 from honed.generation.gate import RequestGate
 from honed.generation.home import own_directory
 from honed.generation.make_engine import make_engine
+from honed.generation.quarantine import fetch_or_mark, mark_disagreeing
 from honed.generation.service import GenerationService
 from honed.generation.settings import GenerationSettings
 from honed.generation.stall import StallWatch
@@ -103,7 +105,9 @@ class Generator:
         self._identity = RunIdentity(self._link, keys)
         leases = DeliverySettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
         queue = WorkQueue(self._link, keys, PROMPTS, self.name, leases)
-        self._worker = RolloutWorker(self.frontend, queue, self._check_identity, drain_s=section.drain_s)
+        self._worker = RolloutWorker(
+            self.frontend, queue, self._check_identity, drain_s=section.drain_s, late_shown_s=2 * section.request_timeout_s
+        )
         self._catch_up = CatchUp(self.control, ProgressBoard(self._link, keys), self._worker.allowed)
         metrics.observe(gate, self._worker)
         self._ready = False
@@ -125,7 +129,11 @@ class Generator:
         self._candidates += await asyncio.to_thread(lambda: list(_candidates(self._store, self._versions)))
         await self._engine.start()
         self._chat.tokenizer = await asyncio.to_thread(load_tokenizer, self._versions / self._engine.version.label)
-        self._catch_up.refused.update(self._engine.refused)
+        refused = self._engine.refused
+        self._catch_up.refused.update(refused)
+        disagreeing = {version: refused[version] for version in self._engine.disagreeing}
+        if disagreeing:
+            await asyncio.to_thread(mark_disagreeing, self._store, disagreeing, await self._catch_up.served())
         await self._catch_up.join()
         # What lives by now lives to the end. A full collection over it would hold up everything for
         # a third of a second.
@@ -161,13 +169,17 @@ class Generator:
     def _describe(self) -> Member:
         section = self._section
         control = section.control_address or f"{section.host}:{section.control_port}"
-        try:
-            version = self._engine.version.label
-        except Unavailable:
-            version = ""
+        refused, version = self._catch_up.refused, ""
+        troubles = [self._worker.late] if self._worker.late else []
+        with contextlib.suppress(Unavailable):  # nothing serves yet
+            serving = self._engine.version
+            version = serving.label
+            troubles += [f"version {newer} is refused: {reason}" for newer, reason in refused.items() if newer > serving]
         facts = {"replica": str(section.replica), "training": self._worker.state}
-        if self._catch_up.refused:
-            facts["refused"] = "; ".join(f"{version}: {reason}" for version, reason in self._catch_up.refused.items())
+        if refused:
+            facts["refused"] = "; ".join(f"{each}: {reason}" for each, reason in refused.items())
+        if troubles:
+            facts["alarm"] = "; ".join(troubles)
         ready = self._ready and not self.frontend.draining
         return Member(self.name, section.target, control, version, ready, facts)
 
@@ -239,7 +251,7 @@ def _candidates(store: PolicyStore, directory: Path) -> Iterator[InitialVersion]
             "for services that are started one by one, `honed job pretrain` does"
         )
     for version in versions:
-        yield InitialVersion(version, partial(store.fetch, version, directory))
+        yield InitialVersion(version, partial(fetch_or_mark, store, version, directory))
 
 
 async def _fail_when_dead(engine: GenerationEngine) -> None:

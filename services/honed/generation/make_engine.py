@@ -37,6 +37,7 @@ def make_engine(
             ),
             commit,
             gate=gate,
+            request_timeout_s=section.request_timeout_s,
         )
     from honed.generation.hf.engine import TransformersEngine, TransformersSettings
 
@@ -50,4 +51,5 @@ def make_engine(
         ),
         commit,
         gate=gate,
+        request_timeout_s=section.request_timeout_s,
     )

@@ -39,6 +39,9 @@ class GenerationSettings(ReplicatedSettings):
     )
     call_timeout_s: Seconds = Field(30.0, description="Deadline of a call into the engine; a load has 1 s more for each 50 MB.")
     commit_timeout_s: Seconds = Field(60.0, description="Deadline of a change of weights, with as much more.")
+    request_timeout_s: Seconds = Field(
+        600.0, description="What sampling a response may take, pauses not counted; a training prompt is then tried again."
+    )
     rollout_concurrency: Positive = Field(64, description="Training samples in flight at once.")
     stall_s: Seconds = Field(120.0, description="An engine with work that gives no token for so long is started anew.")
 

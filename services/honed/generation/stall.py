@@ -18,7 +18,8 @@ _LOOKS: Final = 8
 class StallWatch:
     """Watches the tokens of what is in the engine.
 
-    A pause and a change of weights shut the gate, and are no stall.
+    A pause and a change of weights shut the gate, and are no stall. Nor is a stream whose caller does not read: it leaves the
+    gate when the engine has ended it.
     """
 
     def __init__(

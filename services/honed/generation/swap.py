@@ -4,7 +4,7 @@ Invariants:
 
 * The host thaws only with weights whose canaries have just passed.
 * The version changes only after that, and back never happens silently: a failed commit raises
-  Aborted.
+  Aborted if the version is at fault (canaries, damage), Unavailable if the engine is.
 * If the last good version cannot be restored, the host stays frozen for ever and `wait_dead`
   returns.
 * A commit that has begun runs to its end even if its caller goes away.
@@ -25,11 +25,14 @@ from honed.generation.canaries import Measured, check_tolerance, default_toleran
 from honed.generation.candidate import Candidate, check_fits, read_candidate
 from honed.generation.engine import CommitReport, CommitSettings
 from honed.generation.gate import RequestGate
-from honed.kit.errors import Aborted, FailedPrecondition, Unavailable
+from honed.kit.errors import Aborted, DataLoss, FailedPrecondition, InvalidArgument, Unavailable
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_FINDINGS = (Aborted, DataLoss, FailedPrecondition, InvalidArgument)
+"""Errors that say something about a version. Any other says only that the engine failed while the version was brought in."""
 
 
 class WeightHost(Protocol):
@@ -88,6 +91,7 @@ class VersionSwap:
         self._lock = asyncio.Lock()
         self._paused = False
         self._last: CommitReport | None = None
+        self._undone: tuple[VersionId, str] | None = None  # the last commit that was rolled back, and why
         self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
@@ -137,7 +141,9 @@ class VersionSwap:
             serving = self._current
             candidate = self._prepared.pop(version, None)
             if candidate is None:
-                raise FailedPrecondition(f"version {version} was not prepared; call PrepareVersion first")
+                failed, reason = self._undone or (None, "")
+                why = f". Its last commit was rolled back: {reason}" if failed == version else ""
+                raise FailedPrecondition(f"version {version} was not prepared; call PrepareVersion first{why}")
             # A caller that gives up half-way must not leave the engine half-way.
             return await finish(asyncio.create_task(self._transaction(candidate, serving)))
 
@@ -188,7 +194,10 @@ class VersionSwap:
                 apart = None if self._measured is None else tell_apart(measured, self._measured)
         except Exception as failure:  # whatever it was: what is loaded now must not serve
             await self._roll_back(candidate.version, serving, failure)
-            raise Aborted(f"version {candidate.version} did not take, {serving.version} serves: {failure}") from failure
+            self._undone = candidate.version, str(failure)
+            # Whoever pushes leaves a version for good that is called Aborted: an engine that was slow is no reason for that.
+            raised = Aborted if isinstance(failure, _FINDINGS) else Unavailable
+            raise raised(f"version {candidate.version} did not take, {serving.version} serves: {failure}") from failure
         self._serving, self._measured = candidate, measured
         if apart is False:
             logger.info("the step from %s to %s is too small for the canaries to tell", serving.version, candidate.version)

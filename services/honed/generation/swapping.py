@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
@@ -15,10 +15,12 @@ from honed.artifacts.version import VersionId
 from honed.generation.candidate import Candidate, read_candidate
 from honed.generation.engine import CommitReport, CommitSettings, InitialVersion
 from honed.generation.gate import RequestGate
+from honed.generation.requests import Chunk
 from honed.generation.swap import VersionSwap, WeightHost
 from honed.kit.errors import (
     Aborted,
     DataLoss,
+    DeadlineExceeded,
     FailedPrecondition,
     HonedError,
     InvalidArgument,
@@ -39,7 +41,7 @@ class EngineOptions(TypedDict, total=False):
     Attributes:
         gate: Who may sample, and when; one for 1024 requests if there is none.
         request_timeout_s: The longest that the engine may take for a request, or for the next chunk
-            of a stream.
+            of a stream. While the gate is shut this time stands still.
         clock: Counts seconds.
     """
 
@@ -75,6 +77,7 @@ class SwappingEngine(ABC):
         self._clock = options.get("clock", monotonic)
         self._swap_or_none: VersionSwap | None = None
         self._refused: dict[VersionId, str] = {}
+        self._disagreeing: set[VersionId] = set()
         self._longest_token: int | None = None
 
     @property
@@ -86,6 +89,11 @@ class SwappingEngine(ABC):
     def refused(self) -> Mapping[VersionId, str]:
         """See `GenerationEngine`."""
         return MappingProxyType(self._refused)
+
+    @property
+    def disagreeing(self) -> Collection[VersionId]:
+        """See `GenerationEngine`."""
+        return frozenset(self._disagreeing)
 
     @property
     def in_flight(self) -> int:
@@ -100,6 +108,8 @@ class SwappingEngine(ABC):
                     await self._try(initial)
                 except _REFUSALS as error:
                     self._refused[initial.version] = str(error)
+                    if isinstance(error, Aborted):
+                        self._disagreeing.add(initial.version)
                     logger.warning(
                         "version refused at the start", extra={"version": initial.version.label, "reason": str(error)}
                     )
@@ -183,6 +193,26 @@ class SwappingEngine(ABC):
         if self._swap_or_none is None:
             raise Unavailable("the engine has not started; try again")
         return self._swap_or_none
+
+    async def _in_time(self, wait: Callable[[], Awaitable[Chunk]]) -> Chunk:
+        """What `wait` returns. It may be cancelled and called again.
+
+        Raises:
+            DeadlineExceeded: The engine took too long.
+        """
+        left_s, shut_s = self._request_timeout_s, self._gate.shut_s
+        while True:
+            try:
+                async with asyncio.timeout(left_s):
+                    return await wait()
+            except TimeoutError as error:
+                left_s = self._gate.shut_s - shut_s  # nothing was sampled meanwhile
+                shut_s += left_s
+                if left_s <= 0:
+                    limit = f"{self._request_timeout_s:g} s (generation.request_timeout_s)"
+                    raise DeadlineExceeded(
+                        f"the engine did not finish within {limit}: raise it, or ask for fewer tokens"
+                    ) from error
 
     async def _try(self, initial: InitialVersion) -> None:
         directory = await asyncio.to_thread(initial.fetched)

@@ -4,8 +4,10 @@ A prompt's rollouts go on together or not at all, in the same step that ends the
 a worker that dies in between costs time, never a rollout, and never makes one twice.
 
 What is not the prompt's fault costs it no delivery: when the engine is full, drains or is gone, the
-prompt goes back with a pause, and the worker takes nothing until the pause is over. A Redis that is
-away stops this work and nothing else.
+prompt goes back with a pause, and the worker takes nothing until the pause is over. One that the
+engine did not finish in time goes back too, and `late` tells of it: if it can never be finished, it
+takes an engine's place again and again until a person does something. A Redis that is away stops
+this work and nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from google.protobuf.message import DecodeError
 from honed.generation.backoff import Backoff
 from honed.generation.frontend import SamplingFrontend
 from honed.kit.aio import unless
-from honed.kit.errors import HonedError, InvalidArgument, Overloaded, Unavailable, root_cause
+from honed.kit.errors import DeadlineExceeded, HonedError, InvalidArgument, Overloaded, Unavailable, root_cause
 from honed.queue.holding import Holding, holding
 from honed.queue.keys import ROLLOUTS
 from honed.queue.messages import Delivery, Message
@@ -50,6 +52,7 @@ class RolloutWorker:
         check: Callable[[], Awaitable[None]],
         *,
         drain_s: float = 15.0,
+        late_shown_s: float = 1200.0,
         backoff: Backoff | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -61,6 +64,8 @@ class RolloutWorker:
             check: Raises while this process must not work for the run; asked before the first
                 prompt and now and then.
             drain_s: How long what is in hand may take at the end.
+            late_shown_s: How long `late` tells of a prompt that was not finished in time. Longer than
+                the engine's time, so that it goes on telling of a prompt that is tried again and again.
             backoff: Of the whole worker.
             clock: Seconds, monotonic.
         """
@@ -69,6 +74,9 @@ class RolloutWorker:
         self._queue = queue
         self._check = check
         self._drain_s = drain_s
+        self._late_shown_s = late_shown_s
+        self._late = ""
+        self._late_at = 0.0
         self._backoff = backoff or Backoff()
         self._clock = clock
         self._check_due = clock()
@@ -80,6 +88,11 @@ class RolloutWorker:
         self.allowed.set()
         self.state = "starting"
         """`working`, or why no prompts are taken."""
+
+    @property
+    def late(self) -> str:
+        """What to know of prompts that the engine did not finish in time lately; empty if there were none."""
+        return self._late if self._clock() - self._late_at < self._late_shown_s else ""
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Works until `stopping` is set; then finishes what it can and gives the rest back."""
@@ -168,6 +181,12 @@ class RolloutWorker:
             pause_s = self._backoff.failed()
             logger.info("prompt given back", extra={"entry": delivery.entry, "reason": str(error), "pause_s": pause_s})
             await self._queue.release([delivery], after_ms=int(pause_s * 1000))
+        except DeadlineExceeded as error:
+            held.discard([delivery])
+            self._late = f"training prompt {delivery.message.id} goes back to the queue: {error}"
+            self._late_at = self._clock()
+            logger.warning("prompt not finished in time", extra={"entry": delivery.entry, "reason": str(error)})
+            await self._queue.release([delivery], after_ms=_RETRY_MS)
         except Exception as error:  # a prompt that nothing can be done with must not stop the others
             held.discard([delivery])
             outcome = await self._queue.fail(delivery, f"{type(error).__name__}: {error}", retry_after_ms=_RETRY_MS)

@@ -215,6 +215,8 @@ class Release:
 
     async def _retain(self, pushed: VersionId) -> None:
         def remove() -> None:
+            # A generator that started meanwhile may have marked it: a version that one generator takes is a good one.
+            self.store.marks.remove(pushed, "quarantined")
             good = good_versions(self.store, self._journal)
             last_good = [version for version in self.store.versions() if good(version.label)][-1:]
             self.store.retain(self._keep, {BASE, pushed, *last_good})

@@ -5,6 +5,7 @@ Invariants:
 - A batch that fails is tried again item by item, once, so that an item fails only its own caller; unless the scorer is out of
   order for now.
 - What waits is bounded; a caller beyond the bound is told when to come back, by the rate measured so far.
+- Room that comes free is kept for a patient caller, as the scoring of rollouts is: others cannot keep it out.
 - Items of a caller who left are not scored.
 """
 
@@ -95,6 +96,7 @@ class DynamicBatcher:
         self._clock = clock
         self._waiting: deque[_Entry] = deque()
         self._waiting_tokens = 0
+        self._kept = 0  # places that patient callers wait for
         self._arrival = asyncio.Event()
         self._room = asyncio.Event()
         self._rate = 0.0  # tokens a second; 0 before the first batch
@@ -142,12 +144,14 @@ class DynamicBatcher:
 
         Args:
             items: What to score.
-            patient: Wait for room in the queue. Whoever does so bounds what it waits with.
+            patient: Wait for room in the queue, which is kept from callers that are not. Whoever waits so bounds what it
+                waits with.
         """
-        while patient and not self._closed and 0 <= self._settings.max_queued - len(items) < len(self._waiting):
-            self._room.clear()
-            await self._room.wait()
-        self._admit(len(items))
+        if patient:
+            await self._wait_for_room(len(items))
+            self._admit(len(items))
+        else:
+            self._admit(len(items), self._kept)
         if not items:
             return []
         call, now = _Call(len(items)), self._clock()
@@ -158,18 +162,28 @@ class DynamicBatcher:
         await call.done  # cancelled with its caller: the entries that wait see it and are skipped
         return [result for result in call.results if result is not None]
 
-    def _admit(self, count: int) -> None:
+    async def _wait_for_room(self, count: int) -> None:
+        self._kept += count
+        try:
+            while not self._closed and 0 <= self._settings.max_queued - count < len(self._waiting):
+                self._room.clear()
+                await self._room.wait()
+        finally:
+            self._kept -= count
+
+    def _admit(self, count: int, kept: int = 0) -> None:
         if self._closed:
             raise Unavailable("the reward service is stopping; try another replica")
         self._serving()  # raises while nothing is loaded
         room = self._settings.max_queued
         if count > room:
             raise InvalidArgument("items", f"{count} items, and this server queues {room} at most; send fewer in one call")
-        if len(self._waiting) + count > room:
+        if len(self._waiting) + kept + count > room:
             metrics.REFUSED.inc(count)
             low, high = _RETRY_AFTER_S
             after = min(high, max(low, self._waiting_tokens / self._rate)) if self._rate else 1.0
-            raise Overloaded(f"{len(self._waiting)} items wait to be scored and {room} may; {count} more do not fit", after)
+            waiting = len(self._waiting) + kept
+            raise Overloaded(f"{waiting} items wait to be scored and {room} may; {count} more do not fit", after)
 
     def _note_arrival(self) -> None:
         metrics.QUEUED.set(len(self._waiting))

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from tests.contract.artifacts.stores import damage, make_source
 
@@ -225,6 +226,54 @@ def test_a_store_that_does_not_answer_is_unavailable_not_a_hang(tmp_path: Path) 
     release.set()
 
 
+def test_whatever_a_remote_store_raises_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each library under fsspec has errors of its own, which are no OSError: they ended the learner and the generators."""
+    store = PolicyStore(f"memory://honed-{tmp_path.name}", "demo")
+    source = make_source(tmp_path / "source")
+    store.publish(source, draft(V1))
+
+    class ClientError(Exception):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise ClientError("ExpiredToken")
+
+    with monkeypatch.context() as patched:
+        for operation in ("makedirs", "open", "pipe_file", "cat_file", "exists", "ls", "rm_file", "rm"):
+            patched.setattr(type(fsspec.filesystem("memory")), operation, fail)
+        for call in (
+            lambda: store.publish(source, draft(V2)),
+            lambda: store.fetch(V1, tmp_path / "cache"),
+            lambda: store.retain(1),
+            store.latest,
+            store.servable,
+            lambda: store.marks.add(V1, "quarantined", Mark("why", "now")),
+        ):
+            with pytest.raises(Unavailable, match="ClientError: ExpiredToken"):
+                call()
+    store.fetch(V1, tmp_path / "cache")
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_a_fetch_that_comes_second_finds_the_copy_of_the_first(
+    store: PolicyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is given up leaves its thread fetching; the next one met its directory and died of ENOTEMPTY."""
+    store.publish(make_source(tmp_path / "source"), draft(V1))
+    real = Path.rename
+    first: list[Path] = []
+
+    def overtaken(path: Path, target: Path) -> Path:
+        if path.is_dir() and not first:
+            first.append(path)
+            store.fetch(V1, tmp_path / "cache")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    assert store.fetch(V1, tmp_path / "cache") == tmp_path / "cache" / "1.1"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["1.1"]
+
+
 def test_an_unknown_protocol_and_a_bad_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="nothing://"):
         PolicyStore("nothing://bucket", "demo")
@@ -258,6 +307,30 @@ def test_quarantined_versions_push_no_good_one_out(store: PolicyStore, tmp_path:
         store.marks.add(version, "quarantined", Mark("canaries off by 1 nat", "now"))
     assert store.retain(1) == [V1, V3, V4]
     assert store.servable() == [V2]
+
+
+def test_marks_go_with_their_versions(store: PolicyStore, tmp_path: Path) -> None:
+    """Marks of versions that were gone stayed, and each start of a generator read them all."""
+    for version in (V1, V2, V3, V4):
+        store.publish(make_source(tmp_path / "source", version.step), draft(version))
+    for version in (VersionId(0, 9), V2, V3, V4, VersionId(2, 1)):
+        store.marks.add(version, "quarantined", Mark("canaries off by 1 nat", "now"))
+    store.marks.add(V1, "promoted", Mark("release", "now"))
+    store.retain(2)
+    assert list(store.marks.all("promoted")) == [V1]
+    assert set(store.marks.all("quarantined")) == {V3, V4, VersionId(2, 1)}
+    assert store.marks.get(V3, "quarantined") == Mark("canaries off by 1 nat", "now")
+    assert store.marks.get(V3, "promoted") is None
+
+
+def test_the_bytes_of_a_version_are_checked_where_they_stand(store: PolicyStore, location: str, tmp_path: Path) -> None:
+    manifest = store.publish(make_source(tmp_path / "source"), draft(V1))
+    assert store.check(V1) == manifest
+    damage(location, "1.1/config.json", b"[]")
+    with pytest.raises(DataLoss, match=r"config\.json: sha256"):
+        store.check(V1)
+    with pytest.raises(NotFound):
+        store.check(V2)
 
 
 def test_a_damaged_mark_is_an_error_that_names_it(store: PolicyStore, location: str) -> None:

@@ -157,6 +157,30 @@ async def test_a_cancelled_request_frees_the_engine(lab: Lab) -> None:
         await complete(lab, Sampling(2, fixed_length=True))
 
 
+async def test_a_stream_that_nobody_reads_leaves_the_engine_when_it_has_ended_and_loses_nothing(lab: Lab) -> None:
+    """Held places of streams that were not read blocked everybody else, and looked like an engine that stands still."""
+    sampling = Sampling(24, fixed_length=True)
+    streams = [lab.engine.generate(lab.request(PROMPT, sampling)) for _ in range(MAX_IN_FLIGHT)]
+    version = lab.engine.version
+    async with asyncio.timeout(60):
+        begun = await asyncio.gather(*map(anext, streams))
+        while lab.engine.in_flight:
+            await asyncio.sleep(0.01)
+    await complete(lab, Sampling(2, fixed_length=True))
+    await lab.push(1)
+    for first, one in zip(begun, streams, strict=True):
+        chunks = [first, *[chunk async for chunk in one]]
+        assert len(together(chunks).token_ids) == len(together(chunks).logprobs) == 24
+        assert {span.version for chunk in chunks for span in chunk.spans} == {version}
+    left = lab.engine.generate(lab.request(PROMPT, sampling))
+    await anext(left)
+    async with asyncio.timeout(60):
+        while lab.engine.in_flight:
+            await asyncio.sleep(0.01)
+    await left.aclose()
+    assert lab.engine.in_flight == 0
+
+
 async def test_beyond_the_limit_a_request_is_refused_at_once_and_the_others_go_on(lab: Lab) -> None:
     tasks = [asyncio.create_task(complete(lab, Sampling(4, fixed_length=True))) for _ in range(MAX_IN_FLIGHT)]
     await asyncio.sleep(0)

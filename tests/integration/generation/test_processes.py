@@ -136,8 +136,10 @@ async def test_both_are_replaced_under_load_and_no_request_fails(setting: Settin
             await asyncio.gather(*tasks)
     assert failures == {}
     assert min(done["whole"], done["streamed"]) > 10
-    for process in setting.both:
-        member = await setting.generators.ready(process)
-        assert member.version == "1.2"
-        assert "1.3: " in member.facts["refused"]
+    first, second = [await setting.generators.ready(process) for process in setting.both]
+    assert first.version == second.version == "1.2"
+    assert "1.3: " in first.facts["refused"]
+    assert "1.3 is refused" in first.facts["alarm"]
+    assert list(setting.store.marks.all("quarantined")) == [VersionId(1, 3)]
+    assert "refused" not in second.facts, "what the first one has marked is not tried again"
     assert len(await setting.generators.members.list()) == 2, "those that went have left the list"

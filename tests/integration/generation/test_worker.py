@@ -17,7 +17,7 @@ from honed.generation.backoff import Backoff
 from honed.generation.frontend import RequestLimits, SamplingFrontend
 from honed.generation.gate import RequestGate, RequestKind
 from honed.generation.worker import WORKING, RolloutWorker
-from honed.kit.errors import FailedPrecondition, Overloaded, Unavailable
+from honed.kit.errors import DeadlineExceeded, FailedPrecondition, Overloaded, Unavailable
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import PROMPTS, ROLLOUTS, RunKeys
 from honed.queue.messages import Message
@@ -151,6 +151,21 @@ async def test_what_the_engine_refuses_for_now_costs_no_delivery(rig: Rig, fault
         await until(lambda: len(rig.engine.begun) > 20, 15, "it was tried many times more than there are deliveries")
         rig.engine.fault = None
         await rig.rollouts(3)
+    assert (await rig.stats()).dead == 0
+
+
+async def test_a_prompt_that_was_not_finished_in_time_is_tried_again_without_end_and_tells_so(rig: Rig) -> None:
+    """Five tries over the engine's time made a dead letter of each prompt whose response takes longer than that."""
+    rig.engine.fault = DeadlineExceeded("the engine did not finish within 600 s")
+    await rig.put(1)
+    async with rig.worker() as worker:
+        assert worker.late == ""
+        await until(lambda: len(rig.engine.begun) == 4, 15, "it was tried more often than there are deliveries")
+        assert worker.late == "training prompt r-0 goes back to the queue: the engine did not finish within 600 s"
+        rig.engine.fault = None
+        await rig.rollouts(1)
+        worker._late_shown_s = 0.0
+        assert worker.late == ""
     assert (await rig.stats()).dead == 0
 
 

@@ -191,6 +191,77 @@ async def test_work_that_fails_ends_the_service_with_its_error() -> None:
         await serve_until_signalled(server, work)
 
 
+class Quick(generation_pb2_grpc.GenerationServiceServicer):
+    """Answers at once, unless it is told to hold calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.hold = False
+
+    async def Generate(self, request: Any, context: Any) -> Any:
+        self.calls += 1
+        if self.hold:
+            await asyncio.Event().wait()
+        return pb.GenerateResponse()
+
+
+async def _serve(quick: Quick, port: int = 0) -> Server:
+    servicer = Servicer(NAME, generation_pb2_grpc.add_GenerationServiceServicer_to_server, quick)
+    server = Server([Listener("127.0.0.1", port, [servicer])], ServerOptions(drain_s=5.0))
+    await server.start()
+    return server
+
+
+async def test_a_server_that_stops_under_load_fails_no_call_while_another_one_serves() -> None:
+    """gRPC answers CANCELLED what has arrived at a server that stops and was not handed to a handler."""
+    quick, failed, over = Quick(), [], asyncio.Event()
+    servers = [await _serve(quick), await _serve(quick)]
+    ports = [server.ports[0] for server in servers]
+
+    async def ask(stub: Any) -> None:
+        while not over.is_set():
+            try:
+                await stub.Generate(pb.GenerateRequest(n=1, prompt={"text": "a"}), timeout=20)
+            except grpc.aio.AioRpcError as error:
+                failed.append(f"{error.code().name}: {error.details()}")
+
+    async with connect("ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)) as channel, asyncio.TaskGroup() as callers:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        for _ in range(64):
+            callers.create_task(ask(stub))
+        for turn in range(8):
+            which = turn % 2
+            before = quick.calls
+            async with asyncio.timeout(20):
+                while quick.calls < before + 500:
+                    await asyncio.sleep(0)
+            await servers[which].stop()
+            servers[which] = await _serve(quick, ports[which])
+        over.set()
+    for server in servers:
+        await server.stop()
+    assert failed == []
+
+
+async def test_a_call_that_its_caller_cancels_is_made_once() -> None:
+    quick = Quick()
+    quick.hold = True
+    server = await _serve(quick)
+    async with connect(f"127.0.0.1:{server.ports[0]}") as channel:
+        call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(
+            pb.GenerateRequest(n=1, prompt={"text": "a"}), timeout=20
+        )
+        async with asyncio.timeout(10):
+            while not quick.calls:
+                await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await asyncio.sleep(0.5)  # the first retry would have come after at most 0.12 s
+        assert quick.calls == 1
+    await server.stop()
+
+
 async def _refused(address: str) -> None:
     """Waits until the port is closed."""
     host, port = address.split(":")

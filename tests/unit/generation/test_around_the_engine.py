@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,21 @@ async def test_a_newcomer_waits_until_the_store_answers() -> None:
     assert not follower.allowed.is_set(), "what it samples meanwhile would be stale"
     follower.control.error = None
     await joining
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), RuntimeError("what a store's library raises")])
+async def test_nothing_that_catching_up_meets_ends_serving(error: Exception) -> None:
+    follower = Follower("1.7")
+    follower.control.error = error
+    await follower.beats(100)
+    assert follower.control.version == VersionId(1, 3)
+    assert 4 < len(follower.control.asked) < 12, "tried again, with growing pauses"
+    follower.control.error = None
+    await follower.beats(32)
+    assert follower.control.version == VersionId(1, 7)
+    assert follower.catch_up.refused == {}
+    follower.board.error = ValueError("no JSON")
+    await follower.beats(1)
 
 
 @pytest.mark.parametrize("served", ["", "1.3", "1.2", "0.9"])

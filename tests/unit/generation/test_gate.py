@@ -76,6 +76,23 @@ async def test_the_window_bounds_what_is_in_the_engine_and_each_class_keeps_its_
         assert (made.gate.running, made.gate.in_flight) == (3, 4)
 
 
+async def test_a_sample_whose_claim_is_released_has_left_before_its_block_ends() -> None:
+    gate = RequestGate(2, 100, 0.5)
+    gate.open()
+    async with gate.enter() as first, gate.enter():
+        entering = gate.enter()
+        third = asyncio.create_task(entering.__aenter__())
+        await settle()
+        assert not third.done()
+        first.release()
+        await settle()
+        assert third.done()
+        assert gate.running == 2
+    assert gate.running == 1, "left once, though its block has ended too"
+    await entering.__aexit__(None, None, None)
+    assert gate.in_flight == 0
+
+
 async def test_without_applications_training_has_the_whole_window() -> None:
     async with samples(RequestGate(8, 100)) as made:
         assert made.gate.training_room == 8

@@ -158,37 +158,44 @@ async def test_before_the_first_version_has_passed_nothing_is_prepared_committed
 
 
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "error"),
     [
-        {"load 1.2": RuntimeError("no memory")},
-        {"load 1.2": asyncio.Event()},
-        {"canary 1.2": Unavailable("no answer")},
-        {"canary 1.2": asyncio.Event()},
-        {"error 1.2": 0.002},
-        {"error 1.2": float("nan")},
-        {"error 1.2": float("-inf")},
+        ({"freeze": asyncio.Event()}, Unavailable),
+        ({"load 1.2": RuntimeError("no memory")}, Unavailable),
+        ({"load 1.2": asyncio.Event()}, Unavailable),
+        ({"canary 1.2": Unavailable("no answer")}, Unavailable),
+        ({"canary 1.2": asyncio.Event()}, Unavailable),
+        ({"error 1.2": 0.002}, Aborted),
+        ({"error 1.2": float("nan")}, Aborted),
+        ({"error 1.2": float("-inf")}, Aborted),
     ],
-    ids=["load fails", "load hangs", "canary fails", "canary hangs", "off", "nan", "inf"],
+    ids=["freeze hangs", "load fails", "load hangs", "canary fails", "canary hangs", "off", "nan", "inf"],
 )
-async def test_whatever_fails_the_old_version_serves_again(
-    host: FakeHost, swap: VersionSwap, gate: RequestGate, fault: dict[str, object]
+async def test_whatever_fails_the_old_version_serves_again_and_the_error_tells_a_bad_version_from_a_slow_engine(
+    host: FakeHost, swap: VersionSwap, gate: RequestGate, fault: dict[str, object], error: type[HonedError]
 ) -> None:
+    """The learner quarantines what is Aborted and rolls training back: a call over its deadline says nothing of the version."""
     host.broken = fault
-    with pytest.raises(Aborted, match=r"version 1\.2 did not take, 1\.1 serves"):
+    if isinstance(hanging := fault.get("freeze"), asyncio.Event):
+        asyncio.get_running_loop().call_later(0.3, hanging.set)
+    with pytest.raises(error, match=r"version 1\.2 did not take, 1\.1 serves"):
         await swap.commit(NEW)
     assert host.calls[-5:] == ["freeze", "load 1.1", "canary 1.1", "unstage", "thaw"]
     assert host.sampled_by == [OLD]
     assert swap.version == OLD
     async with gate.enter():
         pass
-    with pytest.raises(FailedPrecondition):
+    with pytest.raises(FailedPrecondition, match=r"Its last commit was rolled back: .+"):
         await swap.commit(NEW)
+    host.broken = {}
+    await swap.prepare(NEW, Path("/nowhere"))
+    assert (await swap.commit(NEW)).version == NEW
 
 
 async def test_the_whole_has_a_deadline_too(host: FakeHost, swap: VersionSwap) -> None:
     swap._settings = CommitSettings(1e-3, 60.0, 0.05)
     host.broken["load 1.2"] = asyncio.Event()
-    with pytest.raises(Aborted, match=r"more than 0\.05 s"):
+    with pytest.raises(Unavailable, match=r"more than 0\.05 s"):
         await swap.commit(NEW)
     assert host.sampled_by == [OLD]
 

@@ -14,10 +14,11 @@ from honed.artifacts.version import VersionId
 from honed.generation import swapping
 from honed.generation.candidate import Candidate
 from honed.generation.engine import CommitSettings, InitialVersion
+from honed.generation.requests import Chunk, FinishReason
 from honed.generation.swap import VersionSwap, WeightHost
 from honed.generation.swapping import SwappingEngine
 from honed.generation.vllm.engine import VLLMHost
-from honed.kit.errors import Aborted, DataLoss, FailedPrecondition, HonedError, Unavailable
+from honed.kit.errors import Aborted, DataLoss, DeadlineExceeded, FailedPrecondition, HonedError, Unavailable
 
 V1, V2, V3 = (VersionId(1, step) for step in (1, 2, 3))
 
@@ -107,6 +108,7 @@ async def test_a_start_walks_back_in_one_process_to_the_newest_version_that_pass
     assert list(engine.refused) == [VersionId(1, 5), VersionId(1, 4), V3]
     assert "sha256 differs" in engine.refused[VersionId(1, 5)]
     assert "canaries of version 1.4" in engine.refused[VersionId(1, 4)]
+    assert engine.disagreeing == {VersionId(1, 4), V3}
     async with engine._gate.enter():
         pass
 
@@ -167,6 +169,25 @@ async def test_an_engine_that_has_not_started_says_that_nothing_serves(make: Cal
             await call
     with pytest.raises(Unavailable, match="not started"):
         _ = engine.version
+
+
+async def test_the_time_of_a_response_stands_still_while_the_gate_is_shut(make: Callable[..., Engine]) -> None:
+    """A pause of ten minutes by an operator failed all that was in flight, and cost each training prompt a delivery."""
+    engine, answer = make(V1), Chunk((7,), (), (), "", FinishReason.LENGTH)
+    engine._request_timeout_s = 0.02
+
+    async def wait() -> Chunk:
+        if engine._gate.is_shut:
+            await asyncio.Event().wait()
+        return answer
+
+    waiting = asyncio.create_task(engine._in_time(wait))
+    done, _ = await asyncio.wait([waiting], timeout=0.1)
+    assert not done, "it has not started, so the gate is shut"
+    await engine.start()
+    assert await waiting is answer
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.02 s \(generation\.request_timeout_s\)"):
+        await engine._in_time(asyncio.Event().wait)  # type: ignore[arg-type]
 
 
 class FakeVLLM:

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from tests.support.learner_world import FakeGenerator, FakeIntake, World, batches, make_world, spoiled
 
+from honed.artifacts.marks import Mark
 from honed.artifacts.version import VersionId
 from honed.kit.health import Pulse
 from honed.learner.checkpoint import CheckpointStore
@@ -431,6 +432,15 @@ async def test_where_the_run_says_so_the_learner_goes_on_from_a_refused_version(
     assert labels(world) == ["1.1", "1.2", "1.3"]
     assert world.generator.serving == "1.3"
     assert learner.journal.totals == Totals(trained=12, turn=12, pushed=2, failed=1, refused=1)
+
+
+async def test_a_version_that_a_generator_takes_is_quarantined_no_more(world: World) -> None:
+    """One that starts meanwhile may have marked it before any other had taken it."""
+    world.store.marks.add(VersionId(1, 2), "quarantined", Mark("refused at the start of a generator", "now"))
+    learner = await world.start()
+    await world.to_the_end(learner)
+    assert "1.2" in labels(world)
+    assert world.store.marks.all("quarantined") == {}
 
 
 async def test_with_no_staleness_allowed_the_same_weights_come_again_under_another_name(world: World) -> None:

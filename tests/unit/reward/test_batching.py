@@ -123,6 +123,57 @@ async def test_beyond_the_bound_a_caller_is_told_when_to_come_back() -> None:
         await asyncio.gather(busy, waiting)
 
 
+async def test_applications_that_come_again_at_once_do_not_keep_a_patient_caller_out() -> None:
+    """They refilled the queue after each batch, and no rollout of the training was ever scored."""
+    scorer = FakeScorer()
+    scorer.gate.clear()
+    turns = 0
+
+    async def ask_for_ever() -> None:
+        nonlocal turns
+        while True:
+            try:
+                await running.score(numbers(1, 2))
+                turns += 1
+            except Overloaded:
+                await asyncio.sleep(0)
+
+    settings = BatchSettings(max_tokens=2, max_wait_s=0.001, max_queued=8)
+    async with batcher(scorer, settings).running() as running, asyncio.timeout(20):
+        applications = [asyncio.ensure_future(ask_for_ever()) for _ in range(10)]
+        await queued(running, 8)
+        patient = asyncio.ensure_future(running.score_each(numbers(*range(6)), patient=True))
+        await asyncio.sleep(0)
+        scorer.gate.set()
+        assert values(await patient) == [float(value) for value in range(6)]
+        served = turns
+        while turns < served + 10:  # and applications go on
+            await asyncio.sleep(0)
+        for application in applications:
+            application.cancel()
+        await asyncio.gather(*applications, return_exceptions=True)
+
+
+async def test_a_patient_caller_who_leaves_keeps_no_places() -> None:
+    scorer = FakeScorer()
+    scorer.gate.clear()
+    async with batcher(scorer, BatchSettings(max_tokens=2, max_wait_s=0.001, max_queued=8)).running() as running:
+        busy = asyncio.ensure_future(running.score(numbers(1, 2)))
+        await entered(scorer)
+        waiting = asyncio.ensure_future(running.score(numbers(*range(6))))
+        await queued(running, 6)
+        patient = asyncio.ensure_future(running.score_each(numbers(1, 2, 3, 4), patient=True))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="10 items wait to be scored and 8 may; 1 more do not fit"):
+            await running.score(numbers(1))
+        patient.cancel()
+        await asyncio.wait([patient])
+        late = asyncio.ensure_future(running.score(numbers(1)))
+        await queued(running, 7)
+        scorer.gate.set()
+        await asyncio.gather(busy, waiting, late)
+
+
 async def test_more_than_the_queue_can_ever_hold_is_a_wrong_request() -> None:
     async with batcher(FakeScorer(), BatchSettings(max_queued=3)).running() as running:
         with pytest.raises(InvalidArgument, match="items: 4 items"):

@@ -16,11 +16,12 @@ import transformers
 from honed.artifacts.version import VersionId
 from honed.generation.candidate import Candidate
 from honed.generation.engine import CommitSettings, InitialVersion
+from honed.generation.gate import Claim
 from honed.generation.hf.decoder import Decoder, Row, make_row
 from honed.generation.requests import Chunk, EngineLimits, EngineRequest, check_request
 from honed.generation.swap import VersionSwap, WeightHost
 from honed.generation.swapping import EngineOptions, SwappingEngine
-from honed.kit.errors import DeadlineExceeded, Unavailable
+from honed.kit.errors import Unavailable
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
 
@@ -103,13 +104,13 @@ class TransformersEngine(SwappingEngine):
     async def complete(self, request: EngineRequest) -> Chunk:
         """See `GenerationEngine`."""
         async with self._ticket(request, whole=True) as ticket:
-            return await ticket.next()
+            return await self._in_time(ticket.next)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Chunk, None]:
         """See `GenerationEngine`."""
         async with self._ticket(request, whole=False) as ticket:
             while True:
-                part = await ticket.next()
+                part = await self._in_time(ticket.next)
                 yield part
                 if part.finish_reason is not None:
                     return
@@ -151,11 +152,11 @@ class TransformersEngine(SwappingEngine):
     async def _ticket(self, request: EngineRequest, *, whole: bool) -> AsyncIterator[_Ticket]:
         host, limits = self._running.host, self.limits
         check_request(request, limits)
-        async with self._gate.enter(request.kind):
+        async with self._gate.enter(request.kind) as claim:
             seed = request.sampling.seed
             generator = self._unseeded if seed is None else torch.Generator(self._settings.device).manual_seed(seed)
             row = make_row(request, self.decode, generator)
-            ticket = _Ticket(whole, asyncio.Queue(), self._request_timeout_s)
+            ticket = _Ticket(whole, asyncio.Queue(), claim)
             self._tickets[row] = ticket
             host.add(row)
             try:
@@ -171,7 +172,11 @@ class TransformersEngine(SwappingEngine):
                 self._steps += 1
                 for row in rows:
                     ticket = self._tickets.get(row)
-                    if ticket is not None and (row.finish_reason is not None or not ticket.whole):
+                    if ticket is None:
+                        continue
+                    if row.finish_reason is not None:
+                        ticket.claim.release()
+                    if row.finish_reason is not None or not ticket.whole:
                         ticket.inbox.put_nowait(row.take())
         except Exception as error:
             logger.exception("a decoding step failed")
@@ -187,18 +192,14 @@ class TransformersEngine(SwappingEngine):
 
 @dataclass(frozen=True, slots=True)
 class _Ticket:
-    """Where a request's chunks arrive. `whole`: only one, at the end. None: the engine died."""
+    """Where a request's chunks arrive. `whole`: only one, at the end. None: the engine died. `claim`: of the gate."""
 
     whole: bool
     inbox: asyncio.Queue[Chunk | None]
-    timeout_s: float
+    claim: Claim
 
     async def next(self) -> Chunk:
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                chunk = await self.inbox.get()
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"the engine gave nothing within {self.timeout_s:g} s") from error
+        chunk = await self.inbox.get()
         if chunk is None:
             raise Unavailable("the engine died or was closed")
         return chunk

@@ -8,7 +8,7 @@ vLLM's interfaces move between releases: what depends on a release is here, in `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ class VLLM:
             config.scheduler_config.scheduler_cls = f"honed.generation.vllm.scheduler.{name}"
             return cls(AsyncLLM.from_vllm_config(config, disable_log_stats=True), version, settings)
 
-    async def submit(self, request: EngineRequest, cache_salt: str, *, stream: bool) -> Sampled:
-        """Hands a request to the engine."""
+    async def submit(self, request: EngineRequest, cache_salt: str, on_end: Callable[[], None], *, stream: bool) -> Sampled:
+        """Hands a request to the engine. `on_end` is called once the engine has ended it, whoever reads what it sampled."""
         if request.request_id.startswith(CANARY_PREFIX):
             # The scheduler runs such requests on weights that nobody has verified yet.
             raise InvalidArgument(
@@ -88,7 +88,7 @@ class VLLM:
                     skip_clone=True,
                 ),
             )
-        return Sampled(self._llm, queue, request.want_logprobs)
+        return Sampled(self._llm, queue, request.want_logprobs, on_end)
 
     async def prompt_logprobs(self, request_id: str, token_ids: Sequence[int], cache_salt: str) -> list[float]:
         """Log-probabilities of `token_ids[1:]`, each given all before it, at temperature 1."""

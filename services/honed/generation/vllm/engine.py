@@ -22,10 +22,9 @@ from honed.generation.requests import Chunk, EngineLimits, EngineRequest, check_
 from honed.generation.swap import VersionSwap, WeightHost, finish
 from honed.generation.swapping import EngineOptions, SwappingEngine
 from honed.generation.vllm.adapter import VLLM
-from honed.generation.vllm.outputs import Sampled
 from honed.generation.vllm.plugin import CANARY_PREFIX
 from honed.generation.vllm.settings import VLLMSettings
-from honed.kit.errors import DeadlineExceeded, Unavailable
+from honed.kit.errors import Unavailable
 
 __all__ = ["VLLMEngine", "VLLMSettings"]
 
@@ -75,30 +74,27 @@ class VLLMEngine(SwappingEngine):
     async def complete(self, request: EngineRequest) -> Chunk:
         """See `GenerationEngine`."""
         check_request(request, self.limits)
-        async with self._gate.enter(request.kind):
-            sampled = await self._vllm.submit(request, self.version.label, stream=False)
+        async with self._gate.enter(request.kind) as claim:
+            sampled = await self._vllm.submit(request, self.version.label, claim.release, stream=False)
             try:
-                async with asyncio.timeout(self._request_timeout_s):
-                    part = await sampled.next()
-            except BaseException as error:
-                await self._give_up(sampled, error)
+                return await self._in_time(sampled.next)
+            except BaseException:
+                await sampled.abort()
                 raise
-        return part
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Chunk, None]:
         """See `GenerationEngine`."""
         check_request(request, self.limits)
-        async with self._gate.enter(request.kind):
-            sampled = await self._vllm.submit(request, self.version.label, stream=True)
+        async with self._gate.enter(request.kind) as claim:
+            sampled = await self._vllm.submit(request, self.version.label, claim.release, stream=True)
             try:
                 while True:
-                    async with asyncio.timeout(self._request_timeout_s):
-                        part = await sampled.next()
+                    part = await self._in_time(sampled.next)
                     yield part
                     if part.finish_reason is not None:
                         return
-            except BaseException as error:
-                await self._give_up(sampled, error)
+            except BaseException:
+                await sampled.abort()
                 raise
 
     async def _launch(self, candidate: Candidate) -> WeightHost:
@@ -143,11 +139,6 @@ class VLLMEngine(SwappingEngine):
     async def _watch_process(self, swap: VersionSwap) -> None:
         await self._vllm.wait_dead()
         await swap.die("the vLLM engine process died; the service must restart. The log above has the cause")
-
-    async def _give_up(self, sampled: Sampled, error: BaseException) -> None:
-        await sampled.abort()
-        if isinstance(error, TimeoutError):
-            raise DeadlineExceeded(f"the engine gave nothing within {self._request_timeout_s:g} s") from error
 
 
 class VLLMHost:

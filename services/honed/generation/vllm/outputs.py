@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from honed.artifacts.version import VersionId
@@ -16,14 +16,15 @@ _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": Fi
 class Sampled:
     """A request in vLLM. `next` gives its parts; the last one has a finish reason."""
 
-    def __init__(self, llm: Any, queue: Any, want_logprobs: bool) -> None:
-        """`queue` is vLLM's collector of the request's outputs."""
+    def __init__(self, llm: Any, queue: Any, want_logprobs: bool, on_end: Callable[[], None]) -> None:
+        """`queue` is vLLM's collector of the request's outputs; `on_end` is called once the engine has ended the request."""
         self._llm = llm
         self._queue = queue
         self._want_logprobs = want_logprobs
         self._count = 0
         # vLLM reports spans with the last output only; a stream needs them with each. The request's state has them all along.
         self._starts: list[tuple[str, int]] = llm.output_processor.request_states[queue.request_id].weight_version_starts
+        _watch_end(queue, on_end)
 
     async def next(self) -> Chunk:
         """The next part. Raises Unavailable if the engine died."""
@@ -42,6 +43,19 @@ class Sampled:
         """Frees the engine of the request; nothing happens if it has ended."""
         if not self._llm.errored:
             await self._llm.abort(self._queue.request_id, internal=True)
+
+
+def _watch_end(queue: Any, on_end: Callable[[], None]) -> None:
+    """Calls `on_end` when vLLM puts a request's last output, or its error, into the collector `queue`."""
+    put = queue.put
+
+    def seen(output: Any) -> None:
+        if isinstance(output, Exception) or output.finished:
+            del queue.put  # the collector's own again: nothing refers to itself
+            on_end()
+        put(output)
+
+    queue.put = seen
 
 
 def _finish_reason(reason: str | None) -> FinishReason | None:
