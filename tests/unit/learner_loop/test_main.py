@@ -10,10 +10,11 @@ from unittest.mock import MagicMock
 import pytest
 
 from honed.artifacts.promotions import Promoted, PromotionRecord, PromotionState
-from honed.config import RewardSettings, RunSettings, ScorerSettings
+from honed.config import RunSettings
 from honed.learner.main import LearnerProcess, _snapshot
 from honed.learner.status import LearnerStatus, Promotions
 from honed.queue.promotions import Announced, PromotionBoard
+from honed.reward.settings import RewardSettings, ScorerSettings
 
 
 def of_run(directory: Path, *scorers: tuple[str, str]) -> RunSettings:
