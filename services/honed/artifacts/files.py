@@ -276,10 +276,9 @@ class RemoteBackend:
     def _call(self, path: str, operation: Callable[[], T], *passing: type[Exception]) -> T:
         try:
             return self._calls(path, operation)
-        except (HonedError, *passing):
-            raise
         except Exception as error:
-            if isinstance(error, OSError) and StoreFull.matches(error):
+            full = isinstance(error, OSError) and StoreFull.matches(error)
+            if full or isinstance(error, (HonedError, *passing)):
                 raise
             raise Unavailable(f"the store failed for {path}: {type(error).__name__}: {error}") from error
 
