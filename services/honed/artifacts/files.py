@@ -17,7 +17,6 @@ import fsspec
 
 from honed.artifacts.calls import StoreCalls
 from honed.kit.errors import DataLoss, HonedError, InvalidArgument, Overloaded, Unavailable
-from honed.kit.files import sync
 
 CHUNK_BYTES = 8 << 20
 
@@ -152,7 +151,7 @@ class LocalBackend:
         target = Path(path)
         if target.exists():
             target.unlink(missing_ok=True)
-            sync(target.parent)
+            _sync_directory(target.parent)
 
     def remove_tree(self, path: str) -> None:
         """See `Backend`."""
@@ -174,8 +173,8 @@ class LocalBackend:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync(target.parent)
-        sync(target.parent.parent)  # the version's own directory may be new
+        _sync_directory(target.parent)
+        _sync_directory(target.parent.parent)  # the version's own directory may be new
         return size, digest.hexdigest()
 
 
@@ -278,7 +277,8 @@ class RemoteBackend:
         try:
             return self._calls(path, operation)
         except Exception as error:
-            if isinstance(error, (HonedError, *passing)) or (isinstance(error, OSError) and StoreFull.matches(error)):
+            full = isinstance(error, OSError) and StoreFull.matches(error)
+            if full or isinstance(error, (HonedError, *passing)):
                 raise
             raise Unavailable(f"the store failed for {path}: {type(error).__name__}: {error}") from error
 
@@ -287,3 +287,11 @@ def _bounded(path: str, data: bytes, limit: int) -> bytes:
     if len(data) > limit:
         raise DataLoss(f"{path} is larger than the {limit} bytes that such a file may have")
     return data
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

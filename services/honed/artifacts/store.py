@@ -224,7 +224,8 @@ class ArtifactStore:
             for version in self._directories():
                 if version < complete[-1] and version not in kept:
                     self._discard(version)
-            self.marks.prune(complete[-1], kept.intersection(complete))
+            # Marks say what became of the versions of now, those that were refused and are gone among them.
+            self.marks.prune((good[-keep_last:] or complete)[0], kept.intersection(complete))
         return removed
 
     @property

@@ -4,7 +4,7 @@ Invariants:
 
 * The host thaws only with weights whose canaries have just passed.
 * The version changes only after that, and back never happens silently: a failed commit raises
-  Aborted if the version is at fault (canaries, damage), Unavailable if the engine is.
+  Aborted if the version is at fault (its canaries), Unavailable if the engine is.
 * If the last good version cannot be restored, the host stays frozen for ever and `wait_dead`
   returns.
 * A commit that has begun runs to its end even if its caller goes away.
@@ -25,14 +25,15 @@ from honed.generation.canaries import Measured, check_tolerance, default_toleran
 from honed.generation.candidate import Candidate, check_fits, read_candidate
 from honed.generation.engine import CommitReport, CommitSettings
 from honed.generation.gate import RequestGate
-from honed.kit.errors import Aborted, DataLoss, FailedPrecondition, InvalidArgument, Unavailable
+from honed.kit.errors import Aborted, FailedPrecondition, InvalidArgument, Unavailable
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_FINDINGS = (Aborted, DataLoss, FailedPrecondition, InvalidArgument)
-"""Errors that say something about a version. Any other says only that the engine failed while the version was brought in."""
+_FINDINGS = (Aborted, FailedPrecondition, InvalidArgument)
+"""Errors of a commit that say something about the version. Any other says that the engine, or this host, failed meanwhile:
+so does DataLoss, for `prepare` has found every byte of the version to be right."""
 
 
 class WeightHost(Protocol):

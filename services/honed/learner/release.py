@@ -153,7 +153,7 @@ class Release:
         """Marks a refused version, so that no generator ever tries it again. It stands, for whoever looks for the cause."""
         mark = Mark("; ".join(report.failures)[:2000], self._now())
         await self._status.pulse.in_thread(lambda: self.store.marks.add(report.version, "quarantined", mark))
-        await self._retain(report.version)  # refused ones before it must not fill the disk
+        await self._retain(report.version, refused=True)  # refused ones before it must not fill the disk
 
     def promoted(self) -> frozenset[str]:
         """Labels of promoted versions. Blocks."""
@@ -213,10 +213,11 @@ class Release:
             except OSError as error:  # a full disk loses a line of the journal, not the push
                 logger.warning("the push is not in the journal", extra={"version": record.version, "reason": str(error)})
 
-    async def _retain(self, pushed: VersionId) -> None:
+    async def _retain(self, pushed: VersionId, *, refused: bool = False) -> None:
         def remove() -> None:
-            # A generator that started meanwhile may have marked it: a version that one generator takes is a good one.
-            self.store.marks.remove(pushed, "quarantined")
+            if not refused:
+                # A generator that started meanwhile may have marked it: a version that one generator takes is a good one.
+                self.store.marks.remove(pushed, "quarantined")
             good = good_versions(self.store, self._journal)
             last_good = [version for version in self.store.versions() if good(version.label)][-1:]
             self.store.retain(self._keep, {BASE, pushed, *last_good})

@@ -121,4 +121,4 @@ def test_no_run_and_no_request_can_have_the_name_of_a_canary() -> None:
 async def test_a_request_with_a_canarys_name_is_refused() -> None:
     vllm = VLLM.__new__(VLLM)
     with pytest.raises(InvalidArgument, match="request_id"):
-        await vllm.submit(EngineRequest(f"{CANARY_PREFIX}1", [1], Sampling(1)), "1.0", stream=False)
+        await vllm.submit(EngineRequest(f"{CANARY_PREFIX}1", [1], Sampling(1)), "1.0", lambda: None, stream=False)
