@@ -41,6 +41,8 @@ async def kill_one(run: LiveRun, rng: random.Random) -> str:
     from loadtest.resources import descendants
 
     processes = [process for process in (await run.get_run()).processes if process.pid]
+    if not processes:
+        raise NotNow("no process runs")
     victim = rng.choice(processes)
     pid = rng.choice(descendants(victim.pid))
     with contextlib.suppress(ProcessLookupError):
@@ -144,7 +146,10 @@ FAULTS: Mapping[str, Fault] = {
 
 async def _redis_pid(run: LiveRun) -> int:
     processes: list[conductor_pb2.ProcessStatus] = list((await run.get_run()).processes)
-    return next(process.pid for process in processes if process.name == "redis")
+    pid = next((process.pid for process in processes if process.name == "redis"), 0)
+    if not pid:  # 0 would be this process's own group
+        raise NotNow("Redis is just being started")
+    return pid
 
 
 def _redis(run: LiveRun) -> Redis:

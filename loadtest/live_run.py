@@ -133,7 +133,9 @@ async def live_run(root: Path, tree: Mapping[str, Any], *arguments: str) -> Asyn
     command = [sys.executable, "-m", "honed.cli.main", "up", "--run-file", str(run_file), *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)  # noqa: ASYNC220  # starts at once
+        process = subprocess.Popen(  # noqa: ASYNC220  # starts at once
+            command, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
     run = LiveRun(Path(str(tree["directory"])), process, Endpoints(Path(str(tree["directory"]))), {})
     try:
         await _serving(run, log)
