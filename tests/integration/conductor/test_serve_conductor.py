@@ -232,10 +232,12 @@ async def tell(story: Story, url: str) -> None:
     story.scaled = await conductor.ended("scale", "generation=2", "--run", "run")
     async with Link(url, outage=Outage(deadline_s=10)) as link:
         story.books = await read_books(link, RUN)
-    running["learner"].send_signal(signal.SIGTERM)
+    learner = running.pop("learner")
+    learner.send_signal(signal.SIGTERM)
+    story.exits["learner"] = await asyncio.wait_for(learner.wait(), 30)
     lost = await says(conductor, lambda s: not healthy(s, "learner") and s["run"]["alarms"], "the learner is gone")
     story.gone = lost["run"]["alarms"][0]
-    story.exits = await end_all({**running, "conductor": third})
+    story.exits |= await end_all({**running, "conductor": third})
 
 
 async def end_all(running: Mapping[str, asyncio.subprocess.Process]) -> dict[str, int]:
