@@ -64,8 +64,8 @@ async def run(settings: RunSettings) -> None:
         Unavailable: The engine died or stands still.
     """
     section = settings.generation
-    _check_control_address(settings)
     generator = Generator(settings, redis_url(settings))
+    _check_control_address(settings)
     add_public = generation_pb2_grpc.add_GenerationServiceServicer_to_server
     add_control = generation_pb2_grpc.add_GenerationControlServiceServicer_to_server
     public = Servicer(PUBLIC, add_public, GenerationService(generator.frontend, generator.name))

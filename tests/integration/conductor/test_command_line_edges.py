@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from tests.support.run import environment, run_tree, write_run_file
 
+from honed.queue.embedded import free_port
+
 
 async def honed(*arguments: str, **variables: str) -> tuple[int, str]:
     """Exit status and stderr."""
@@ -102,6 +104,15 @@ async def test_a_service_without_redis_says_what_to_do(tree: dict[str, Any], tmp
     status, text = await honed("serve", service, "--run-file", str(file))
     assert status == 1
     assert "queue.url is not set" in text.splitlines()[-1]
+
+
+async def test_a_generator_that_the_learner_could_not_reach_says_what_to_set(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree = changed(changed(tree, "conductor", launcher="none"), "generation", host="0.0.0.0", control_port=free_port())
+    file = write_run_file(tmp_path / "run.yaml", changed(tree, "queue", url="redis://127.0.0.1:1/0"))
+    status, text = await honed("serve", "generation", "--run-file", str(file))
+    assert status == 1
+    assert "generation.control_address is not set" in text.splitlines()[-1]
+    assert "HONED_GENERATION__CONTROL_ADDRESS" in text.splitlines()[-1]
 
 
 async def test_a_directory_in_use_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:

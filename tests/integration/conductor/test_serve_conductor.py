@@ -22,19 +22,22 @@ import pytest_asyncio
 import yaml
 from tests.support.run import check_books, environment, read_books, until, write_prompts
 from tests.support.tiny import make_tiny_model
+from typer.testing import CliRunner
 
 from honed.cli.connection import open_peer
+from honed.cli.main import app
 from honed.cli.status import look
 from honed.client import RequestError
 from honed.learner.journal import read_updates
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.embedded import EmbeddedRedis, free_port
 from honed.queue.stats import StageStats
+from honed.v1 import learner_pb2, learner_pb2_grpc
 from honed.workspace import Workspace
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
-RUN, STEPS, BATCH = "cluster", 60, 8
+RUN, STEPS, BATCH = "cluster", 40, 8
 SERVICES = ("generation", "reward", "preference", "learner")
 CONDUCTORS = ("conductor", "standby")
 
@@ -178,9 +181,8 @@ def set_up(root: Path, tree: Mapping[str, Any], url: str) -> dict[str, Machine]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story]:
     root = tmp_path_factory.mktemp("cluster")
-    desk = Machine("desk", root, environment())
-    code, text = await desk.ended("tokens", "secret")
-    assert code == 0, text
+    made = CliRunner().invoke(app, ["tokens", str(root / "secret")])
+    assert made.exit_code == 0, made.output
     async with EmbeddedRedis(root / "redis") as url:
         story = Story(root, set_up(root, run_tree(root / "store"), url))
         try:
@@ -208,34 +210,39 @@ async def tell(story: Story, url: str) -> None:
     code, text = await machines["job"].ended("job", "pretrain", "-f", "run.yaml")
     assert code == 0, text
     running |= {name: await machines[name].start(name) for name in ("generation", "learner")}
-    await says(conductor, lambda s: update_of(s) >= 2, "updates")
-
+    await says(conductor, lambda s: update_of(s) >= 2 and serves(s, "1."), "updates")
+    await paused(conductor)
     code, text = await conductor.ended("status", "--json", "--run", "run")
     assert code == 0, text
     story.online = json.loads(text)
 
-    # A second conductor, the end of the first by SIGKILL, of the second by SIGTERM.
-    story.same_directory = await conductor.ended("serve", "conductor", "-f", "run.yaml")
+    # A second conductor, and the first ended by SIGKILL; a third, and the second ended by SIGTERM.
     second = await standby.start("conductor")
+    story.same_directory = await conductor.ended("serve", "conductor", "-f", "run.yaml")
     waiting = await says(standby, lambda s: "waiting" in s["run"]["doing"], "the second conductor waits")
-    story.waiting = waiting["run"]["doing"]
+    story.waiting, story.killed_at = waiting["run"]["doing"], update_of(waiting)
     first.kill()
     await first.wait()
-    story.killed_at = update_of(waiting)
     story.taken_over = await says(standby, lambda s: s["run"]["doing"] == "online loop", "it takes over")
+    await paused(standby, False)
+    await says(standby, lambda s: update_of(s) >= story.killed_at + 10, "more updates than were on their way")
+    await paused(standby)
     third = await conductor.start("conductor")
     await says(conductor, lambda s: "waiting" in s["run"]["doing"], "the third waits")
     second.send_signal(signal.SIGTERM)
     story.stopped_status = await asyncio.wait_for(second.wait(), 30)
+    await paused(conductor, False)
 
     story.finished = await says(conductor, lambda s: s["run"]["phase"] == "finished", "the run finishes", 90)
     story.scaled = await conductor.ended("scale", "generation=2", "--run", "run")
     async with RedisLink(url, retry=RetryPolicy(deadline_s=10)) as link:
         story.books = await read_books(link, RUN)
-    running["learner"].send_signal(signal.SIGTERM)
+    learner = running.pop("learner")
+    learner.send_signal(signal.SIGTERM)
+    story.exits["learner"] = await asyncio.wait_for(learner.wait(), 30)
     lost = await says(conductor, lambda s: not healthy(s, "learner") and s["run"]["alarms"], "the learner is gone")
     story.gone = lost["run"]["alarms"][0]
-    story.exits = await end_all({**running, "conductor": third})
+    story.exits |= await end_all({**running, "conductor": third})
 
 
 async def end_all(running: Mapping[str, asyncio.subprocess.Process]) -> dict[str, int]:
@@ -243,6 +250,24 @@ async def end_all(running: Mapping[str, asyncio.subprocess.Process]) -> dict[str
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
     return {name: await asyncio.wait_for(process.wait(), 40) for name, process in running.items()}
+
+
+async def paused(machine: Machine, pause: bool = True) -> None:
+    """Stops the learner after its update in hand, or lets it go on, so that no conductor comes too late."""
+
+    def call() -> None:
+        with open_peer("learner", machine.run, None, None) as peer:
+            stub = learner_pb2_grpc.LearnerServiceStub(peer.channel)
+            if pause:
+                peer.unary(stub.Pause, learner_pb2.LearnerServicePauseRequest(), 10)
+            else:
+                peer.unary(stub.Resume, learner_pb2.LearnerServiceResumeRequest(), 10)
+
+    await asyncio.to_thread(call)
+
+
+def serves(status: Mapping[str, Any], label: str) -> bool:
+    return any(row["version"].startswith(label) for row in status["run"]["processes"])
 
 
 def healthy(status: Mapping[str, Any], name: str) -> bool:
