@@ -67,7 +67,7 @@ class RequestGate:
         self,
         window: int,
         queue_limit: int,
-        application_share: float = 0.75,
+        application_share: float,
         *,
         training_limit: int | None = None,
         clock: Callable[[], float] = time.monotonic,

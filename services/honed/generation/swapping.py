@@ -72,7 +72,7 @@ class SwappingEngine(ABC):
         self._initial = (initial,) if isinstance(initial, InitialVersion) else initial
         self._commits = commits or CommitSettings()
         self._dtype = dtype
-        self._gate = options.get("gate") or RequestGate(window=1024, queue_limit=1025)
+        self._gate = options.get("gate") or RequestGate(window=1024, queue_limit=1025, application_share=0.75)
         self._request_timeout_s = options.get("request_timeout_s", 600.0)
         self._clock = options.get("clock", monotonic)
         self._swap_or_none: VersionSwap | None = None

@@ -32,7 +32,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     version = VersionId(1, 0)
     publish_version(store, make_tiny_model(root / "model", seed=1), version)
     loop = served.Loop()
-    gate = RequestGate(window=16, queue_limit=17)
+    gate = RequestGate(window=16, queue_limit=17, application_share=0.75)
     engine = TransformersEngine(InitialVersion(version, store.fetch(version, root / "versions")), gate=gate)
     try:
         loop.run(engine.start())

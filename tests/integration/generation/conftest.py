@@ -110,7 +110,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
     canaries = [make_canaries(model) for model in models]
     publish_version(store, models[0], first, canaries=canaries[0])
     versions = root / "versions"
-    gate = RequestGate(window=10, queue_limit=8)
+    gate = RequestGate(window=10, queue_limit=8, application_share=0.75)
     engine = TransformersEngine(
         InitialVersion(first, store.fetch(first, versions)), TransformersSettings(max_batch=8), gate=gate
     )

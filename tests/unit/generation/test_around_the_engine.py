@@ -43,7 +43,7 @@ class Clock:
 
 
 def frontend(gate: RequestGate | None = None, **options: Any) -> SamplingFrontend:
-    gate = gate or RequestGate(8, 20)
+    gate = gate or RequestGate(8, 20, application_share=0.75)
     gate.open()
     return SamplingFrontend(FakeEngine(gate), gate, LIMITS, "r", **options)
 
@@ -233,7 +233,7 @@ async def test_a_version_that_is_refused_here_is_asked_for_once_and_told_and_hol
 
 async def watched(change: Callable[[FakeEngine, RequestGate], None]) -> str:
     """Runs the watch over an engine with one sample in work for ten times its patience; how it ended."""
-    clock, gate = Clock(), RequestGate(4, 10)
+    clock, gate = Clock(), RequestGate(4, 10, application_share=0.75)
     engine = FakeEngine(gate)
     gate.open()
 
@@ -266,7 +266,7 @@ async def test_an_engine_that_gives_tokens_or_stands_still_on_purpose_goes_on() 
 
 
 async def test_an_idle_engine_is_no_stall() -> None:
-    clock, gate = Clock(), RequestGate(4, 10)
+    clock, gate = Clock(), RequestGate(4, 10, application_share=0.75)
     gate.open()
     watching = asyncio.create_task(StallWatch(FakeEngine(gate), gate, 10.0, clock=clock, sleep=clock.sleep).run())
     while clock.now < 100:
@@ -306,7 +306,7 @@ async def test_before_a_version_serves_a_push_is_told_to_come_again(tmp_path: Pa
     """M4: a commit was acknowledged by an engine that had loaded nothing."""
     from honed.generation.hf.engine import TransformersEngine
 
-    gate = RequestGate(4, 10)
+    gate = RequestGate(4, 10, application_share=0.75)
     engine = TransformersEngine([], gate=gate)
     store = PolicyStore(tmp_path / "store", "r")
     control = GenerationControlService(SamplingFrontend(engine, gate, LIMITS, "r"), store, tmp_path / "versions")

@@ -94,7 +94,7 @@ async def test_a_sample_whose_claim_is_released_has_left_before_its_block_ends()
 
 
 async def test_without_applications_training_has_the_whole_window() -> None:
-    async with samples(RequestGate(8, 100)) as made:
+    async with samples(RequestGate(8, 100, application_share=0.75)) as made:
         assert made.gate.training_room == 8
         await made.ask(TRAINING, *names("t", 9))
         assert made.entered == names("t", 8)
@@ -140,7 +140,7 @@ def test_neither_class_can_be_shut_out_by_a_setting(window: int, share: float) -
 
 def test_a_window_too_small_for_two_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
-        RequestGate(1, 10)
+        RequestGate(1, 10, application_share=0.75)
 
 
 async def test_applications_beyond_the_queue_limit_are_refused_and_training_is_not() -> None:
@@ -175,7 +175,7 @@ async def test_the_time_to_come_back_follows_the_pace_of_the_queue() -> None:
 
 
 async def test_a_shut_gate_lets_samples_wait_and_gives_training_no_room() -> None:
-    gate = RequestGate(4, 100)
+    gate = RequestGate(4, 100, application_share=0.75)
     async with samples(gate, opened=False) as made:
         await made.ask(APPLICATION, "a0")
         await made.ask(TRAINING, "t0")
@@ -190,7 +190,7 @@ async def test_a_shut_gate_lets_samples_wait_and_gives_training_no_room() -> Non
 
 
 async def test_the_end_refuses_those_that_wait_and_those_that_come() -> None:
-    gate = RequestGate(2, 100)
+    gate = RequestGate(2, 100, application_share=0.75)
     async with samples(gate) as made:
         await made.ask(APPLICATION, *names("a", 3))
         assert await gate.wait_for_training_room() == 1

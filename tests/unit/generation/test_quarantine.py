@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> PolicyStore:
 
 @pytest.fixture
 def control(store: PolicyStore, tmp_path: Path) -> GenerationControlService:
-    gate = RequestGate(8, 20)
+    gate = RequestGate(8, 20, application_share=0.75)
     limits = RequestLimits(max_samples=4, max_tokens=64, default_max_tokens=8, max_prompt_tokens=2000)
     return GenerationControlService(SamplingFrontend(FakeEngine(gate, V1), gate, limits, "demo"), store, tmp_path / "versions")
 

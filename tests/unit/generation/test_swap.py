@@ -87,7 +87,7 @@ def host() -> FakeHost:
 
 @pytest.fixture
 def gate() -> RequestGate:
-    return RequestGate(8, 10)
+    return RequestGate(8, 10, application_share=0.75)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ CHANGED = {
 
 
 def made() -> VLLMEngine:
-    engine = make_engine(GenerationSettings.model_validate(CHANGED), FIRST, RequestGate(8, 10))
+    engine = make_engine(GenerationSettings.model_validate(CHANGED), FIRST, RequestGate(8, 10, application_share=0.75))
     assert isinstance(engine, VLLMEngine)
     return engine
 
