@@ -261,7 +261,7 @@ async def test_room_that_applications_leave_wakes_training() -> None:
 
 async def test_the_training_limit_holds_though_the_window_is_free() -> None:
     assert RequestGate(80, 100, 0.0, training_limit=16).training_floor == 16
-    async with samples(RequestGate(80, 100, training_limit=16)) as made:
+    async with samples(RequestGate(80, 100, 0.75, training_limit=16)) as made:
         assert made.gate.training_room == 16
 
 
