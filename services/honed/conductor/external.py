@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import grpc
 
@@ -38,26 +40,22 @@ class ExternalFleet:
         self._states: dict[str, ProcessState] = {}
 
     async def start_redis(self, timeout_s: float) -> None:
-        """Waits for Redis; see `Fleet`."""
-        async with Link(redis_url(self._settings), outage=Outage(timeout_s)) as link:
-            await link.command("PING")
+        """Waits for Redis, for as long as it takes; after `timeout_s` that is an alarm."""
+        async with Link(redis_url(self._settings), outage=Outage(math.inf)) as link:
+            await self._under_alarm(
+                "redis", link.command("PING"), timeout_s, "Redis does not answer: start it, or correct queue.url"
+            )
 
     async def start(self, service: str, timeout_s: float) -> None:
         """Waits for one process of the service, for as long as it takes; after `timeout_s` that is an alarm."""
         ready: dict[str, Callable[[], Awaitable[bool]]] = {"preference": self._preference, "learner": self._learner}
-        state = self._states[service] = ProcessState(service)
-        waiting = asyncio.ensure_future(_until(ready.get(service) or (lambda: self._registered(service))))
-        try:
-            done, _ = await asyncio.wait({waiting}, timeout=timeout_s)
-            if not done:
-                where = f"at {self.target(service)}" if service in ready else "registered in Redis"
-                state.alarm = (
-                    f"no {service} service is ready {where}: start one by `honed serve {service}` with this run's settings"
-                )
-            await waiting
-        finally:
-            waiting.cancel()
-        state.alarm, state.ready = "", True
+        where = f"at {self.target(service)}" if service in ready else "registered in Redis"
+        await self._under_alarm(
+            service,
+            _until(ready.get(service) or (lambda: self._registered(service))),
+            timeout_s,
+            f"no {service} service is ready {where}: start one by `honed serve {service}` with this run's settings",
+        )
 
     async def run_job(self, job: str) -> None:
         """Waits for a base version. A reward service is ready only once it has its reward model, so that needs no wait."""
@@ -84,6 +82,19 @@ class ExternalFleet:
         """See `Fleet`; replicas have names of their own here."""
         return ""
 
+    async def _under_alarm(self, name: str, answer: Coroutine[Any, Any, object], timeout_s: float, alarm: str) -> None:
+        """Waits for an answer for as long as it takes, under an alarm from `timeout_s` on."""
+        state = self._states[name] = ProcessState(name)
+        waiting = asyncio.ensure_future(answer)
+        try:
+            done, _ = await asyncio.wait({waiting}, timeout=timeout_s)
+            if not done:
+                state.alarm = alarm
+            await waiting
+        finally:
+            waiting.cancel()
+        state.alarm, state.ready = "", True
+
     async def _has_base(self) -> bool:
         return VersionId(0, 0) in await asyncio.to_thread(self._store.versions)
 
@@ -107,7 +118,7 @@ class ExternalFleet:
 
 async def _until(claim: Callable[[], Awaitable[bool]]) -> None:
     while True:
-        with contextlib.suppress(HonedError, grpc.aio.AioRpcError):
+        with contextlib.suppress(HonedError, grpc.aio.AioRpcError, OSError):
             if await claim():
                 return
         await asyncio.sleep(POLL_S)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from honed.conductor.endpoints import joint_target, replica_section, write_endpoints
 from honed.conductor.launcher import Launcher, ProcessState
 from honed.conductor.processes import Processes, replica_name
 from honed.config import ReplicatedSettings, RunSettings
-from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.kit.errors import FailedPrecondition, InvalidArgument, Unavailable
 from honed.topology import REPLICATED, SERVICES
+
+logger = logging.getLogger(__name__)
 
 Write = Callable[[RunSettings], None]
 JOB_TIMEOUT_S = 24 * 3600.0
@@ -25,20 +29,21 @@ class Fleet(Protocol):
         """Where Redis is, when the fleet started one."""
 
     async def start_redis(self, timeout_s: float) -> None:
-        """Returns when Redis answers."""
+        """Returns when Redis answers; raises as `start` does."""
 
     async def start(self, service: str, timeout_s: float) -> None:
-        """Returns when one process of the service is ready, if it had to be started or not.
+        """Returns when one process of the service is ready, if it had to be started or not. It may be repeated.
 
         Raises:
             Unavailable: none was in time.
         """
 
     async def run_job(self, job: str) -> None:
-        """Returns when the job's result is there.
+        """Returns when the job's result is there. It may be repeated.
 
         Raises:
-            Unavailable: the job failed.
+            Unavailable: the job failed for a reason that may pass.
+            HonedError: it failed by itself.
         """
 
     def target(self, service: str) -> str:
@@ -73,6 +78,7 @@ class LocalFleet:
         """
         self._settings, self._launcher, self._processes, self._write = settings, launcher, processes, write
         self._lock = asyncio.Lock()
+        self._starting: set[asyncio.Future[None]] = set()
         self._sections: dict[str, list[ReplicatedSettings]] = {}
         for name in REPLICATED:
             section: ReplicatedSettings = getattr(settings, name)
@@ -90,13 +96,17 @@ class LocalFleet:
             await self._launcher.start(redis, timeout_s)
 
     async def start(self, service: str, timeout_s: float) -> None:
-        """Starts all processes of a service, and returns when all of them are ready."""
+        """Starts all processes of a service, and returns when one of them is ready: the others join it."""
         if service not in self._sections:
             await self._launcher.start(self._processes.service(service), timeout_s)
             return
-        async with self._lock, asyncio.TaskGroup() as group:
-            for section in self._sections[service]:
-                group.create_task(self._launcher.start(self._processes.replica(service, section), timeout_s))
+        async with self._lock:
+            specs = [self._processes.replica(service, section) for section in self._sections[service]]
+            starting = [asyncio.ensure_future(self._launcher.start(spec, timeout_s)) for spec in specs]
+            for task in starting:  # waited for to the end, so that one that is late becomes an alarm
+                self._starting.add(task)
+                task.add_done_callback(self._started)
+            await _first_success(starting)
 
     async def run_job(self, job: str) -> None:
         """See `Fleet`."""
@@ -135,6 +145,11 @@ class LocalFleet:
                     self._sections[service] = [*sections, *coming]
                     self.announce()
 
+    def _started(self, task: asyncio.Future[None]) -> None:
+        self._starting.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("a process of several is late", extra={"reason": str(error)})
+
     def states(self) -> list[ProcessState]:
         """See `Fleet`."""
         return self._launcher.states()
@@ -153,6 +168,15 @@ class LocalFleet:
         }
         self._write(self._settings.model_copy(update=sections))
         write_endpoints(self._settings, targets)
+
+
+async def _first_success(tasks: Sequence[asyncio.Future[None]]) -> None:
+    """Returns when one has succeeded; raises what the first one raised when none has."""
+    for done in asyncio.as_completed(tasks):
+        with contextlib.suppress(Unavailable):
+            await done
+            return
+    await tasks[0]
 
 
 def check_replicated(service: str) -> None:

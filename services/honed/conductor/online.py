@@ -26,13 +26,18 @@ from honed.queue.inbox import PromptInbox
 from honed.queue.keys import RunKeys
 from honed.queue.lease import Leases
 from honed.runtime import consumer_name, internal_channel, redis_url
-from honed.v1 import conductor_pb2, learner_pb2, learner_pb2_grpc
+from honed.v1 import common_pb2, conductor_pb2, learner_pb2, learner_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
 LEASE_MS = 10_000
 POLL_S = 0.5
 STATUS_TIMEOUT_S = 5.0
+_AT_WORK = (
+    learner_pb2.LEARNER_STATE_WAITING,
+    learner_pb2.LEARNER_STATE_TRAINING,
+    learner_pb2.LEARNER_STATE_PAUSED,
+)
 SUBMIT_TIMEOUT_S = 5.0
 
 
@@ -90,6 +95,21 @@ class OnlineLoop:
             raise FailedPrecondition("prompts can be submitted while the online loop runs: `honed status` shows the phase")
         inbox, encoder = self._submissions
         return await submit_prompts(request, inbox, encoder, self._settings.conductor.prompt_mix)
+
+    async def until_behind(self, unless_at: common_pb2.PolicyVersion | None = None) -> None:
+        """Returns when the learner has updates to make: somebody let a finished one go back, here or at the learner itself.
+
+        Args:
+            unless_at: A version from which training could not go on.
+        """
+        async with internal_channel(self._settings, self._fleet.target("learner")) as channel:
+            stub = learner_pb2_grpc.LearnerServiceStub(channel)
+            while True:
+                status = await self._status(stub)
+                at_work = status is not None and status.state in _AT_WORK and status.version != unless_at
+                if status is not None and at_work and status.version.step < status.target_steps:
+                    return
+                await asyncio.sleep(POLL_S)
 
     async def _watched(self, feeder: Feeder) -> None:
         """Admits prompts while the learner trains, through its restarts, until it has made its updates."""

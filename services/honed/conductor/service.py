@@ -89,7 +89,6 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
         """Lets learner and generators go back together."""
         self._check(request.version.run)
         info = await self._versions.roll_back(request.version, request.idempotency_key)
-        self._run.again.set()
         return conductor_pb2.RollbackVersionResponse(version=info)
 
     async def SubmitPrompts(

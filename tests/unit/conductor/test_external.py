@@ -43,6 +43,17 @@ async def test_a_service_that_does_not_come_is_waited_for_under_an_alarm(tmp_pat
     await asyncio.gather(waiting, return_exceptions=True)
 
 
+async def test_a_redis_that_does_not_answer_is_waited_for_under_an_alarm(tmp_path: Path) -> None:
+    fleet = make_fleet(tmp_path)
+    waiting = asyncio.ensure_future(fleet.start_redis(0.05))
+    await until(lambda: fleet.states() and fleet.states()[0].alarm, 10, "the alarm")
+    assert fleet.states()[0].alarm.startswith("Redis does not answer")
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
 async def test_pretraining_elsewhere_is_done_when_the_base_version_is_in_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
