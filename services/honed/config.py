@@ -385,6 +385,12 @@ class RunSettings(Section):
         return self
 
     @property
+    def longest_prompt(self) -> int:
+        """Tokens that a prompt to train on may have: what the limits of the engine leave beside a whole response."""
+        limits = self.generation
+        return min(limits.max_prompt_tokens, limits.max_model_tokens - self.conductor.response_tokens)
+
+    @property
     def tokens_directory(self) -> Path:
         """Where the tokens are."""
         return self.security.tokens or self.directory / "tokens"

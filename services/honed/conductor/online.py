@@ -10,16 +10,16 @@ from pathlib import Path
 
 import grpc
 
-from honed.conductor.encoding import prompt_encoder
 from honed.conductor.feeder import Feeder
 from honed.conductor.fleet import Fleet
-from honed.conductor.prompt_file import PromptEncoder, PromptFile
+from honed.conductor.prompt_file import PromptFile
 from honed.conductor.prompts import PromptMix
 from honed.conductor.rates import Growth
 from honed.conductor.state import RunState
 from honed.conductor.submission import submit_prompts
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
+from honed.models.prompts import PromptEncoder
 from honed.queue.admission import AdmissionPolicy
 from honed.queue.connection import Link, Outage
 from honed.queue.inbox import PromptInbox
@@ -180,6 +180,5 @@ class OnlineLoop:
         self._note(feeder)
 
     def _opened(self, path: Path, tokenizer: Path) -> tuple[PromptEncoder, PromptFile]:
-        section, limits = self._settings.conductor, self._settings.generation
-        encoder = prompt_encoder(tokenizer, min(limits.max_prompt_tokens, limits.max_model_tokens - section.response_tokens))
+        encoder = PromptEncoder.of_model(tokenizer, longest=self._settings.longest_prompt)
         return encoder, PromptFile(path, encoder)

@@ -18,7 +18,9 @@ from honed.check.model import BaseModel
 from honed.check.run import check_run
 from honed.cli.init import _judgements, _quoted
 from honed.cli.main import app
+from honed.conductor.prompt_file import PromptFile, check_prompts
 from honed.config import RunSettings
+from honed.models.prompts import PromptEncoder
 
 
 def texts_of(report: Report) -> list[str]:
@@ -69,6 +71,47 @@ def test_every_bad_line_is_named_with_its_file_and_number(tree: dict[str, Any], 
     assert any("1 of 2 prompts are duplicates" in line for line in found)
     assert any(line.startswith(f"error data.judgements.0: {pairs}, line 2: ") for line in found)
     assert any("1 of 2 judgements are of responses judged before" in line for line in found)
+
+
+def with_chat_template(model: Path) -> None:
+    """Each message between brackets, and a tokenizer that puts a special token in front of every text."""
+    path = model / "tokenizer_config.json"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**config, "chat_template": "{% for m in messages %}[{{ m.content }}]{% endfor %}"}))
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    token = {"id": "[X]", "ids": [0], "tokens": ["[X]"]}
+    single = [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {"[X]": token}}
+    (model / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": template}))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_check_takes_the_prompts_that_the_run_takes_and_counts_as_the_run_counts(
+    tree: dict[str, Any], tmp_path: Path, fast: bool
+) -> None:
+    with_chat_template(tmp_path / "model")
+    talk = [{"role": "user", "content": "hello", "name": "eve", "weight": 1.0}]
+    rows = [{"text": "x", "messages": None}, {"messages": talk, "text": None}, {"text": None, "token_ids": [5, 6]}]
+    path = jsonl(tmp_path / "prompts.jsonl", *rows)
+    settings = settings_of(tree)
+    report = check_run(settings, fast=fast)
+    assert texts_of(report) == []
+    with PromptFile(path, PromptEncoder.of_model(tmp_path / "model", longest=settings.longest_prompt)) as file:
+        lengths = [len(file[number]) for number in range(3)]
+    assert lengths == [2, 7, 2], "a special token before a text, none before a conversation"
+    if not fast:
+        assert report.figures[f"prompts {path}"]["longest_tokens"] == 7
+    jsonl(path, {"text": "a", "messages": talk})
+    assert any("line 1: " in line and "one of them" in line for line in texts_of(check_run(settings, fast=fast)))
+    with pytest.raises(ValueError, match="one of them"):
+        check_prompts(path)
+
+
+def test_a_damaged_tokenizer_is_a_finding(tree: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "model" / "tokenizer.json").write_text("{")
+    (finding,) = texts_of(check_run(settings_of(tree)))
+    assert finding.startswith(f"error conductor.start_from: {tmp_path / 'model' / 'tokenizer.json'} cannot be read")
 
 
 def test_many_bad_lines_are_a_number_not_a_flood(tree: dict[str, Any], tmp_path: Path) -> None:

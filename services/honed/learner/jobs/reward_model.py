@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import torch
@@ -30,7 +30,7 @@ from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.formats.files import Defaults, read_judgements
-from honed.kit.errors import FailedPrecondition, root_cause
+from honed.kit.errors import FailedPrecondition, InvalidArgument, root_cause
 from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner import rng
@@ -45,9 +45,10 @@ from honed.learner.reward_training import (
     accuracy,
     train_reward_model,
 )
-from honed.models.chat import ChatMessage
+from honed.models.prompt_rows import at_line
+from honed.models.prompts import PromptEncoder
 from honed.models.reward_model import RewardModel, reward_model_version
-from honed.models.tokenizer import TextTokenizer, load_tokenizer, render_chat
+from honed.models.tokenizer import TextTokenizer, load_tokenizer
 from honed.runtime import internal_channel
 from honed.v1 import preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace
@@ -164,11 +165,11 @@ class _Training:
 
     async def _samples(self, base: Path, tokenizer: TextTokenizer) -> list[list[int]]:
         """Samples of the reference policy, as the scorer will see those of the policy."""
-        prompts = await asyncio.to_thread(self._prompts, tokenizer)
+        prompts = await asyncio.to_thread(self._prompts, base)
         pairs = await self._sampled(base, prompts)
         truncate = self._settings.reward.truncate
         if truncate is not None:
-            [token] = tokenizer.encode(truncate.token_text, special_tokens=False)
+            token = _single_token(tokenizer, truncate.token_text)
             pairs = [(prompt, _cut(response, token, truncate.not_before)) for prompt, response in pairs]
         if _sees_prompt(self._settings):
             return [prompt + response for prompt, response in pairs]
@@ -198,18 +199,27 @@ class _Training:
             sample_reference, base, prompts, section.response_tokens, temperature=section.temperature, rng=self._generator
         )
 
-    def _prompts(self, tokenizer: TextTokenizer) -> list[list[int]]:
+    def _prompts(self, base: Path) -> list[list[int]]:
+        """The first prompts, as the run reads them.
+
+        Raises:
+            FailedPrecondition: there are too few.
+            ValueError: a prompt cannot be used; names file and line.
+        """
         settings = self._settings
         if settings.data.prompts is None:
             raise FailedPrecondition("data.prompts is not set: the reward's gain and bias are set on samples of the policy")
-        longest = min(
-            settings.generation.max_prompt_tokens, settings.generation.max_model_tokens - settings.conductor.response_tokens
-        )
-        encoded = (_prompt_ids(tokenizer, row) for _, row in read_lines(settings.data.prompts))
-        fitting = (ids for ids in encoded if 0 < len(ids) <= longest)
-        prompts = list(itertools.islice(fitting, settings.reward_training.normalising_samples))
+        encode = PromptEncoder.of_model(base, longest=settings.longest_prompt)
+        prompts: list[list[int]] = []
+        for number, row in itertools.islice(read_lines(settings.data.prompts), settings.reward_training.normalising_samples):
+            try:
+                prompts.append(encode(row))
+            except InvalidArgument as error:
+                raise at_line(settings.data.prompts, number, error) from error
         if len(prompts) < 2:
-            raise FailedPrecondition(f"{settings.data.prompts} holds fewer than 2 prompts of at most {longest} tokens")
+            raise FailedPrecondition(
+                f"{settings.data.prompts} holds {len(prompts)} prompts: the reward's gain and bias need at least 2"
+            )
         return prompts
 
     def _trained(
@@ -290,12 +300,11 @@ class _Training:
         return manifest
 
 
-def _prompt_ids(tokenizer: TextTokenizer, row: dict[str, Any]) -> list[int]:
-    if "token_ids" in row:
-        return list(row["token_ids"])
-    if "messages" in row:
-        return render_chat(tokenizer, [ChatMessage(**message) for message in row["messages"]])
-    return tokenizer.encode(row["text"], special_tokens=True)
+def _single_token(tokenizer: TextTokenizer, text: str) -> int:
+    ids = tokenizer.encode(text, special_tokens=False)
+    if len(ids) != 1:
+        raise InvalidArgument("reward.truncate.token_text", f"{text!r} is {len(ids)} tokens of the policy; it must be one")
+    return ids[0]
 
 
 def _cut(response: list[int], token: int, not_before: int) -> list[int]:
