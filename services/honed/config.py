@@ -11,6 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from honed.contradictions import contradictions
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -20,9 +22,9 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """A part of the tree: frozen, and strict about its keys."""
+    """A part of the tree: frozen, strict about its keys, and without numbers that are none or have no end."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class TlsSettings(Section):
@@ -136,7 +138,7 @@ class GenerationSettings(ReplicatedSettings):
 class TruncateSettings(Section):
     """Cut the scored text at a token of the policy; training still sees the whole response."""
 
-    token_text: str = Field(description="Text of the single token to cut after, for example '.'.")
+    token_text: str = Field(min_length=1, description="Text of the single token to cut after, for example '.'.")
     not_before: int = Field(16, ge=0, description="Position from which on the token counts.")
     missing_score: float = Field(-1.0, description="Reward when the token never comes there.")
 
@@ -269,7 +271,9 @@ class RewardTrainingSettings(Section):
     embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Of matrices.")
     layers: Positive | None = Field(None, description="How many layers of the language model to keep; null keeps all.")
-    normalising_samples: Positive = Field(256, description="Samples of the reference policy that set gain and bias.")
+    normalising_samples: Annotated[int, Field(ge=2)] = Field(
+        256, description="Samples of the reference policy that set gain and bias."
+    )
     threads: Positive = Field(1, description="The generation service runs beside it.")
 
 
@@ -382,6 +386,8 @@ class RunSettings(Section):
                 f"conductor.response_tokens must be at most {most}, what generation.max_tokens and max_model_tokens leave: "
                 "the generator would refuse every prompt"
             )
+        if found := contradictions(self):
+            raise ValueError("; ".join(found))
         return self
 
     @property
