@@ -13,7 +13,8 @@ from tests.support.run import run_tree, settings_of
 from typer.testing import CliRunner
 
 from honed.check.findings import Report
-from honed.check.machine import check_machine, memory_needed
+from honed.check.machine import check_machine
+from honed.check.memory import check_memory, memory_needed
 from honed.check.model import BaseModel
 from honed.check.run import check_run
 from honed.cli.init import _judgements, _quoted
@@ -154,6 +155,98 @@ def test_a_model_that_does_not_fit_is_refused_with_the_bill() -> None:
     memory = next(line for line in texts_of(report) if line.startswith("error memory: "))
     assert "optimizer 1043.1" in memory
     assert "take a smaller model" in memory
+
+
+def test_rollouts_that_no_checkpoint_lets_go_are_part_of_the_bill() -> None:
+    rare = RunSettings.model_validate({"learner": {"device": "cpu", "checkpoint_every": 100_000}})
+    report = Report()
+    check_memory(rare, report, 1_000_000)
+    assert report.figures["memory_gib"]["redis: rollouts since the last checkpoint"] == pytest.approx(72.7, abs=0.1)
+    ends_soon = RunSettings.model_validate({"learner": {"device": "cpu", "checkpoint_every": 100_000, "steps": 10}})
+    assert memory_needed(ends_soon, 1_000_000)["redis: rollouts since the last checkpoint"] < 0.01
+
+
+GPUS = "81559, 80994\n81559, 20480\n"
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
+    """A machine whose `nvidia-smi` answers so."""
+
+    def say() -> str:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("honed.check.memory.has_gpu", lambda: True)
+    monkeypatch.setattr("honed.check.memory._nvidia_smi", say)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def of_gpu(settings: RunSettings, parameters: int) -> tuple[list[str], Report]:
+    report = Report()
+    check_memory(settings, report, parameters)
+    return [line for line in texts_of(report) if "GPU" in line], report
+
+
+def test_a_learner_that_does_not_fit_beside_the_engine_is_refused_with_the_gpus_bill(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, GPUS)
+    (found,), report = of_gpu(RunSettings(), 1_000_000_000)
+    assert found.startswith(
+        "error memory: the run needs about 86.3 GiB of GPU 0 (generation: gpu_memory_share 0.85, 1 times 67.7"
+    )
+    assert "79.1 of 79.6 GiB are free: take a smaller generation.gpu_memory_share" in found
+    assert report.figures["memory_of_gpu_0_gib"]["needed"] == pytest.approx(86.3, abs=0.1)
+    smaller = RunSettings.model_validate({"generation": {"gpu_memory_share": 0.7}})
+    assert of_gpu(smaller, 1_000_000_000)[0] == []
+
+
+def test_each_gpu_has_its_own_bill_and_one_in_use_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, GPUS)
+    elsewhere = RunSettings.model_validate({"learner": {"device": "cuda:1"}})
+    assert of_gpu(elsewhere, 1_000_000_000)[0] == []
+    (found,), _ = of_gpu(elsewhere, 2_000_000_000)
+    assert found.startswith("warning memory: the run needs about 37.3 GiB of GPU 1 (learner: weights")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    (found,), _ = of_gpu(RunSettings.model_validate({"learner": {"device": "cpu"}}), 1_000_000)
+    assert "20.0 of 79.6 GiB are free" in found
+
+
+def test_weights_that_do_not_fit_the_engines_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, GPUS)
+    settings = RunSettings.model_validate({"generation": {"dtype": "bfloat16"}, "learner": {"device": "cpu"}})
+    assert any(line.startswith("error generation.gpu_memory_share: ") for line in of_gpu(settings, 70_000_000_000)[0])
+
+
+@pytest.mark.parametrize("answer", [FileNotFoundError("it is not installed"), "[N/A], [N/A]\n", ""])
+def test_a_gpu_that_says_nothing_of_its_memory_is_said_to_be_unchecked(
+    monkeypatch: pytest.MonkeyPatch, answer: str | Exception
+) -> None:
+    with_gpus(monkeypatch, answer)
+    (found,), _ = of_gpu(RunSettings(), 1_000_000)
+    assert found.startswith("warning memory: that of the GPU could not be checked")
+
+
+def test_a_text_to_cut_at_that_is_several_tokens_is_refused_before_the_start(tree: dict[str, Any]) -> None:
+    tree["reward"]["truncate"] = {"token_text": ".", "not_before": 3}
+    assert texts_of(check_run(settings_of(tree), fast=True)) == []
+    tree["reward"]["truncate"]["token_text"] = "the end"
+    (finding,) = texts_of(check_run(settings_of(tree), fast=True))
+    assert finding.startswith("error reward.truncate.token_text: 'the end' is 7 tokens of the model")
+
+
+def test_files_and_functions_that_are_read_later_are_looked_for(tree: dict[str, Any], tmp_path: Path) -> None:
+    files = {name: str(tmp_path / name) for name in ("authority", "certificate", "key")}
+    tree["security"] = {"tls": files}
+    tree["conductor"]["application_prompts"] = {"redact": "nobody-offers-this"}
+    tree["generation"]["cuda_graphs"] = True
+    tree["generation"]["engine"] = "auto"
+    (tmp_path / "key").write_text("a key")
+    found = texts_of(check_run(settings_of(tree), fast=True))
+    for where in (
+        "security.tls.authority", "security.tls.certificate", "conductor.application_prompts.redact", "generation.cuda_graphs",
+    ):  # fmt: skip
+        assert any(line.startswith(f"error {where}: ") for line in found), (where, found)
+    assert len(found) == 4
 
 
 def test_each_replica_has_its_own_weights_and_cache() -> None:
