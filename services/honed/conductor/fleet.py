@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from honed.conductor.endpoints import joint_target, replica_section, write_endpoints
@@ -120,7 +121,14 @@ class LocalFleet:
         return target
 
     async def scale(self, service: str, replicas: int) -> None:
-        """Starts or ends processes. Newcomers are announced when they are ready, leavers before they drain."""
+        """Starts or ends processes. Newcomers are announced when they are ready, leavers before they drain.
+
+        Newcomers start one after another and stand back as far as the learner until they are ready: loading a model takes
+        whole cores, which those that serve and train need.
+
+        Raises:
+            Unavailable: a newcomer was late; it is kept running, and those after it have been started.
+        """
         check_replicated(service)
         async with self._lock:
             sections = self._sections[service]
@@ -132,18 +140,23 @@ class LocalFleet:
             if leaving:
                 self._sections[service] = sections[:replicas]
                 self.announce()
-            timeout_s = self._settings.conductor.start_timeout_s
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for section in leaving:
-                        group.create_task(self._launcher.end(replica_name(service, section.replica)))
-                    for section in coming:
-                        group.create_task(self._launcher.start(self._processes.replica(service, section), timeout_s))
-            finally:
-                # Also those that are late: they are kept running, and a channel passes over an address that does not answer.
-                if coming:
-                    self._sections[service] = [*sections, *coming]
+            async with asyncio.TaskGroup() as group:
+                for section in leaving:
+                    group.create_task(self._launcher.end(replica_name(service, section.replica)))
+            late: list[Unavailable] = []
+            for section in coming:
+                spec = self._processes.replica(service, section)
+                spec = replace(spec, starting_nice=max(spec.nice, SERVICES["learner"].nice))
+                try:
+                    await self._launcher.start(spec, self._settings.conductor.start_timeout_s)
+                except Unavailable as error:
+                    late.append(error)
+                finally:
+                    # Also one that is late: it is kept running, and a channel passes over an address that does not answer.
+                    self._sections[service] = [*self._sections[service], section]
                     self.announce()
+            if late:
+                raise late[0]
 
     def _started(self, task: asyncio.Future[None]) -> None:
         self._starting.discard(task)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from honed.conductor.launcher import ProcessSpec, ProcessState
 from honed.conductor.logs import rotate, tail
+from honed.conductor.priority import set_back
 from honed.conductor.rates import Recent
 from honed.kit.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 
@@ -155,7 +156,7 @@ class ProcessLauncher:
     async def _live(self, spec: ProcessSpec, state: ProcessState, ready: asyncio.Event) -> str:
         """Runs the process until it ends; returns how it ended."""
         process = await self._spawn(spec, state)
-        waiting = asyncio.ensure_future(self._mark_ready(spec, state, ready))
+        waiting = asyncio.ensure_future(self._mark_ready(spec, state, ready, process.pid))
         probing = asyncio.ensure_future(self._hangs(spec, process.pid))
         try:
             code = await process.wait()
@@ -185,9 +186,11 @@ class ProcessLauncher:
         logger.warning("service hangs; killing it", extra={"child": spec.name})
         _signal_group(pid, signal.SIGKILL)
 
-    async def _mark_ready(self, spec: ProcessSpec, state: ProcessState, ready: asyncio.Event) -> None:
+    async def _mark_ready(self, spec: ProcessSpec, state: ProcessState, ready: asyncio.Event, pid: int) -> None:
         if spec.ready is not None:
             await spec.ready()
+        if spec.starting_nice is not None:
+            await asyncio.to_thread(set_back, pid, spec.nice)
         if spec.name in self._late:
             self._late.discard(spec.name)
             state.alarm = ""
@@ -196,10 +199,11 @@ class ProcessLauncher:
 
     async def _spawn(self, spec: ProcessSpec, state: ProcessState) -> asyncio.subprocess.Process:
         self._logs.mkdir(parents=True, exist_ok=True)
+        nice = spec.nice if spec.starting_nice is None else spec.starting_nice
         with (self._logs / f"{spec.name}.log").open("ab") as log:
             # A group of its own, so that grandchildren (vLLM's engine process) end with it.
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "honed.conductor.child", str(os.getpid()), str(spec.nice)),
+                *(sys.executable, "-m", "honed.conductor.child", str(os.getpid()), str(nice)),
                 *spec.command,
                 env={**os.environ, **spec.environment},
                 stdin=asyncio.subprocess.DEVNULL,

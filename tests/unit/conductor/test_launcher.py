@@ -140,6 +140,41 @@ async def test_a_service_that_still_loads_is_not_taken_for_hung(launcher: Proces
     assert process(launcher, "one").restarts == 0
 
 
+def behind(pid: int) -> tuple[int, int]:
+    """How far a process stands behind this one: among processes, and among sessions where the kernel groups them."""
+    nice, own = os.getpriority(os.PRIO_PROCESS, pid), os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        session = int(Path(f"/proc/{pid}/autogroup").read_text().split()[-1])
+    except OSError:
+        session = nice
+    return nice - own, session - own
+
+
+async def test_a_service_stands_back_among_processes_and_among_sessions(launcher: ProcessLauncher) -> None:
+    await launcher.start(spec("one", SLEEP, nice=5), 30)
+    pid = process(launcher, "one").pid
+    assert pid is not None
+    await until(lambda: behind(pid) == (5, 5), 30, "it stands back")
+
+
+async def test_a_newcomer_stands_back_until_it_is_ready(launcher: ProcessLauncher) -> None:
+    ready = asyncio.Event()
+
+    async def wait() -> None:
+        await ready.wait()
+
+    starting = asyncio.ensure_future(launcher.start(spec("one", SLEEP, ready=wait, starting_nice=5), 30))
+    pid = await until(lambda: launcher.states() and process(launcher, "one").pid, 30, "it runs")
+    await until(lambda: behind(pid) == (5, 5), 30, "it stands back")
+    ready.set()
+    await starting
+    among_processes, among_sessions = behind(pid)
+    if Path(f"/proc/{pid}/autogroup").exists():
+        assert among_sessions == 0, "which takes no privilege"
+    if os.geteuid() == 0:
+        assert among_processes == 0
+
+
 async def test_one_service_is_ended_and_forgotten(launcher: ProcessLauncher) -> None:
     for name in ("one-0", "one-1"):
         await launcher.start(spec(name, SLEEP), 30)
