@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from honed.artifacts.settings import PolicyStoreSettings
 from honed.conductor.settings import ConductorSettings, DataSettings
+from honed.contradictions import contradictions
 from honed.generation.settings import GenerationSettings
 from honed.learner.settings import LearnerSettings, PretrainSettings, RewardTrainingSettings
 from honed.preference.settings import PreferenceSettings
@@ -61,7 +62,15 @@ class RunSettings(Section):
                 f"conductor.response_tokens must be at most {most}, what generation.max_tokens and max_model_tokens leave: "
                 "the generator would refuse every prompt"
             )
+        if found := contradictions(self):
+            raise ValueError("; ".join(found))
         return self
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens that a prompt to train on may have: what the limits of the engine leave beside a whole response."""
+        limits = self.generation
+        return min(limits.max_prompt_tokens, limits.max_model_tokens - self.conductor.response_tokens)
 
     @property
     def tokens_directory(self) -> Path:

@@ -20,9 +20,9 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """A part of the tree: frozen, and strict about its keys."""
+    """A part of the tree: frozen, strict about its keys, and without numbers that are none or have no end."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class TlsSettings(Section):

@@ -19,14 +19,12 @@ class Service:
         replicated: several processes of it may run; each registers itself in Redis.
         nice: how far it stands back when cores are short. Serving goes before learning: a push pauses people for as long as
             the engine waits for a core.
-        essential: it is started again for ever. Without the learner the rest goes on serving.
     """
 
     name: str
     grpc_name: str
     replicated: bool = False
     nice: int = 0
-    essential: bool = True
 
     @property
     def module(self) -> str:
@@ -40,7 +38,7 @@ SERVICES: Final = {
         Service("generation", "honed.v1.GenerationService", replicated=True),
         Service("reward", "honed.v1.RewardService", replicated=True, nice=10),
         Service("preference", "honed.v1.PreferenceService"),
-        Service("learner", "honed.v1.LearnerService", nice=10, essential=False),
+        Service("learner", "honed.v1.LearnerService", nice=10),
         Service("conductor", "honed.v1.ConductorService"),
     )
 }

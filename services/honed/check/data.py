@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from honed.check.findings import BadLines, Report
 from honed.check.model import BaseModel
 from honed.conductor.settings import JudgementsFile
 from honed.config import RunSettings
 from honed.formats.files import Defaults, read_judgements
-from honed.kit.errors import HonedError
-from honed.models.chat import ChatMessage
+from honed.kit.errors import HonedError, InvalidArgument
+from honed.models.prompt_rows import ROW, check_row
+from honed.models.prompts import PromptEncoder, render_messages
 
 Advance = Callable[[int], None]
 FAST_LINES = 200
@@ -37,11 +36,10 @@ class DataCheck:
         """
         self._settings, self._report, self._advance, self._fast = settings, report, advance, fast
         self._template = model.template if model else None
-        self._tokenizer: Tokenizer | None = None
-        if not fast and model and model.directory and (model.directory / "tokenizer.json").is_file():
-            self._tokenizer = Tokenizer.from_file(str(model.directory / "tokenizer.json"))
-        limits = settings.generation
-        self._longest = min(limits.max_prompt_tokens, limits.max_model_tokens - settings.conductor.response_tokens)
+        self._tokenizer = None if fast or model is None else model.tokenizer
+        self._encode: PromptEncoder | None = None
+        if self._tokenizer is not None:
+            self._encode = PromptEncoder.of_tokenizer(self._tokenizer, self._template, longest=settings.longest_prompt)
 
     def run(self) -> None:
         """Checks all of them."""
@@ -102,40 +100,14 @@ class DataCheck:
 
     def _prompt(self, row: dict[str, Any]) -> tuple[str, int]:
         """What is wrong with a prompt, empty if nothing; and its tokens, 0 if they cannot be counted."""
-        ids = row.get("token_ids")
-        if isinstance(ids, list):
-            size = self._tokenizer.get_vocab_size() if self._tokenizer else None
-            if not ids or not all(type(token) is int and token >= 0 and (size is None or token < size) for token in ids):
-                return (
-                    f"`token_ids` must hold at least one token id, each from 0 to {size - 1 if size else 'the vocabulary'}",
-                    0,
-                )
-            return self._length(len(ids))
-        text = row.get("text")
-        if row.get("messages") is not None:
-            try:
-                text = self._rendered(row["messages"])
-            except (HonedError, TypeError, KeyError, AttributeError) as error:
-                return f"`messages` cannot be used: {error}", 0
-        if not isinstance(text, str):
-            return "needs `text`, `token_ids` or `messages`", 0
-        if not text:
-            return "`text` is empty", 0
-        return self._length(len(self._tokenizer.encode(text).ids)) if self._tokenizer else ("", 0)
-
-    def _length(self, tokens: int) -> tuple[str, int]:
-        if tokens <= self._longest:
-            return "", tokens
-        return (
-            f"has {tokens} tokens; generation.max_prompt_tokens and max_model_tokens less conductor.response_tokens leave room "
-            f"for {self._longest}: shorten it or raise them",
-            tokens,
-        )
-
-    def _rendered(self, messages: Any) -> str:
-        if self._template is None:
-            raise KeyError("the model has no chat template: use `text`, or a model that has one")
-        return self._template.render([ChatMessage(str(m["role"]), str(m["content"])) for m in messages])
+        try:
+            if self._encode is not None:
+                return "", len(self._encode(row))
+            if check_row(row) == "messages":
+                render_messages(self._template, row["messages"])
+        except InvalidArgument as error:
+            return error.reason if error.field == ROW else str(error), 0
+        return "", 0
 
     def _judgements(self, where: str, source: JudgementsFile) -> set[bytes]:
         seen: set[bytes] = set()

@@ -12,16 +12,15 @@ from typing import Final
 
 from honed.artifacts.files import open_backend
 from honed.check.findings import Report
+from honed.check.memory import BYTES, check_memory, has_gpu, rounded
 from honed.check.model import BaseModel
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition, HonedError
+from honed.kit.errors import DataLoss, FailedPrecondition, HonedError, InvalidArgument
+from honed.models.prompts import read_tokenizer
 from honed.settings import ServerSettings
 
 _GIB: Final = 1 << 30
-_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-_OPTIMIZER: Final = 16  # weight, gradient and two moments of a parameter, float32
-_CHECKPOINT: Final = 12  # weight and two moments
-_PROCESS_GIB: Final = 0.5  # of Python and its libraries
+_CHECKPOINT: Final = 12  # weight and two moments of a parameter, float32
 _PORTS: Final = ("port", "control_port", "health_port", "metrics_port")
 _REDIS_VERSION: Final = (6, 2)
 
@@ -32,7 +31,7 @@ def check_machine(settings: RunSettings, report: Report, model: BaseModel | None
         _check_addresses(settings, report)  # the services have machines of their own
     else:
         if model is not None:
-            _check_memory(settings, report, model.parameters)
+            check_memory(settings, report, model.parameters)
             _check_disk(settings, report, model.parameters)
         _check_devices(settings, report)
         _check_ports(settings, report)
@@ -40,27 +39,13 @@ def check_machine(settings: RunSettings, report: Report, model: BaseModel | None
     _check_store(settings, report)
     _check_database(settings, report)
     _check_scorers(settings, report)
-
-
-def memory_needed(settings: RunSettings, parameters: int) -> dict[str, float]:
-    """GiB by use, on a machine without a GPU; without activations, which depend on the longest batch."""
-    generation = settings.generation
-    weights = parameters * _BYTES[generation.dtype] / _GIB
-    models = sum(scorer.kind == "reward_model" for scorer in settings.reward.scorers)
-    return {
-        "learner: weights, gradients, optimizer": parameters * _OPTIMIZER / _GIB,
-        "learner: reference policy": parameters * 4 / _GIB,
-        "learner: the state before an update": parameters * _CHECKPOINT / _GIB,
-        f"generation: weights twice, {generation.replicas} times": generation.replicas * 2 * weights,
-        f"generation: KV cache, {generation.replicas} times": generation.replicas * generation.kv_cache_gib,
-        f"reward: {models} models, {settings.reward.replicas} times": settings.reward.replicas * models * parameters * 4 / _GIB,
-        "processes": _PROCESS_GIB * (4 + generation.replicas + settings.reward.replicas),
-    }
+    _check_truncation(settings, report, model)
+    _check_files(settings, report)
 
 
 def disk_needed(settings: RunSettings, parameters: int) -> dict[str, float]:
     """GiB by use."""
-    version = parameters * _BYTES[settings.generation.weights_dtype] / _GIB
+    version = parameters * BYTES[settings.generation.weights_dtype] / _GIB
     learner = settings.learner
     return {
         f"{learner.keep_checkpoints + 1} checkpoints": (learner.keep_checkpoints + 1) * parameters * _CHECKPOINT / _GIB,
@@ -70,50 +55,11 @@ def disk_needed(settings: RunSettings, parameters: int) -> dict[str, float]:
     }
 
 
-def available_memory_gib() -> tuple[float, float]:
-    """What is free now, and what there is in all, of the machine or of this process's control group."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = os.sysconf("SC_PHYS_PAGES") * page
-    free = os.sysconf("SC_AVPHYS_PAGES") * page
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        total, free = min(total, limit), min(free, limit - used)
-    except (OSError, ValueError):
-        pass
-    return free / _GIB, total / _GIB
-
-
-def _check_memory(settings: RunSettings, report: Report, parameters: int) -> None:
-    if _uses_gpu(settings):
-        return  # the memory that counts is the GPU's, which the engine divides
-    parts = memory_needed(settings, parameters)
-    needed = sum(parts.values())
-    free, total = available_memory_gib()
-    report.figures["memory_gib"] = {
-        **_rounded(parts),
-        "needed": round(needed, 2),
-        "free": round(free, 2),
-        "total": round(total, 2),
-    }
-    bill = "; ".join(f"{name} {gib:.1f}" for name, gib in parts.items() if gib >= 0.05)
-    text = f"the run needs about {needed:.1f} GiB ({bill}); {free:.1f} of {total:.1f} GiB are free"
-    if needed > total:
-        report.error("memory", f"{text}: take a smaller model, fewer replicas, or a smaller generation.kv_cache_gib")
-    elif needed > free:
-        report.warning("memory", f"{text}: end other programs, or make generation.kv_cache_gib smaller")
-
-
 def _check_disk(settings: RunSettings, report: Report, parameters: int) -> None:
     parts = disk_needed(settings, parameters)
     needed = sum(parts.values())
     free = shutil.disk_usage(_existing(settings.directory)).free / _GIB
-    report.figures["disk_gib"] = {**_rounded(parts), "needed": round(needed, 2), "free": round(free, 2)}
+    report.figures["disk_gib"] = {**rounded(parts), "needed": round(needed, 2), "free": round(free, 2)}
     if needed > free:
         bill = "; ".join(f"{name} {gib:.1f}" for name, gib in parts.items() if gib >= 0.05)
         report.error(
@@ -128,6 +74,11 @@ def _check_disk(settings: RunSettings, report: Report, parameters: int) -> None:
 def _check_devices(settings: RunSettings, report: Report) -> None:
     if settings.generation.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         report.error("generation.engine", "vllm is not installed: install it, or set transformers or auto")
+    if settings.generation.engine != "transformers" and not has_gpu():
+        if settings.generation.tensor_parallel > 1:
+            report.error("generation.tensor_parallel", "is over 1, and this machine has no GPU: leave it at 1")
+        if settings.generation.cuda_graphs:
+            report.error("generation.cuda_graphs", "is set, and this machine has no GPU: leave it out")
     asked = {
         f"{name}.device": getattr(getattr(settings, name), "device", "")
         for name in ("learner", "generation", "reward", "reward_training", "pretrain")
@@ -253,8 +204,39 @@ def _check_scorers(settings: RunSettings, report: Report) -> None:
             report.error(where, f"{scorer.source} is no model directory: name one, or `trained`, or artifact:NAME/VERSION")
 
 
-def _uses_gpu(settings: RunSettings) -> bool:
-    return settings.learner.device != "cpu" and Path("/dev/nvidia0").exists()
+def _check_truncation(settings: RunSettings, report: Report, model: BaseModel | None) -> None:
+    """Also in the fast check: the reward service would fail for ever, long after the start."""
+    truncate = settings.reward.truncate
+    if truncate is None or model is None or model.directory is None:
+        return
+    try:
+        tokenizer = model.tokenizer or read_tokenizer(model.directory)
+    except DataLoss:
+        return  # a finding of the model's
+    ids = tokenizer.encode(truncate.token_text, add_special_tokens=False).ids
+    if len(ids) != 1:
+        report.error(
+            "reward.truncate.token_text",
+            f"{truncate.token_text!r} is {len(ids)} tokens of the model; name a text that is a single one",
+        )
+
+
+def _check_files(settings: RunSettings, report: Report) -> None:
+    """Files and functions that are named and read later."""
+    from honed.queue.application import load_redactor
+
+    tls, redact = settings.security.tls, settings.conductor.application_prompts.redact
+    named = {"queue.password_file": settings.queue.password_file}
+    if tls is not None:
+        named |= {f"security.tls.{name}": getattr(tls, name) for name in type(tls).model_fields}
+    for where, path in named.items():
+        if path is not None and not os.access(path, os.R_OK):
+            report.error(where, f"{path} cannot be read: correct the path, or the rights of whoever runs this")
+    if redact is not None:
+        try:
+            load_redactor(redact)
+        except InvalidArgument as error:
+            report.error(error.field, error.reason)
 
 
 def _is_artifact(source: str) -> bool:
@@ -267,7 +249,3 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
-
-
-def _rounded(parts: dict[str, float]) -> dict[str, float]:
-    return {name: round(gib, 3) for name, gib in parts.items()}

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from honed.artifacts.tensors import read_tensor_entries
 from honed.check.findings import Report
 from honed.config import RunSettings
@@ -13,6 +15,7 @@ from honed.kit.errors import DataLoss, HonedError
 from honed.learner.settings import PretrainSettings
 from honed.models.chat import ChatTemplate
 from honed.models.facts import ModelFacts, read_json
+from honed.models.prompts import read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,13 @@ class BaseModel:
         parameters: how many numbers its weights are.
         directory: None for a model that the run pretrains itself.
         template: its chat template.
+        tokenizer: its tokenizer; None if that is not loaded or cannot be.
     """
 
     parameters: int
     directory: Path | None = None
     template: ChatTemplate | None = None
+    tokenizer: Tokenizer | None = None
 
 
 def check_model(settings: RunSettings, report: Report, *, fast: bool) -> BaseModel | None:
@@ -58,9 +63,11 @@ def check_model(settings: RunSettings, report: Report, *, fast: bool) -> BaseMod
         )
     if not (directory / "tokenizer.json").is_file():
         report.error(where, f"{directory} holds no tokenizer.json: save the tokenizer as a fast one (`use_fast=True`)")
-    template = None
+    template = tokenizer = None
     try:
         template = ChatTemplate.read(directory)
+        if not fast and (directory / "tokenizer.json").is_file():
+            tokenizer = read_tokenizer(directory)
     except DataLoss as error:
         report.error(where, str(error))
     parameters = _parameters(directory, report)
@@ -68,7 +75,7 @@ def check_model(settings: RunSettings, report: Report, *, fast: bool) -> BaseMod
         _check_family(directory, report)
     report.figures["parameters"] = parameters
     report.figures["model_type"] = facts.model_type
-    return BaseModel(parameters, directory, template)
+    return BaseModel(parameters, directory, template, tokenizer)
 
 
 def _parameters(directory: Path, report: Report) -> int:

@@ -76,9 +76,9 @@ def _show(report: Report) -> None:
     rows = [(finding.severity, finding.where, finding.text) for finding in report.findings]
     if rows:
         output.show(output.table(["", "where", "what is wrong, and what to do"], rows))
-    for name in ("memory_gib", "disk_gib"):
-        if bill := report.figures.get(name):
+    for name, bill in report.figures.items():
+        if name.endswith("_gib"):
             parts = ", ".join(f"{part} {gib:g}" for part, gib in bill.items() if gib >= 0.05)
-            output.note(f"{name.removesuffix('_gib')}, GiB: {parts}")
+            output.note(f"{name.removesuffix('_gib').replace('_', ' ')}, GiB: {parts}")
     errors = len(report.errors)
     output.note(f"{errors} errors, {len(report.findings) - errors} warnings" if rows else "nothing is wrong")

@@ -59,7 +59,7 @@ async def run_demo(settings: RunSettings, *, keep: bool, fresh: bool) -> None:
         session = _Session(run, data)
         async with showing(run.settings, console):
             try:
-                await run.execute(before_loop=session.before_loop, fail_with_learner=True)
+                await run.execute(before_loop=session.before_loop, end_on_failure=True)
                 await session.after_loop()
             finally:
                 await session.close()
@@ -77,7 +77,7 @@ async def run_demo(settings: RunSettings, *, keep: bool, fresh: bool) -> None:
             console.print(
                 f"Everything goes on serving; try `honed generate --run {run.workspace.root} 'the film is'`. Ctrl-C ends it."
             )
-            await run.stopping.wait()
+            await run.stand_by()
     if missed := figures.missed():
         raise FailedPrecondition("bars missed: " + "; ".join(missed))
 

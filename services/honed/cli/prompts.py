@@ -108,8 +108,8 @@ def _prompts(file: str) -> Iterator[generation_pb2.Prompt]:
     Raises:
         ValueError: it cannot be read, or a line holds no prompt; names file and line.
     """
-    from honed.conductor.prompt_rows import at_line, row_prompt
     from honed.kit.errors import InvalidArgument
+    from honed.models.prompt_rows import at_line, row_prompt
 
     for number, row in _rows(file):
         try:

@@ -116,7 +116,10 @@ def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFi
 
     `pretrain` publishes version 0.0, from which everything starts: the model of conductor.start_from, or one trained on
     data.texts. `reward-model` trains on the judgements of the preference service. Both publish into policy.url.
+    Exit status 75: it failed for a reason that may pass.
     """
+    from honed.cli.failure import describe
+    from honed.kit.errors import may_pass
     from honed.kit.log import configure_logging
     from honed.runtime import service_name
     from honed.settings_file import load_settings
@@ -125,14 +128,20 @@ def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFi
     settings = load_settings(run_file)
     configure_logging(name.value, settings.log_level)
     service_name.set("learner")  # jobs are the learner's
-    if name is Job.pretrain:
-        from honed.learner.jobs import pretrain
+    try:
+        if name is Job.pretrain:
+            from honed.learner.jobs import pretrain
 
-        asyncio.run(asyncio.to_thread(pretrain.run, settings))
-    else:
-        from honed.learner.jobs import reward_model
+            asyncio.run(asyncio.to_thread(pretrain.run, settings))
+        else:
+            from honed.learner.jobs import reward_model
 
-        asyncio.run(reward_model.run(settings))
+            asyncio.run(reward_model.run(settings))
+    except Exception as error:
+        if not may_pass(error):
+            raise
+        typer.echo(f"honed: {describe(error)}", err=True)
+        raise typer.Exit(os.EX_TEMPFAIL) from error
 
 
 def with_replicas(settings: RunSettings, asked: str | None) -> RunSettings:
@@ -174,18 +183,18 @@ async def _up(settings: RunSettings, *, exit_on_failure: bool) -> None:
     from honed.cli.display import showing
     from honed.conductor.local import local_run
     from honed.conductor.summary import write_summary
-    from honed.kit.errors import HonedError, root_cause
+    from honed.kit.errors import root_cause
     from honed.kit.log import configure_logging, log_to
 
     configure_logging("conductor", "WARNING")
     console = output.console()
     async with local_run(settings) as run:
         log_to(run.workspace.conductor_log)
-        failure: BaseException | None = None
+        failure: Exception | None = None
         async with showing(run.settings, console):
             try:
-                await run.execute(fail_with_learner=exit_on_failure)
-            except (HonedError, ValueError, BaseExceptionGroup) as error:
+                await run.execute(end_on_failure=exit_on_failure)
+            except Exception as error:  # whatever it is, what was started goes on serving
                 failure = error
             if run.state.loop_started_at is not None:
                 await write_summary(run)
@@ -193,10 +202,10 @@ async def _up(settings: RunSettings, *, exit_on_failure: bool) -> None:
         if failure is None and serving:
             console.print(f"The run is done; report: {run.workspace.report_html}")
             console.print("Everything goes on serving; Ctrl-C ends it.")
-            await run.stand_by()
+            await run.stand_by(end_on_failure=exit_on_failure)
         elif failure is not None and serving and not exit_on_failure:
             console.print(f"Training has failed: {root_cause(failure)}")
             console.print("What was started goes on serving; Ctrl-C ends it.")
-            await run.stopping.wait()
+            await (run.stopping.wait() if run.state.loop_started_at is None else run.stand_by())
         if failure is not None:
             raise failure

@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 
+from honed.conductor.priority import stand_back
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -22,7 +24,7 @@ def main() -> None:
         # The supervisor may have died before the line above. In a container its own pid is 1, so 1 means nothing here.
         if os.getppid() != int(parent):
             sys.exit(1)
-    os.nice(int(nice))
+    stand_back(int(nice))
     os.execvp(command[0], command)  # noqa: S606  # the command is the supervisor's own
 
 

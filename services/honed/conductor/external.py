@@ -48,9 +48,10 @@ class ExternalFleet:
         check_addresses(settings)
 
     async def start_redis(self, timeout_s: float) -> None:
-        """Waits for Redis; see `Fleet`."""
-        async with RedisLink(redis_url(self._settings), retry=RetryPolicy(timeout_s)) as link:
-            await link.command("PING")
+        """Waits for Redis, for as long as it takes; after `timeout_s` that is an alarm."""
+        state = self._states.setdefault("redis", ProcessState("redis"))
+        await _until(self._redis, state, "Redis does not answer: start it, or correct queue.url", timeout_s)
+        state.ready = True
 
     async def start(self, service: str, timeout_s: float) -> None:
         """Waits for one process of the service, for as long as it takes; after `timeout_s` that is an alarm."""
@@ -117,6 +118,10 @@ class ExternalFleet:
         probes: dict[str, Probe] = {"preference": self._preference, "learner": self._learner}
         return probes.get(service) or (lambda: self._registered(service))
 
+    async def _redis(self) -> None:
+        async with RedisLink(redis_url(self._settings), retry=RetryPolicy(CALL_TIMEOUT_S)) as link:
+            await link.command("PING")
+
     async def _base(self) -> None:
         if _BASE not in await asyncio.to_thread(self._store.versions):
             raise Unavailable(f"run {self._settings.run!r} has no version {_BASE} there")
@@ -165,6 +170,6 @@ async def _lacking(probe: Probe) -> str:
         if error.code() in _REFUSED:
             return f"{error.details()}; every service needs the same tokens, security.tokens names their directory"
         return error.details() or error.code().name
-    except HonedError as error:
-        return str(error)
+    except (HonedError, OSError) as error:
+        return str(error) or type(error).__name__
     return ""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from honed.conductor.endpoints import joint_target, replica_section, write_endpoints
 from honed.conductor.launcher import Launcher, ProcessState
 from honed.conductor.processes import Processes, replica_name
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.kit.errors import FailedPrecondition, InvalidArgument, Unavailable
 from honed.settings import ReplicatedSettings
 from honed.topology import REPLICATED, SERVICES
+
+logger = logging.getLogger(__name__)
 
 Write = Callable[[RunSettings], None]
 JOB_TIMEOUT_S = 24 * 3600.0
@@ -26,20 +31,21 @@ class Fleet(Protocol):
         """Where Redis is, when the fleet started one."""
 
     async def start_redis(self, timeout_s: float) -> None:
-        """Returns when Redis answers."""
+        """Returns when Redis answers; raises as `start` does."""
 
     async def start(self, service: str, timeout_s: float) -> None:
-        """Returns when one process of the service is ready, if it had to be started or not.
+        """Returns when one process of the service is ready, if it had to be started or not. It may be repeated.
 
         Raises:
             Unavailable: none was in time.
         """
 
     async def run_job(self, job: str) -> None:
-        """Returns when the job's result is there.
+        """Returns when the job's result is there. It may be repeated.
 
         Raises:
-            Unavailable: the job failed.
+            Unavailable: the job failed for a reason that may pass.
+            HonedError: it failed by itself.
         """
 
     def target(self, service: str) -> str:
@@ -74,6 +80,7 @@ class LocalFleet:
         """
         self._settings, self._launcher, self._processes, self._write = settings, launcher, processes, write
         self._lock = asyncio.Lock()
+        self._starting: set[asyncio.Future[None]] = set()
         self._sections: dict[str, list[ReplicatedSettings]] = {}
         for name in REPLICATED:
             section: ReplicatedSettings = getattr(settings, name)
@@ -91,13 +98,17 @@ class LocalFleet:
             await self._launcher.start(redis, timeout_s)
 
     async def start(self, service: str, timeout_s: float) -> None:
-        """Starts all processes of a service, and returns when all of them are ready."""
+        """Starts all processes of a service, and returns when one of them is ready: the others join it."""
         if service not in self._sections:
             await self._launcher.start(self._processes.service(service), timeout_s)
             return
-        async with self._lock, asyncio.TaskGroup() as group:
-            for section in self._sections[service]:
-                group.create_task(self._launcher.start(self._processes.replica(service, section), timeout_s))
+        async with self._lock:
+            specs = [self._processes.replica(service, section) for section in self._sections[service]]
+            starting = [asyncio.ensure_future(self._launcher.start(spec, timeout_s)) for spec in specs]
+            for task in starting:  # waited for to the end, so that one that is late becomes an alarm
+                self._starting.add(task)
+                task.add_done_callback(self._started)
+            await _first_success(starting)
 
     async def run_job(self, job: str) -> None:
         """See `Fleet`."""
@@ -111,7 +122,14 @@ class LocalFleet:
         return target
 
     async def scale(self, service: str, replicas: int) -> None:
-        """Starts or ends processes. Newcomers are announced when they are ready, leavers before they drain."""
+        """Starts or ends processes. Newcomers are announced when they are ready, leavers before they drain.
+
+        Newcomers start one after another and stand back as far as the learner until they are ready: loading a model takes
+        whole cores, which those that serve and train need.
+
+        Raises:
+            Unavailable: a newcomer was late; it is kept running, and those after it have been started.
+        """
         check_replicated(service)
         async with self._lock:
             sections = self._sections[service]
@@ -123,18 +141,28 @@ class LocalFleet:
             if leaving:
                 self._sections[service] = sections[:replicas]
                 self.announce()
-            timeout_s = self._settings.conductor.start_timeout_s
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for section in leaving:
-                        group.create_task(self._launcher.end(replica_name(service, section.replica)))
-                    for section in coming:
-                        group.create_task(self._launcher.start(self._processes.replica(service, section), timeout_s))
-            finally:
-                # Also those that are late: they are kept running, and a channel passes over an address that does not answer.
-                if coming:
-                    self._sections[service] = [*sections, *coming]
+            async with asyncio.TaskGroup() as group:
+                for section in leaving:
+                    group.create_task(self._launcher.end(replica_name(service, section.replica)))
+            late: list[Unavailable] = []
+            for section in coming:
+                spec = self._processes.replica(service, section)
+                spec = replace(spec, starting_nice=max(spec.nice, SERVICES["learner"].nice))
+                try:
+                    await self._launcher.start(spec, self._settings.conductor.start_timeout_s)
+                except Unavailable as error:
+                    late.append(error)
+                finally:
+                    # Also one that is late: it is kept running, and a channel passes over an address that does not answer.
+                    self._sections[service] = [*self._sections[service], section]
                     self.announce()
+            if late:
+                raise late[0]
+
+    def _started(self, task: asyncio.Future[None]) -> None:
+        self._starting.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("a process of several is late", extra={"reason": str(error)})
 
     def states(self) -> list[ProcessState]:
         """See `Fleet`."""
@@ -154,6 +182,15 @@ class LocalFleet:
         }
         self._write(self._settings.model_copy(update=sections))
         write_endpoints(self._settings, targets)
+
+
+async def _first_success(tasks: Sequence[asyncio.Future[None]]) -> None:
+    """Returns when one has succeeded; raises what the first one raised when none has."""
+    for done in asyncio.as_completed(tasks):
+        with contextlib.suppress(Unavailable):
+            await done
+            return
+    await tasks[0]
 
 
 def check_replicated(service: str) -> None:

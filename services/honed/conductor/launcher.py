@@ -1,7 +1,7 @@
 """The launcher's port: what starts a run's processes and keeps them running.
 
-What a launcher promises: a service that dies or hangs is started again, with growing pauses, for ever unless its specification
-says otherwise; one that does so too often raises an alarm; nothing that it started outlives it.
+What a launcher promises: a service that dies or hangs is started again, with growing pauses, for ever; one that does so too
+often raises an alarm; nothing that it started outlives it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class ProcessSpec:
         command: what to execute.
         environment: variables over the launcher's own.
         nice: how far the process stands back when cores are short, 0 to 19.
+        starting_nice: the same until it is ready; None for no other.
         ready: returns once the process serves; raises nothing, may be cancelled. None: it is ready when it runs.
         alive: answers soon as long as the process is not hung, and raises anything otherwise. None: never asked.
         stop_s: how long the process may take to end after SIGTERM.
-        essential: it is started again for ever. Otherwise the launcher gives up at its restart limit.
     """
 
     name: str
@@ -35,7 +35,7 @@ class ProcessSpec:
     ready: Callable[[], Awaitable[None]] | None = None
     alive: Callable[[], Awaitable[None]] | None = None
     stop_s: float = STOP_S
-    essential: bool = True
+    starting_nice: int | None = None
 
 
 @dataclass
@@ -49,7 +49,6 @@ class ProcessState:
         restarts: how often it was started again.
         last_exit: why it ended last; empty if it never did.
         alarm: why it needs a person; empty when all is well.
-        given_up: it is not started again.
     """
 
     name: str
@@ -58,7 +57,6 @@ class ProcessState:
     restarts: int = 0
     last_exit: str = ""
     alarm: str = ""
-    given_up: bool = False
 
 
 class Launcher(Protocol):
@@ -66,6 +64,8 @@ class Launcher(Protocol):
 
     async def start(self, spec: ProcessSpec, timeout_s: float) -> None:
         """Starts a service and returns when it is ready. It is started again whenever it dies, also after an error here.
+
+        A repetition starts nothing: it waits for what the first call has started.
 
         Raises:
             Unavailable: it was not ready in time, or dies again and again; the message has the end of its log.
@@ -75,7 +75,9 @@ class Launcher(Protocol):
         """Runs a job to its end.
 
         Raises:
-            Unavailable: it failed or took too long; the message has the end of its log.
+            Unavailable: it was killed, or could not go on for lack of a service or of room; another try may succeed.
+            FailedPrecondition: it failed by itself: by its data or its settings.
+            DeadlineExceeded: it took too long.
         """
 
     async def end(self, name: str) -> None:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from honed.conductor.launcher import ProcessSpec, ProcessState
 from honed.conductor.logs import rotate, tail
+from honed.conductor.priority import set_back
 from honed.conductor.rates import Recent
-from honed.kit.errors import Unavailable
+from honed.kit.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class ProcessLauncher:
         self._logs, self._limits, self._clock = logs, limits, clock
         self._states: dict[str, ProcessState] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._ready: dict[str, asyncio.Event] = {}
+        self._late: set[str] = set()
         self._alarmed = asyncio.Condition()
         self._keeper: asyncio.Task[None] | None = None
         self.hurry = asyncio.Event()
@@ -64,20 +67,19 @@ class ProcessLauncher:
         """Starts a service; see the port."""
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep_house())
-        ready = asyncio.Event()
-        self._watchers[spec.name] = watcher = asyncio.create_task(self._watch(spec, ready))
-        watcher.add_done_callback(lambda done: self._watcher_ended(spec.name, done))
+        if spec.name not in self._watchers:
+            self._states[spec.name], self._ready[spec.name] = ProcessState(spec.name), asyncio.Event()
+            self._watchers[spec.name] = asyncio.create_task(self._watch(spec))
+        state, ready = self._states[spec.name], self._ready[spec.name]
         waiting = [asyncio.ensure_future(ready.wait()), asyncio.ensure_future(self._alarm_of(spec.name))]
         try:
-            await asyncio.wait({*waiting, watcher}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if ready.is_set():
                 return
-            state = self._states[spec.name]
-            if state.alarm:
-                raise Unavailable(f"{state.alarm}; {self._log_tail(spec.name)}")
-            if watcher.done() and not watcher.cancelled():
-                raise Unavailable(_unkept(spec.name, watcher.exception()))
-            raise Unavailable(f"{spec.name} was not ready within {timeout_s:g} s; {self._log_tail(spec.name)}")
+            if not state.alarm:
+                state.alarm = f"{spec.name} was not ready within {timeout_s:g} s"
+                self._late.add(spec.name)
+            raise Unavailable(f"{state.alarm}; {self._log_tail(spec.name)}")
         finally:
             for task in waiting:
                 task.cancel()
@@ -90,13 +92,15 @@ class ProcessLauncher:
             async with asyncio.timeout(timeout_s):
                 code = await process.wait()
         except TimeoutError:
-            raise Unavailable(f"{spec.name} did not end within {timeout_s:g} s; {self._log_tail(spec.name)}") from None
+            raise DeadlineExceeded(f"{spec.name} did not end within {timeout_s:g} s; {self._log_tail(spec.name)}") from None
         finally:
             await self._end_process(process, spec.stop_s)
             state.pid, state.ready = None, False
         if code:
             state.last_exit = _exit_text(code)
-            raise Unavailable(f"{spec.name} failed ({state.last_exit}); {self._log_tail(spec.name)}")
+            passing = code < 0 or code == os.EX_TEMPFAIL  # killed, by a kernel that is short of memory perhaps
+            kind = Unavailable if passing else FailedPrecondition
+            raise kind(f"{spec.name} failed ({state.last_exit}); {self._log_tail(spec.name)}")
         del self._states[spec.name]
 
     async def end(self, name: str) -> None:
@@ -106,6 +110,8 @@ class ProcessLauncher:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
         self._states.pop(name, None)
+        self._ready.pop(name, None)
+        self._late.discard(name)
 
     def states(self) -> list[ProcessState]:
         """See the port."""
@@ -119,15 +125,16 @@ class ProcessLauncher:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
 
-    async def _watch(self, spec: ProcessSpec, ready: asyncio.Event) -> None:
-        state = self._states[spec.name] = ProcessState(spec.name)
+    async def _watch(self, spec: ProcessSpec) -> None:
+        """Keeps a service running until cancelled."""
+        state, ready = self._states[spec.name], self._ready[spec.name]
         recent = Recent(self._limits.window_s)
         pause = FIRST_PAUSE_S
         while True:
             started = self._clock()
             try:
                 state.last_exit = await self._live(spec, state, ready)
-            except OSError as error:  # no memory, no file handles: these pass
+            except Exception as error:  # no memory, no file handles: these pass; and nobody else watches this service
                 state.last_exit = f"cannot be started: {type(error).__name__}: {error}"
             if self._clock() - started > STABLE_AFTER_S:
                 pause = FIRST_PAUSE_S
@@ -137,11 +144,8 @@ class ProcessLauncher:
                     f"{spec.name} died {recent.count(self._clock())} times in {self._limits.window_s:g} s, "
                     f"last: {state.last_exit}"
                 )
-                state.given_up = not spec.essential
                 async with self._alarmed:
                     self._alarmed.notify_all()
-                if state.given_up:
-                    return
             state.restarts += 1
             logger.warning("service died; starting it again", extra={"child": spec.name, "exit": state.last_exit})
             await asyncio.sleep(pause)
@@ -152,7 +156,7 @@ class ProcessLauncher:
     async def _live(self, spec: ProcessSpec, state: ProcessState, ready: asyncio.Event) -> str:
         """Runs the process until it ends; returns how it ended."""
         process = await self._spawn(spec, state)
-        waiting = asyncio.ensure_future(self._mark_ready(spec, state, ready))
+        waiting = asyncio.ensure_future(self._mark_ready(spec, state, ready, process.pid))
         probing = asyncio.ensure_future(self._hangs(spec, process.pid))
         try:
             code = await process.wait()
@@ -182,18 +186,24 @@ class ProcessLauncher:
         logger.warning("service hangs; killing it", extra={"child": spec.name})
         _signal_group(pid, signal.SIGKILL)
 
-    async def _mark_ready(self, spec: ProcessSpec, state: ProcessState, ready: asyncio.Event) -> None:
+    async def _mark_ready(self, spec: ProcessSpec, state: ProcessState, ready: asyncio.Event, pid: int) -> None:
         if spec.ready is not None:
             await spec.ready()
+        if spec.starting_nice is not None:
+            await asyncio.to_thread(set_back, pid, spec.nice)
+        if spec.name in self._late:
+            self._late.discard(spec.name)
+            state.alarm = ""
         state.ready = True
         ready.set()
 
     async def _spawn(self, spec: ProcessSpec, state: ProcessState) -> asyncio.subprocess.Process:
         self._logs.mkdir(parents=True, exist_ok=True)
+        nice = spec.nice if spec.starting_nice is None else spec.starting_nice
         with (self._logs / f"{spec.name}.log").open("ab") as log:
             # A group of its own, so that grandchildren (vLLM's engine process) end with it.
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "honed.conductor.child", str(os.getpid()), str(spec.nice)),
+                *(sys.executable, "-m", "honed.conductor.child", str(os.getpid()), str(nice)),
                 *spec.command,
                 env={**os.environ, **spec.environment},
                 stdin=asyncio.subprocess.DEVNULL,
@@ -231,19 +241,8 @@ class ProcessLauncher:
             if os.getpid() == 1:
                 _collect_orphans({state.pid for state in self._states.values()})
 
-    def _watcher_ended(self, name: str, watcher: asyncio.Task[None]) -> None:
-        """Nobody awaits a watcher: one that fails must not leave its service unwatched in silence."""
-        if not watcher.cancelled() and (error := watcher.exception()) is not None:
-            state = self._states.setdefault(name, ProcessState(name))
-            state.alarm, state.given_up = _unkept(name, error), True
-            logger.error("a service is no longer watched", extra={"child": name, "reason": state.alarm})
-
     def _log_tail(self, name: str) -> str:
         return tail(self._logs / f"{name}.log")
-
-
-def _unkept(name: str, error: BaseException | None) -> str:
-    return f"{name} cannot be kept running: {type(error).__name__}: {error}"
 
 
 def _collect_orphans(own: set[int | None]) -> None:

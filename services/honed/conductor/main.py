@@ -16,7 +16,7 @@ from honed.conductor.run import Run
 from honed.conductor.service import conductor_server
 from honed.conductor.summary import write_summary
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition, HonedError, root_cause
+from honed.kit.errors import FailedPrecondition, root_cause
 from honed.kit.server import serve_until_signalled
 from honed.workspace import Workspace
 
@@ -72,7 +72,8 @@ def _announced(settings: RunSettings) -> Iterator[None]:
 async def _execute(driven: Run) -> None:
     try:
         await driven.execute()
+    except Exception as error:  # whatever it is, the service goes on answering
+        logger.exception("the run has failed", extra={"reason": str(root_cause(error))})
+    if driven.state.loop_started_at is not None:
         await write_summary(driven)
         await driven.stand_by()
-    except (HonedError, ValueError, BaseExceptionGroup) as error:
-        logger.warning("the run has failed", extra={"reason": str(root_cause(error))})

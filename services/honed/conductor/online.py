@@ -10,29 +10,34 @@ from pathlib import Path
 
 import grpc
 
-from honed.conductor.encoding import prompt_encoder
 from honed.conductor.feeder import Feeder
 from honed.conductor.fleet import Fleet
-from honed.conductor.prompt_file import PromptEncoder, PromptFile
+from honed.conductor.prompt_file import PromptFile
 from honed.conductor.prompts import PromptMix
 from honed.conductor.rates import Growth
 from honed.conductor.state import RunState
 from honed.conductor.submission import submit_prompts
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
+from honed.models.prompts import PromptEncoder
 from honed.queue.admission import AdmissionPolicy
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.inbox import PromptInbox
 from honed.queue.keys import RunKeys
 from honed.queue.lease import LeaseHeld, Leases
 from honed.runtime import consumer_name, internal_channel, redis_url
-from honed.v1 import conductor_pb2, learner_pb2, learner_pb2_grpc
+from honed.v1 import common_pb2, conductor_pb2, learner_pb2, learner_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
 LEASE_MS = 10_000
 POLL_S = 0.5
 STATUS_TIMEOUT_S = 5.0
+_AT_WORK = (
+    learner_pb2.LEARNER_STATE_WAITING,
+    learner_pb2.LEARNER_STATE_TRAINING,
+    learner_pb2.LEARNER_STATE_PAUSED,
+)
 SUBMIT_TIMEOUT_S = 5.0
 
 
@@ -98,6 +103,21 @@ class OnlineLoop:
 
     def _waits(self, reason: LeaseHeld) -> None:
         self._state.doing = f"waiting: another conductor feeds this run, and this one goes on after it ({reason})"
+
+    async def until_behind(self, unless_at: common_pb2.PolicyVersion | None = None) -> None:
+        """Returns when the learner has updates to make: somebody let a finished one go back, here or at the learner itself.
+
+        Args:
+            unless_at: A version from which training could not go on.
+        """
+        async with internal_channel(self._settings, self._fleet.target("learner")) as channel:
+            stub = learner_pb2_grpc.LearnerServiceStub(channel)
+            while True:
+                status = await self._status(stub)
+                at_work = status is not None and status.state in _AT_WORK and status.version != unless_at
+                if status is not None and at_work and status.version.step < status.target_steps:
+                    return
+                await asyncio.sleep(POLL_S)
 
     async def _watched(self, feeder: Feeder) -> None:
         """Admits prompts while the learner trains, through its restarts, until it has made its updates."""
@@ -168,6 +188,5 @@ class OnlineLoop:
         self._note(feeder)
 
     def _opened(self, path: Path, tokenizer: Path) -> tuple[PromptEncoder, PromptFile]:
-        section, limits = self._settings.conductor, self._settings.generation
-        encoder = prompt_encoder(tokenizer, min(limits.max_prompt_tokens, limits.max_model_tokens - section.response_tokens))
+        encoder = PromptEncoder.of_model(tokenizer, longest=self._settings.longest_prompt)
         return encoder, PromptFile(path, encoder)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from honed.kit.errors import Unavailable
 from honed.settings import ServerSettings
 
 POLL_S = 0.1
@@ -29,10 +30,14 @@ def ready_probe(section: ServerSettings, service: str) -> Callable[[], Awaitable
 
 
 def alive_probe(section: ServerSettings) -> Callable[[], Awaitable[None]]:
-    """One check of liveness; raises when there is no answer. Its caller sets the deadline."""
+    """One check of liveness; raises when there is no answer, or when a loop of the process stands still (`kit.health`).
+
+    Its caller sets the deadline.
+    """
 
     async def ask() -> None:
-        await check(section, "", None)
+        if not await check(section, "", None):
+            raise Unavailable("a loop of the process stands still")
 
     return ask
 

@@ -77,7 +77,6 @@ class Processes:
             alive_probe(section),
             # Calls in flight have `drain_s`, and so does the work behind them.
             stop_s=max(STOP_S, 2 * section.drain_s + 10) if name != "learner" else self._update_s(section),
-            essential=service.essential,
         )
 
     def _update_s(self, section: ServerSettings) -> float:

@@ -14,14 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
-from tokenizers import Tokenizer
-
-from honed.conductor.prompt_rows import at_line, check_row
 from honed.kit.errors import InvalidArgument
-from honed.v1 import generation_pb2
+from honed.models.prompt_rows import at_line, check_row
 
-Render = Callable[[list[dict[str, str]]], list[int]]
-"""Token ids of a conversation, by the model's chat template."""
 OnProgress = Callable[[float], object]
 """Told the share of the file that has been checked."""
 
@@ -40,64 +35,6 @@ class Encoder(Protocol):
             InvalidArgument: the prompt cannot be used; names the field.
         """
         ...
-
-
-class PromptEncoder:
-    """Token ids of a prompt, by the run's tokenizer and chat template."""
-
-    def __init__(self, tokenizer: Tokenizer, *, longest: int, render: Render | None = None) -> None:
-        """Of a model.
-
-        Args:
-            tokenizer: Of the policy.
-            longest: Tokens that a prompt may have; the generator would refuse a longer one again and again.
-            render: Its chat template; None if it has none.
-        """
-        self._tokenizer, self._longest, self._render = tokenizer, longest, render
-        self._size = int(tokenizer.get_vocab_size())
-
-    @classmethod
-    def of_model(cls, model: Path, *, longest: int, render: Render | None = None) -> PromptEncoder:
-        """By `tokenizer.json` of a model directory."""
-        return cls(Tokenizer.from_file(str(model / "tokenizer.json")), longest=longest, render=render)
-
-    def __call__(self, row: dict[str, Any]) -> list[int]:
-        """Token ids of a row with `text`, `token_ids` or `messages`.
-
-        Raises:
-            InvalidArgument: the row has none of them or more than one, or the prompt cannot be used.
-        """
-        kind = check_row(row)
-        ids: list[int]
-        if kind == "token_ids":
-            ids = row["token_ids"]
-        elif kind == "text":
-            ids = self._tokenizer.encode(row["text"]).ids
-        elif self._render is None:
-            raise InvalidArgument("messages", "the model has no chat template: give `text` or `token_ids`")
-        else:
-            ids = self._render(row["messages"])
-        if not ids or not all(type(token) is int and 0 <= token < self._size for token in ids):
-            raise InvalidArgument(kind, f"must hold at least one token id, each from 0 to {self._size - 1}")
-        if len(ids) > self._longest:
-            raise InvalidArgument(
-                kind,
-                f"has {len(ids)} tokens; generation.max_prompt_tokens and generation.max_model_tokens leave room for "
-                f"{self._longest}",
-            )
-        return ids
-
-    def prompt(self, prompt: generation_pb2.Prompt) -> list[int]:
-        """Token ids of a prompt of an RPC; raises as a row does."""
-        match prompt.WhichOneof("content"):
-            case "text":
-                return self({"text": prompt.text})
-            case "token_ids":
-                return self({"token_ids": list(prompt.token_ids.ids)})
-            case "messages":
-                return self({"messages": [{"role": m.role, "content": m.content} for m in prompt.messages.messages]})
-            case _:
-                raise InvalidArgument("content", "needs `text`, `token_ids` or `messages`")
 
 
 def check_prompts(path: Path, on_progress: OnProgress | None = None) -> int:

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from honed.conductor.prompt_file import PromptEncoder, PromptFile
+from honed.conductor.prompt_file import PromptFile
 from honed.conductor.settings import ConductorSettings
 from honed.kit.errors import InvalidArgument
+from honed.models.prompts import PromptEncoder
 from honed.queue.inbox import WaitingPrompt
 from honed.queue.keys import APPLICATION, SUBMITTED
 from honed.queue.messages import Message

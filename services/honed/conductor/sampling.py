@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 
 from honed.config import RunSettings
+from honed.kit.errors import InvalidArgument
 from honed.kit.jsonl import read_lines, write_lines
+from honed.models.prompt_rows import at_line, row_prompt
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
 CONCURRENCY = 48
@@ -43,7 +43,10 @@ def prompts_of(path: Path, limit: int) -> list[generation_pb2.Prompt]:
     for number, row in read_lines(path):
         if len(prompts) == limit:
             break
-        prompts.append(_prompt(path, number, row))
+        try:
+            prompts.append(row_prompt(row))
+        except InvalidArgument as error:
+            raise at_line(path, number, error) from error
     return prompts
 
 
@@ -126,15 +129,3 @@ def read_continuations(path: Path) -> list[Continuation]:
         )
         for _, row in read_lines(path)
     ]
-
-
-def _prompt(path: Path, number: int, row: dict[str, Any]) -> generation_pb2.Prompt:
-    try:
-        if "token_ids" in row:
-            return generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=row["token_ids"]))
-        if "messages" in row:
-            messages = [generation_pb2.ChatMessage(role=m["role"], content=m["content"]) for m in row["messages"]]
-            return generation_pb2.Prompt(messages=generation_pb2.ChatMessages(messages=messages))
-        return generation_pb2.Prompt(text=row["text"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}, line {number}: needs `text`, `token_ids` or `messages`: {json.dumps(row)[:80]}") from error

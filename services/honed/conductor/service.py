@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -89,7 +90,6 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
         """Lets learner and generators go back together."""
         self._check(request.version.run)
         info = await self._versions.roll_back(request.version, request.idempotency_key)
-        self._run.again.set()
         return conductor_pb2.RollbackVersionResponse(version=info)
 
     async def SubmitPrompts(
@@ -107,9 +107,8 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
             await self._run.fleet.scale(request.service, request.replicas)
             return conductor_pb2.SetReplicasResponse(run=self._message())
 
-        if not request.idempotency_key:
-            return await scale()
-        return await self._scaled(request.idempotency_key, scale)
+        # Shielded: newcomers start one after another, and a caller that gives up must not leave it at half of them.
+        return await asyncio.shield(asyncio.ensure_future(self._scaled(request.idempotency_key, scale)))
 
     def _check(self, run: str) -> None:
         if run not in ("", self._run.settings.run):

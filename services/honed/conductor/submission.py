@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from honed.conductor.prompt_file import PromptEncoder
 from honed.conductor.settings import PromptMixSettings
 from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.models.prompts import PromptEncoder
 from honed.queue.inbox import PromptInbox
 from honed.v1 import conductor_pb2, generation_pb2
 

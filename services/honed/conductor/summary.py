@@ -46,6 +46,13 @@ async def pushes_of(run: Run) -> list[learner_pb2.Push]:
 
 async def write_summary(run: Run) -> None:
     """Writes `report.json` and `report.html`. What cannot be found out is left out; nothing is raised."""
+    try:
+        await _write(run)
+    except Exception as error:  # whatever it is, it must not end what serves
+        logger.exception("the report could not be written", extra={"reason": str(error)})
+
+
+async def _write(run: Run) -> None:
     updates: list[learner_pb2.StepMetrics] = []
     pushes: list[learner_pb2.Push] = []
     try:
@@ -55,10 +62,7 @@ async def write_summary(run: Run) -> None:
     pauses = pauses_ms(pushes)
     report = _report(run, updates, pushes, pauses)
     workspace = run.workspace
-    try:
-        await asyncio.to_thread(write_report, workspace.report_json, workspace.report_html, report, updates, pauses)
-    except OSError as error:
-        logger.warning("the report could not be written", extra={"reason": str(error)})
+    await asyncio.to_thread(write_report, workspace.report_json, workspace.report_html, report, updates, pauses)
 
 
 def _report(run: Run, updates: list[learner_pb2.StepMetrics], pushes: list[learner_pb2.Push], pauses: list[float]) -> RunReport:

@@ -105,8 +105,8 @@ class Versions:
 
         Raises:
             NotFound: the store does not hold a version.
-            FailedPrecondition: the run has no prompts to take.
-            Unavailable: the process failed, or the reward service does not answer.
+            FailedPrecondition: the run has no prompts to take, or the process failed.
+            Unavailable: the process was killed, or the reward service does not answer.
         """
         left, right = (VersionId(v.fence, v.step) for v in (request.left, request.right))
         for version in (left, right):

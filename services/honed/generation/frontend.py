@@ -100,8 +100,9 @@ class SamplingFrontend:
         if self.draining:
             raise Unavailable("this generator is draining: ask another one, or wait for its successor")
         n = n or 1
-        if n > self.limits.max_samples:
-            raise InvalidArgument("n", f"{n} is over this server's cap of {self.limits.max_samples}")
+        most = min(self.limits.max_samples, self.gate.queue_limit)  # more would find no room however often it came back
+        if n > most:
+            raise InvalidArgument("n", f"{n} is over this server's cap of {most}")
         sampling = self.sampling(params)
         self.gate.check_application(n)
         ids = await self._prompt_ids(prompt)

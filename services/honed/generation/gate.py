@@ -33,6 +33,16 @@ _LEAST_RETRY_S: Final = 0.1
 _MOST_RETRY_S: Final = 30.0
 
 
+def window_of(sequences: int) -> int:
+    """The window of an engine that runs so many samples at once: a little more, so that it never waits for the next."""
+    return max(2, sequences + sequences // 4)
+
+
+def training_floor(window: int, application_share: float, training_limit: int) -> int:
+    """Samples of the window that training always gets."""
+    return min(max(1, round(window * (1 - application_share))), window - 1, training_limit)
+
+
 class RequestKind(enum.Enum):
     """On whose behalf a sample is drawn."""
 
@@ -91,7 +101,7 @@ class RequestGate:
             raise ValueError(f"a window of {window} has no room for two classes of requests; take at least 2")
         self.window = window
         most = window if training_limit is None else min(window, training_limit)
-        self.training_floor = min(max(1, round(window * (1 - application_share))), window - 1, most)
+        self.training_floor = training_floor(window, application_share, most)
         self.queue_limit = max(1, queue_limit - self.training_floor)
         self._training_most = most
         self._clock = clock

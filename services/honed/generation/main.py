@@ -24,7 +24,7 @@ from honed.generation.catch_up import CatchUp
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import GenerationEngine, InitialVersion
 from honed.generation.frontend import RequestLimits, SamplingFrontend
-from honed.generation.gate import RequestGate
+from honed.generation.gate import RequestGate, window_of
 from honed.generation.home import own_directory
 from honed.generation.make_engine import make_engine
 from honed.generation.quarantine import fetch_or_mark, mark_disagreeing
@@ -223,8 +223,8 @@ def limits(section: GenerationSettings) -> RequestLimits:
 
 
 def make_gate(section: GenerationSettings) -> RequestGate:
-    """The gate before the engine. It lets a little more in than the engine runs at once."""
-    window = max(2, section.max_num_seqs + section.max_num_seqs // 4)
+    """The gate before the engine."""
+    window = window_of(section.max_num_seqs)
     return RequestGate(window, section.max_queued, section.application_share, training_limit=section.rollout_concurrency)
 
 

@@ -6,9 +6,25 @@ what was wrong, where, and what to do about it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import errno
+from typing import ClassVar, Final
 
 import grpc
+
+_PASSING_CODES: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.CANCELLED,
+    }
+)
+# What a call ends with whose server is killed under it, now and then.
+_BROKEN_CALL: Final = frozenset({grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL})
+_PASSING_ERRNO: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EIO, errno.ESTALE}
+)
 
 
 class HonedError(Exception):
@@ -103,6 +119,22 @@ class Unimplemented(HonedError):
     """The contract has this call; this build does not serve it yet."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether what failed may succeed later without anybody's changing it: a part does not answer, or a resource is short.
+
+    What the data or the settings are to blame for does not pass. A group passes if all of its errors do.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(may_pass(part) for part in error.exceptions)
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.code() in _PASSING_CODES | _BROKEN_CALL
+    if isinstance(error, HonedError):
+        return error.code in _PASSING_CODES
+    if isinstance(error, (TimeoutError, ConnectionError)):
+        return True
+    return isinstance(error, OSError) and error.errno in _PASSING_ERRNO
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -2,7 +2,8 @@
 
 The empty service name is liveness: it serves as long as every *pulse* of the process beats. A pulse belongs to a loop that must
 not stand still, such as a training loop: the loop beats at each turn, and a supervisor that sees NOT_SERVING starts the process
-anew. Checks are answered by the event loop itself, so a blocked event loop shows as a check that is not answered.
+anew. A process that drains is alive: its loops end on purpose, and the drain has a deadline. Checks are answered by the event
+loop itself, so a blocked event loop shows as a check that is not answered.
 A service's full name is readiness: it serves when the service is loaded and at its current version. (grpcio's own asyncio
 servicer forgets its other watchers when one leaves.)
 """
@@ -169,7 +170,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped l
         return int(_Status.SERVING if serving else _Status.NOT_SERVING)
 
     def _stopped_pulses(self) -> frozenset[str]:
-        stopped = {pulse.name: pulse.silent_s for pulse in self._pulses if pulse.stopped}
+        stopped = {} if self._stopping else {pulse.name: pulse.silent_s for pulse in self._pulses if pulse.stopped}
         names = frozenset(stopped)
         if names - self._reported:
             logger.error("a loop stands still; this process should be started anew", extra={"silent_s": stopped})

@@ -100,5 +100,7 @@ class RewardTrainingSettings(Section):
     embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Of matrices.")
     layers: Positive | None = Field(None, description="How many layers of the language model to keep; null keeps all.")
-    normalising_samples: Positive = Field(256, description="Samples of the reference policy that set gain and bias.")
+    normalising_samples: Annotated[int, Field(ge=2)] = Field(
+        256, description="Samples of the reference policy that set gain and bias."
+    )
     threads: Positive = Field(1, description="The generation service runs beside it.")

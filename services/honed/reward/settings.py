@@ -12,7 +12,7 @@ from honed.settings import Positive, ReplicatedSettings, Section
 class TruncateSettings(Section):
     """Cut the scored text at a token of the policy; training still sees the whole response."""
 
-    token_text: str = Field(description="Text of the single token to cut after, for example '.'.")
+    token_text: str = Field(min_length=1, description="Text of the single token to cut after, for example '.'.")
     not_before: int = Field(16, ge=0, description="Position from which on the token counts.")
     missing_score: float = Field(-1.0, description="Reward when the token never comes there.")
 

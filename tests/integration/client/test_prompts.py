@@ -13,9 +13,9 @@ from tests.support.tiny import make_tokenizer
 from typer.testing import CliRunner
 
 from honed.cli.main import app
-from honed.conductor.prompt_file import PromptEncoder
 from honed.conductor.settings import PromptMixSettings
 from honed.conductor.submission import submit_prompts
+from honed.models.prompts import PromptEncoder
 from honed.queue.connection import RedisLink
 from honed.queue.embedded import EmbeddedRedis
 from honed.queue.inbox import PromptInbox

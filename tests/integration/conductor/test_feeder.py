@@ -15,11 +15,11 @@ from tests.integration.queue.servers import Server
 from tests.support.tiny import make_tokenizer
 
 from honed.conductor.feeder import Feeder
-from honed.conductor.prompt_file import PromptEncoder
 from honed.conductor.prompts import PromptMix
 from honed.conductor.settings import ConductorSettings, PromptMixSettings
 from honed.conductor.submission import submit_prompts
 from honed.kit.errors import FailedPrecondition, InvalidArgument
+from honed.models.prompts import PromptEncoder
 from honed.queue.admission import AdmissionPolicy
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.inbox import PromptInbox

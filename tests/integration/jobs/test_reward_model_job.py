@@ -168,6 +168,19 @@ async def test_the_reference_is_sampled_here_where_nobody_serves_it(rig: Rig, wh
     assert rig.services.generation.asked == []
 
 
+async def test_prompts_are_read_as_the_run_reads_them(rig: Rig) -> None:
+    rows: list[Any] = [{"text": "ab", "messages": None}, {"token_ids": [5, 6], "text": None}]
+    (rig.root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    await rig.run()
+    asked = sorted(rig.services.generation.asked, key=lambda request: request.sampling.seed)
+    assert [len(request.prompt.token_ids.ids) for request in asked] == [2, 2]
+    rows.append({"text": "x" * 200})
+    (rig.root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rig.services.preference.compare(GOOD[3], BAD[0])
+    with pytest.raises(ValueError, match=r"prompts\.jsonl, line 3: text: has 200 tokens"):
+        await rig.run()
+
+
 async def test_a_run_without_judgements_says_what_to_do(rig: Rig) -> None:
     rig.services.preference.judgements = [rig.tie()]
     with pytest.raises(FailedPrecondition, match=r"data\.judgements"):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from honed.cli import judge, output
 from honed.cli.connection import find_run
 from honed.cli.main import app
+from honed.kit.errors import Unavailable
 
 
 def honed(*arguments: str, **environment: str):
@@ -108,6 +110,21 @@ def test_a_bug_is_told_as_one(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None
     done = honed("status")
     assert done.exit_code == 1
     assert "internal error, ZeroDivisionError: oops" in done.stderr
+
+
+@pytest.mark.parametrize(("error", "status"), [(Unavailable("the store is away"), os.EX_TEMPFAIL), (ValueError("line 3"), 1)])
+def test_a_job_says_by_its_exit_status_whether_what_failed_may_pass(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, status: int
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("honed.learner.jobs.pretrain.run", fail)
+    monkeypatch.setattr("honed.kit.log.configure_logging", lambda *_: None)
+    monkeypatch.setattr("honed.cli.run._keep_private", lambda: None)
+    answer = copy_context().run(honed, "job", "pretrain")
+    assert (answer.exit_code, answer.stderr.splitlines()[-1]) == (status, f"honed: {error}")
 
 
 def test_a_run_is_found_by_option_environment_and_age(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

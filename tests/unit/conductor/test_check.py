@@ -13,12 +13,15 @@ from tests.support.run import run_tree, settings_of
 from typer.testing import CliRunner
 
 from honed.check.findings import Report
-from honed.check.machine import check_machine, memory_needed
+from honed.check.machine import check_machine
+from honed.check.memory import check_memory, memory_needed
 from honed.check.model import BaseModel
 from honed.check.run import check_run
 from honed.cli.init import _judgements, _quoted
 from honed.cli.main import app
+from honed.conductor.prompt_file import PromptFile, check_prompts
 from honed.config import RunSettings
+from honed.models.prompts import PromptEncoder
 from honed.topology import SERVICES
 
 
@@ -70,6 +73,47 @@ def test_every_bad_line_is_named_with_its_file_and_number(tree: dict[str, Any], 
     assert any("1 of 2 prompts are duplicates" in line for line in found)
     assert any(line.startswith(f"error data.judgements.0: {pairs}, line 2: ") for line in found)
     assert any("1 of 2 judgements are of responses judged before" in line for line in found)
+
+
+def with_chat_template(model: Path) -> None:
+    """Each message between brackets, and a tokenizer that puts a special token in front of every text."""
+    path = model / "tokenizer_config.json"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**config, "chat_template": "{% for m in messages %}[{{ m.content }}]{% endfor %}"}))
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    token = {"id": "[X]", "ids": [0], "tokens": ["[X]"]}
+    single = [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {"[X]": token}}
+    (model / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": template}))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_check_takes_the_prompts_that_the_run_takes_and_counts_as_the_run_counts(
+    tree: dict[str, Any], tmp_path: Path, fast: bool
+) -> None:
+    with_chat_template(tmp_path / "model")
+    talk = [{"role": "user", "content": "hello", "name": "eve", "weight": 1.0}]
+    rows = [{"text": "x", "messages": None}, {"messages": talk, "text": None}, {"text": None, "token_ids": [5, 6]}]
+    path = jsonl(tmp_path / "prompts.jsonl", *rows)
+    settings = settings_of(tree)
+    report = check_run(settings, fast=fast)
+    assert texts_of(report) == []
+    with PromptFile(path, PromptEncoder.of_model(tmp_path / "model", longest=settings.longest_prompt)) as file:
+        lengths = [len(file[number]) for number in range(3)]
+    assert lengths == [2, 7, 2], "a special token before a text, none before a conversation"
+    if not fast:
+        assert report.figures[f"prompts {path}"]["longest_tokens"] == 7
+    jsonl(path, {"text": "a", "messages": talk})
+    assert any("line 1: " in line and "one of them" in line for line in texts_of(check_run(settings, fast=fast)))
+    with pytest.raises(ValueError, match="one of them"):
+        check_prompts(path)
+
+
+def test_a_damaged_tokenizer_is_a_finding(tree: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "model" / "tokenizer.json").write_text("{")
+    (finding,) = texts_of(check_run(settings_of(tree)))
+    assert finding.startswith(f"error conductor.start_from: {tmp_path / 'model' / 'tokenizer.json'} cannot be read")
 
 
 def test_many_bad_lines_are_a_number_not_a_flood(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -126,6 +170,98 @@ def test_a_model_that_does_not_fit_is_refused_with_the_bill() -> None:
     memory = next(line for line in texts_of(report) if line.startswith("error memory: "))
     assert "optimizer 1043.1" in memory
     assert "take a smaller model" in memory
+
+
+def test_rollouts_that_no_checkpoint_lets_go_are_part_of_the_bill() -> None:
+    rare = RunSettings.model_validate({"learner": {"device": "cpu", "checkpoint_every": 100_000}})
+    report = Report()
+    check_memory(rare, report, 1_000_000)
+    assert report.figures["memory_gib"]["redis: rollouts since the last checkpoint"] == pytest.approx(72.7, abs=0.1)
+    ends_soon = RunSettings.model_validate({"learner": {"device": "cpu", "checkpoint_every": 100_000, "steps": 10}})
+    assert memory_needed(ends_soon, 1_000_000)["redis: rollouts since the last checkpoint"] < 0.01
+
+
+GPUS = "81559, 80994\n81559, 20480\n"
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
+    """A machine whose `nvidia-smi` answers so."""
+
+    def say() -> str:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("honed.check.memory.has_gpu", lambda: True)
+    monkeypatch.setattr("honed.check.memory._nvidia_smi", say)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def of_gpu(settings: RunSettings, parameters: int) -> tuple[list[str], Report]:
+    report = Report()
+    check_memory(settings, report, parameters)
+    return [line for line in texts_of(report) if "GPU" in line], report
+
+
+def test_a_learner_that_does_not_fit_beside_the_engine_is_refused_with_the_gpus_bill(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, GPUS)
+    (found,), report = of_gpu(RunSettings(), 1_000_000_000)
+    assert found.startswith(
+        "error memory: the run needs about 86.3 GiB of GPU 0 (generation: gpu_memory_share 0.85, 1 times 67.7"
+    )
+    assert "79.1 of 79.6 GiB are free: take a smaller generation.gpu_memory_share" in found
+    assert report.figures["memory_of_gpu_0_gib"]["needed"] == pytest.approx(86.3, abs=0.1)
+    smaller = RunSettings.model_validate({"generation": {"gpu_memory_share": 0.7}})
+    assert of_gpu(smaller, 1_000_000_000)[0] == []
+
+
+def test_each_gpu_has_its_own_bill_and_one_in_use_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, GPUS)
+    elsewhere = RunSettings.model_validate({"learner": {"device": "cuda:1"}})
+    assert of_gpu(elsewhere, 1_000_000_000)[0] == []
+    (found,), _ = of_gpu(elsewhere, 2_000_000_000)
+    assert found.startswith("warning memory: the run needs about 37.3 GiB of GPU 1 (learner: weights")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    (found,), _ = of_gpu(RunSettings.model_validate({"learner": {"device": "cpu"}}), 1_000_000)
+    assert "20.0 of 79.6 GiB are free" in found
+
+
+def test_weights_that_do_not_fit_the_engines_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, GPUS)
+    settings = RunSettings.model_validate({"generation": {"dtype": "bfloat16"}, "learner": {"device": "cpu"}})
+    assert any(line.startswith("error generation.gpu_memory_share: ") for line in of_gpu(settings, 70_000_000_000)[0])
+
+
+@pytest.mark.parametrize("answer", [FileNotFoundError("it is not installed"), "[N/A], [N/A]\n", ""])
+def test_a_gpu_that_says_nothing_of_its_memory_is_said_to_be_unchecked(
+    monkeypatch: pytest.MonkeyPatch, answer: str | Exception
+) -> None:
+    with_gpus(monkeypatch, answer)
+    (found,), _ = of_gpu(RunSettings(), 1_000_000)
+    assert found.startswith("warning memory: that of the GPU could not be checked")
+
+
+def test_a_text_to_cut_at_that_is_several_tokens_is_refused_before_the_start(tree: dict[str, Any]) -> None:
+    tree["reward"]["truncate"] = {"token_text": ".", "not_before": 3}
+    assert texts_of(check_run(settings_of(tree), fast=True)) == []
+    tree["reward"]["truncate"]["token_text"] = "the end"
+    (finding,) = texts_of(check_run(settings_of(tree), fast=True))
+    assert finding.startswith("error reward.truncate.token_text: 'the end' is 7 tokens of the model")
+
+
+def test_files_and_functions_that_are_read_later_are_looked_for(tree: dict[str, Any], tmp_path: Path) -> None:
+    files = {name: str(tmp_path / name) for name in ("authority", "certificate", "key")}
+    tree["security"] = {"tls": files}
+    tree["conductor"]["application_prompts"] = {"redact": "nobody-offers-this"}
+    tree["generation"]["cuda_graphs"] = True
+    tree["generation"]["engine"] = "auto"
+    (tmp_path / "key").write_text("a key")
+    found = texts_of(check_run(settings_of(tree), fast=True))
+    for where in (
+        "security.tls.authority", "security.tls.certificate", "conductor.application_prompts.redact", "generation.cuda_graphs",
+    ):  # fmt: skip
+        assert any(line.startswith(f"error {where}: ") for line in found), (where, found)
+    assert len(found) == 4
 
 
 def test_each_replica_has_its_own_weights_and_cache() -> None:

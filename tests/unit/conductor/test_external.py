@@ -77,6 +77,17 @@ async def test_a_service_that_does_not_come_is_waited_for_under_an_alarm(tmp_pat
     await asyncio.gather(waiting, return_exceptions=True)
 
 
+async def test_a_redis_that_does_not_answer_is_waited_for_under_an_alarm(tmp_path: Path) -> None:
+    fleet = make_fleet(tmp_path, 1)
+    waiting = asyncio.ensure_future(fleet.start_redis(0.05))
+    await until(lambda: fleet.states() and fleet.states()[0].alarm, 10, "the alarm")
+    assert fleet.states()[0].alarm.startswith("Redis does not answer")
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
 async def test_an_alarm_says_why_a_service_does_not_count_as_ready(tmp_path: Path, learner: tuple[FakeLearner, int]) -> None:
     service, port = learner
     service.refusing = True

@@ -15,7 +15,7 @@ from tests.support.run import kill, process, until
 from honed.conductor import local_launcher as module
 from honed.conductor.launcher import ProcessSpec
 from honed.conductor.local_launcher import Limits, ProcessLauncher
-from honed.kit.errors import Unavailable
+from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, Unavailable
 
 SLEEP = "import time; time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -74,19 +74,29 @@ async def test_a_service_that_dies_too_often_is_an_alarm_with_the_end_of_its_log
         await launcher.start(spec("one", DIES, ready=never.wait), 30)
     assert "the disk is full" in str(raised.value)
     await until(lambda: process(launcher, "one").restarts > 5, 30, "it is started for ever")
-    assert not process(launcher, "one").given_up
 
 
-async def test_a_service_that_is_not_essential_is_given_up(launcher: ProcessLauncher) -> None:
-    with pytest.raises(Unavailable, match="one died 3 times"):
-        await launcher.start(spec("one", DIES, ready=asyncio.Event().wait, essential=False), 30)
+async def test_a_repeated_start_waits_for_the_first_one_and_starts_nothing(launcher: ProcessLauncher) -> None:
+    ready = asyncio.Event()
+
+    async def wait() -> None:
+        await ready.wait()
+
+    late = spec("one", SLEEP, ready=wait)
+    with pytest.raises(Unavailable, match="not ready within"):
+        await launcher.start(late, 0.3)
+    pid = process(launcher, "one").pid
+    assert process(launcher, "one").alarm == "one was not ready within 0.3 s"
+    ready.set()
+    await until(lambda: process(launcher, "one").ready, 30, "it comes")
+    await launcher.start(late, 30)
     state = process(launcher, "one")
-    assert (state.given_up, state.restarts, state.pid) == (True, 2, None)
+    assert (state.pid, state.restarts, state.alarm) == (pid, 0, "")
 
 
 async def test_old_restarts_are_forgotten(tmp_path: Path) -> None:
     launcher = ProcessLauncher(tmp_path, Limits(restarts=2, window_s=0.001))
-    starting = asyncio.ensure_future(launcher.start(spec("one", DIES, ready=asyncio.Event().wait, essential=False), 30))
+    starting = asyncio.ensure_future(launcher.start(spec("one", DIES, ready=asyncio.Event().wait), 30))
     await until(lambda: launcher.states() and process(launcher, "one").restarts > 5, 30, "six deaths, each in its own window")
     assert not process(launcher, "one").alarm
     starting.cancel()
@@ -128,6 +138,41 @@ async def test_a_service_that_still_loads_is_not_taken_for_hung(launcher: Proces
     await launcher.start(spec("one", SLEEP, alive=alive), 30)
     await until(lambda: asked > 6, 30, "many probes without an answer")
     assert process(launcher, "one").restarts == 0
+
+
+def behind(pid: int) -> tuple[int, int]:
+    """How far a process stands behind this one: among processes, and among sessions where the kernel groups them."""
+    nice, own = os.getpriority(os.PRIO_PROCESS, pid), os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        session = int(Path(f"/proc/{pid}/autogroup").read_text().split()[-1])
+    except OSError:
+        session = nice
+    return nice - own, session - own
+
+
+async def test_a_service_stands_back_among_processes_and_among_sessions(launcher: ProcessLauncher) -> None:
+    await launcher.start(spec("one", SLEEP, nice=5), 30)
+    pid = process(launcher, "one").pid
+    assert pid is not None
+    await until(lambda: behind(pid) == (5, 5), 30, "it stands back")
+
+
+async def test_a_newcomer_stands_back_until_it_is_ready(launcher: ProcessLauncher) -> None:
+    ready = asyncio.Event()
+
+    async def wait() -> None:
+        await ready.wait()
+
+    starting = asyncio.ensure_future(launcher.start(spec("one", SLEEP, ready=wait, starting_nice=5), 30))
+    pid = await until(lambda: launcher.states() and process(launcher, "one").pid, 30, "it runs")
+    await until(lambda: behind(pid) == (5, 5), 30, "it stands back")
+    ready.set()
+    await starting
+    among_processes, among_sessions = behind(pid)
+    if Path(f"/proc/{pid}/autogroup").exists():
+        assert among_sessions == 0, "which takes no privilege"
+    if os.geteuid() == 0:
+        assert among_processes == 0
 
 
 async def test_one_service_is_ended_and_forgotten(launcher: ProcessLauncher) -> None:
@@ -202,14 +247,29 @@ async def test_a_job_runs_to_its_end(launcher: ProcessLauncher, tmp_path: Path) 
 
 
 async def test_a_failed_job_shows_the_end_of_its_log(launcher: ProcessLauncher) -> None:
-    with pytest.raises(Unavailable, match=r"job failed \(exit code 1\)") as raised:
+    with pytest.raises(FailedPrecondition, match=r"job failed \(exit code 1\)") as raised:
         await launcher.run_job(spec("job", "raise SystemExit('honed: texts.jsonl is empty')"), 30)
     assert "honed: texts.jsonl is empty" in str(raised.value)
     assert process(launcher, "job").last_exit == "exit code 1"
 
 
+@pytest.mark.parametrize(
+    ("program", "kind"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", Unavailable),
+        ("import os, sys; sys.exit(os.EX_TEMPFAIL)", Unavailable),
+        ("raise SystemExit(2)", FailedPrecondition),
+    ],
+)
+async def test_a_job_that_was_killed_or_lacked_something_may_pass_and_one_that_failed_by_itself_may_not(
+    launcher: ProcessLauncher, program: str, kind: type[HonedError]
+) -> None:
+    with pytest.raises(kind, match="job failed"):
+        await launcher.run_job(spec("job", program), 30)
+
+
 async def test_a_job_that_takes_too_long_is_ended(launcher: ProcessLauncher) -> None:
-    with pytest.raises(Unavailable, match=r"job did not end within 0\.5 s"):
+    with pytest.raises(DeadlineExceeded, match=r"job did not end within 0\.5 s"):
         await launcher.run_job(spec("job", SLEEP), 0.5)
     assert process(launcher, "job").pid is None
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from tests.support.tiny import make_tokenizer
 
-from honed.conductor.prompt_file import PromptEncoder, PromptFile, check_prompts, permuted
+from honed.conductor.prompt_file import PromptFile, check_prompts, permuted
 from honed.conductor.prompts import PromptMix
 from honed.conductor.settings import ConductorSettings, PromptMixSettings
 from honed.kit.errors import InvalidArgument
+from honed.models.prompts import PromptEncoder, read_tokenizer
 from honed.queue.inbox import WaitingPrompt
 from honed.queue.keys import APPLICATION, SUBMITTED
 from honed.v1 import common_pb2, generation_pb2
@@ -143,9 +144,14 @@ def test_without_a_file_and_without_waiting_prompts_there_is_nothing_to_admit(en
 
 def test_text_is_tokenised_messages_are_rendered_and_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
     make_tokenizer(tmp_path)
-    encoder = PromptEncoder.of_model(tmp_path, longest=9, render=lambda messages: [len(m["content"]) for m in messages])
+    encoder = PromptEncoder(read_tokenizer(tmp_path), longest=9, render=lambda messages: [len(m["content"]) for m in messages])
     talk = [{"role": "user", "content": "four"}, {"role": "assistant", "content": "five!"}]
-    path = write(tmp_path, {"text": "ab"}, {"token_ids": [7, 8, 9]}, {"messages": talk})
+    path = write(
+        tmp_path,
+        {"text": "ab", "token_ids": None, "messages": None},
+        {"token_ids": [7, 8, 9], "text": None},
+        {"messages": talk},
+    )
     with PromptFile(path, encoder) as file:
         assert [len(file), len(file[0]), file[1], file[2]] == [3, 2, [7, 8, 9], [4, 5]]
         first = file[0]
@@ -164,6 +170,7 @@ def test_text_is_tokenised_messages_are_rendered_and_token_ids_are_taken_as_they
         ("", "holds no prompts"),
         ('{"text": "a"}\n{"text": "b', "line 2: not JSON"),
         ('{"prompt": "a"}\n', "line 1: needs `text`, `token_ids` or `messages`"),
+        ('{"text": null, "messages": null}\n', "line 1: needs `text`, `token_ids` or `messages`"),
         ('{"text": "a", "token_ids": [1]}\n', "line 1: .*one of them"),
         ("[1, 2]\n", "line 1: must be a JSON object"),
         ('{"token_ids": ["a"]}\n', "line 1"),

@@ -73,6 +73,16 @@ async def test_what_is_refused_is_not_tokenised(n: int, sampling: dict[str, Any]
         await ask(served, generation_pb2.Prompt(text="a" * size), n, **sampling)
 
 
+async def test_a_request_that_can_never_fit_is_refused_for_good_and_one_that_may_is_told_to_come_back() -> None:
+    served = frontend(RequestGate(2, 4, 0.5))  # room for 3 of applications
+    with pytest.raises(InvalidArgument, match="n: 4 is over this server's cap of 3"):
+        await ask(served, generation_pb2.Prompt(text="a"), 4)
+    served.gate.open()
+    async with served.gate.enter():
+        with pytest.raises(Overloaded):
+            await ask(served, generation_pb2.Prompt(text="a"), 3)
+
+
 async def test_overload_is_told_before_a_prompt_is_tokenised() -> None:
     served = frontend(RequestGate(2, 3, 0.5))
     served.engine.tokenise = forbidden

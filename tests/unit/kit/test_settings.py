@@ -57,6 +57,54 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
         load_settings(written(tmp_path, "learner: {batch: 10}\nconductor: {samples_per_prompt: 4}"), {})
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learner: {batch: 4, minibatches: 5}", r"learner\.minibatches: 5 cannot be filled"),
+        ("learner: {batch: 1}", r"learner\.batch: one rollout has no spread"),
+        ("learner: {batch: 512, kl: {horizon: 102}}", r"learner\.kl\.horizon: with 102"),
+        ("learner: {device: gpu}", r"learner\.device: 'gpu' is no device: take auto, cpu, cuda, or cuda:N"),
+        (
+            "reward: {scorers: [{name: a, kind: function, source: f}, {name: a, kind: function, source: g}]}",
+            "2 have the name a",
+        ),
+        ("reward: {scorers: [{name: a, kind: function, source: f, weight: .nan}]}", r"weight: Input should be a finite number"),
+        ("reward: {scorers: [{name: a, kind: function, source: f, weight: .inf}]}", r"weight: Input should be a finite number"),
+        ("reward: {scorers: [{name: a, kind: function, source: f, weight: 0}]}", "every weight is 0"),
+        ("reward: {truncate: {token_text: '.', not_before: 256}}", r"truncate\.not_before: position 256 is behind every"),
+        ("reward: {truncate: {token_text: ''}}", r"token_text: String should have at least 1 character"),
+        ("generation: {max_queued: 35}", r"generation\.max_queued: 35 leave applications room for 15 samples .* at least 36"),
+        ("generation: {application_share: 0, max_queued: 64}", r"generation\.max_queued: 64 leave applications room for 0"),
+        ("generation: {replicas: 0}", r"generation\.replicas: Input should be greater than 0"),
+        ("conductor: {samples_per_prompt: 8, max_in_flight: 4}", r"conductor\.max_in_flight must be at least"),
+        ("conductor: {prompt_mix: {file: 0, submitted: 0, application: 0}}", r"conductor\.prompt_mix: every weight is 0"),
+        ("conductor: {start_timeout_s: 0}", r"start_timeout_s: Input should be greater than 0"),
+        ("learner: {push_timeout_s: .inf}", r"push_timeout_s: Input should be a finite number"),
+        ("pretrain: {hidden_size: 100}", r"pretrain\.hidden_size: 100 is no multiple of pretrain\.head_size = 32"),
+        ("queue: {lease_s: 0.01}", r"queue\.lease_s: 0\.01 s end before a renewal"),
+        ("run: ''", r"run: String should match pattern"),
+    ],
+)
+def test_settings_that_would_fail_or_mislead_later_are_refused_with_what_to_do(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings(written(tmp_path, text), {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "learner: {max_staleness: 0, checkpoint_every: 100000, keep_checkpoints: 1}\npolicy: {keep: 1}",
+        "generation: {application_share: 0}",
+        "generation: {application_share: 1, max_num_seqs: 1, rollout_concurrency: 1}",
+        "learner: {batch: 1, reward_normalisation: none}",
+        "learner: {batch: 512, kl: {controller: fixed, horizon: 1}}",
+        "learner: {batch: 4, minibatches: 4}",
+    ],
+)
+def test_extremes_that_work_are_taken(tmp_path: Path, text: str) -> None:
+    load_settings(written(tmp_path, text), {})
+
+
 def test_a_written_run_file_reads_back_equal_and_holds_no_secret(tmp_path: Path) -> None:
     settings = load_settings(None, {"HONED_QUEUE__PASSWORD": "hush", "HONED_SEED": "7"})
     write_settings(settings, tmp_path / "effective.yaml")

@@ -12,18 +12,19 @@ import logging
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import torch
 
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition
+from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.kit.jsonl import read_lines
-from honed.models.chat import ChatMessage
 from honed.models.loader import load_language_model
-from honed.models.tokenizer import TextTokenizer, render_chat
+from honed.models.prompt_rows import at_line
+from honed.models.prompts import PromptEncoder
+from honed.models.tokenizer import TextTokenizer
 from honed.runtime import internal_channel
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
@@ -69,12 +70,14 @@ async def reference_samples(
 
     Raises:
         FailedPrecondition: The run has too few prompts.
+        InvalidArgument: The text to truncate at is not one token.
+        ValueError: A prompt cannot be used; names file and line.
     """
-    prompts = await asyncio.to_thread(_prompts, settings, tokenizer)
+    prompts = await asyncio.to_thread(_prompts, settings, base)
     pairs = await _sampled(settings, base, prompts, rng, report)
     truncate = settings.reward.truncate
     if truncate is not None:
-        [token] = tokenizer.encode(truncate.token_text, special_tokens=False)
+        token = _single_token(tokenizer, truncate.token_text)
         pairs = [(prompt, _cut(response, token, truncate.not_before)) for prompt, response in pairs]
     if sees_prompt:
         return [prompt + response for prompt, response in pairs]
@@ -99,26 +102,29 @@ async def _sampled(
     )
 
 
-def _prompts(settings: RunSettings, tokenizer: TextTokenizer) -> list[list[int]]:
+def _prompts(settings: RunSettings, base: Path) -> list[list[int]]:
+    """The first prompts, as the run reads them."""
     if settings.data.prompts is None:
         raise FailedPrecondition("data.prompts is not set: the reward's gain and bias are set on samples of the policy")
-    longest = min(
-        settings.generation.max_prompt_tokens, settings.generation.max_model_tokens - settings.conductor.response_tokens
-    )
-    encoded = (_prompt_ids(tokenizer, row) for _, row in read_lines(settings.data.prompts))
-    fitting = (ids for ids in encoded if 0 < len(ids) <= longest)
-    prompts = list(itertools.islice(fitting, settings.reward_training.normalising_samples))
+    encode = PromptEncoder.of_model(base, longest=settings.longest_prompt)
+    prompts: list[list[int]] = []
+    for number, row in itertools.islice(read_lines(settings.data.prompts), settings.reward_training.normalising_samples):
+        try:
+            prompts.append(encode(row))
+        except InvalidArgument as error:
+            raise at_line(settings.data.prompts, number, error) from error
     if len(prompts) < 2:
-        raise FailedPrecondition(f"{settings.data.prompts} holds fewer than 2 prompts of at most {longest} tokens")
+        raise FailedPrecondition(
+            f"{settings.data.prompts} holds {len(prompts)} prompts: the reward's gain and bias need at least 2"
+        )
     return prompts
 
 
-def _prompt_ids(tokenizer: TextTokenizer, row: dict[str, Any]) -> list[int]:
-    if "token_ids" in row:
-        return list(row["token_ids"])
-    if "messages" in row:
-        return render_chat(tokenizer, [ChatMessage(**message) for message in row["messages"]])
-    return tokenizer.encode(row["text"], special_tokens=True)
+def _single_token(tokenizer: TextTokenizer, text: str) -> int:
+    ids = tokenizer.encode(text, special_tokens=False)
+    if len(ids) != 1:
+        raise InvalidArgument("reward.truncate.token_text", f"{text!r} is {len(ids)} tokens of the policy; it must be one")
+    return ids[0]
 
 
 def _cut(response: list[int], token: int, not_before: int) -> list[int]:

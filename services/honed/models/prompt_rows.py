@@ -13,12 +13,12 @@ _MOST_ID = (1 << 32) - 1
 
 
 def check_row(row: dict[str, Any]) -> str:
-    """Which of `text`, `token_ids` and `messages` a row has.
+    """Which of `text`, `token_ids` and `messages` a row has; a key that is null is not there.
 
     Raises:
         InvalidArgument: none, several, or one of the wrong shape.
     """
-    given = [name for name in ("text", "token_ids", "messages") if name in row]
+    given = [name for name in ("text", "token_ids", "messages") if row.get(name) is not None]
     if len(given) != 1:
         raise InvalidArgument(ROW, "needs `text`, `token_ids` or `messages`" + (", one of them" if given else ""))
     kind, value = given[0], row[given[0]]

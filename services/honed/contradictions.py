@@ -1,0 +1,85 @@
+"""What settings demand of each other: values that are each allowed and that together fail, or mislead, hours later."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:  # the tree itself asks here
+    from honed.config import RunSettings
+
+_KL_CLIP: Final = 0.2  # `learner.kl.AdaptiveKL`
+_SHORTEST_LEASE_S: Final = 0.5  # three renewals have to arrive within it
+
+
+def contradictions(settings: RunSettings) -> list[str]:
+    """Every contradiction, with the field's name and what to do."""
+    return [*_of_learner(settings), *_of_reward(settings), *_of_generation(settings), *_of_conductor(settings)]
+
+
+def _of_learner(settings: RunSettings) -> Iterator[str]:
+    learner, kl = settings.learner, settings.learner.kl
+    if learner.minibatches > learner.batch:
+        yield (
+            f"learner.minibatches: {learner.minibatches} cannot be filled by learner.batch = {learner.batch} rollouts: "
+            "take fewer minibatches, or a larger batch"
+        )
+    if learner.batch == 1 and learner.reward_normalisation == "reference":
+        yield (
+            "learner.batch: one rollout has no spread to set the reward's gain by, and every reward would be 0: take at least "
+            "2, or learner.reward_normalisation: none"
+        )
+    if kl.controller == "adaptive" and kl.horizon <= _KL_CLIP * learner.batch:
+        yield (
+            f"learner.kl.horizon: with {kl.horizon}, one update of learner.batch = {learner.batch} rollouts can turn the "
+            f"coefficient to 0 or below, for ever: take more than {_KL_CLIP * learner.batch:g}, some batches at least"
+        )
+    if settings.queue.lease_s < _SHORTEST_LEASE_S:
+        yield f"queue.lease_s: {settings.queue.lease_s:g} s end before a renewal arrives: take {_SHORTEST_LEASE_S:g} or more"
+
+
+def _of_reward(settings: RunSettings) -> Iterator[str]:
+    reward = settings.reward
+    for name, count in Counter(scorer.name for scorer in reward.scorers).items():
+        if count > 1:
+            yield f"reward.scorers: {count} have the name {name}: give each its own"
+    if reward.scorers and not any(scorer.weight for scorer in reward.scorers):
+        yield "reward.scorers: every weight is 0, and so is every reward: give one of them another weight"
+    truncate, longest = reward.truncate, settings.conductor.response_tokens
+    if truncate is not None and truncate.not_before >= longest:
+        yield (
+            f"reward.truncate.not_before: position {truncate.not_before} is behind every response of at most "
+            f"conductor.response_tokens = {longest}, which would all get missing_score: take a smaller one"
+        )
+
+
+def _of_generation(settings: RunSettings) -> Iterator[str]:
+    from honed.generation.gate import training_floor, window_of
+
+    section = settings.generation
+    window = window_of(section.max_num_seqs)
+    floor = training_floor(window, section.application_share, section.rollout_concurrency)
+    if section.max_queued - floor < section.max_samples:
+        yield (
+            f"generation.max_queued: {section.max_queued} leave applications room for {max(0, section.max_queued - floor)} "
+            f"samples beside the {floor} of training (application_share, max_num_seqs, rollout_concurrency), and a request may "
+            f"ask for max_samples = {section.max_samples}: take at least {floor + section.max_samples}, or fewer max_samples"
+        )
+
+
+def _of_conductor(settings: RunSettings) -> Iterator[str]:
+    for name, device in (("learner", settings.learner.device), ("reward_training", settings.reward_training.device)):
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            yield f"{name}.device: {device!r} is no device: take auto, cpu, cuda, or cuda:N"
+    mix = settings.conductor.prompt_mix
+    if not (mix.file or mix.submitted or mix.application):
+        yield "conductor.prompt_mix: every weight is 0, so nothing would be trained on: give a source another weight"
+    if settings.conductor.start_from is None:
+        pretrain = settings.pretrain
+        if pretrain.hidden_size % pretrain.head_size:
+            yield (
+                f"pretrain.hidden_size: {pretrain.hidden_size} is no multiple of pretrain.head_size = {pretrain.head_size}: "
+                "change one of them"
+            )
