@@ -7,7 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
+from typing import Final
 
+SETTLED_S: Final = 60.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -45,39 +48,62 @@ def usage(pids: Sequence[int]) -> Usage:
     return Usage(memory, files)
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What a service held at one time.
+
+    Attributes:
+        at_s: seconds, monotonic.
+        pid: of its process.
+        usage: what it held.
+    """
+
+    at_s: float
+    pid: int
+    usage: Usage
+
+
 @dataclass
 class ResourceLog:
     """Samples of usage by the name of a service, to tell whether it is flat."""
 
-    samples: dict[str, list[tuple[float, Usage]]] = field(default_factory=dict)
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
 
-    def add(self, name: str, sample: Usage) -> None:
-        """Notes a sample, now."""
-        self.samples.setdefault(name, []).append((time.monotonic(), sample))
+    def add(self, name: str, pid: int, usage: Usage) -> None:
+        """Notes what a service holds now."""
+        self.samples.setdefault(name, []).append(Sample(time.monotonic(), pid, usage))
 
     def growth(self) -> Mapping[str, tuple[float, float]]:
-        """For each service the growth of memory and of open files: median of the last third over that of the middle third.
+        """For each service the growth of memory and of open files: mean of the last third over that of the middle third.
 
-        Medians, because a process that was just started again is small for a while.
+        A process counts when it has been seen for `SETTLED_S`: one that was just started again is small for a while.
         """
-        return {name: _growth(rows) for name, rows in self.samples.items() if len(rows) >= 9}
+        return {name: growth for name, rows in self.samples.items() if (growth := _growth(rows)) is not None}
+
+    def write(self, path: Path) -> None:
+        """Writes every sample as a line of CSV."""
+        with path.open("w") as file:
+            file.write("service,at_s,pid,memory,files\n")
+            for name, rows in self.samples.items():
+                file.writelines(f"{name},{r.at_s:.1f},{r.pid},{r.usage.memory},{r.usage.files}\n" for r in rows)
 
 
-def _growth(rows: Sequence[tuple[float, Usage]]) -> tuple[float, float]:
-    start, end = rows[0][0], rows[-1][0]
+def _growth(rows: Sequence[Sample]) -> tuple[float, float] | None:
+    first_seen: dict[int, float] = {}
+    for row in rows:
+        first_seen.setdefault(row.pid, row.at_s)
+    start, end = rows[0].at_s, rows[-1].at_s
     third = (end - start) / 3
-    middle = [sample for at, sample in rows if start + third <= at < start + 2 * third]
-    last = [sample for at, sample in rows if at >= start + 2 * third]
-    return (
-        _median([s.memory for s in last]) / max(1.0, _median([s.memory for s in middle])),
-        _median([s.files for s in last]) / max(1.0, _median([s.files for s in middle])),
+    settled = [row for row in rows if row.at_s - first_seen[row.pid] >= SETTLED_S]
+    middle = [row.usage for row in settled if start + third <= row.at_s < start + 2 * third]
+    last = [row.usage for row in settled if row.at_s >= start + 2 * third]
+    if not middle or not last:
+        return None
+    memory, files = (
+        fmean(getattr(usage, name) for usage in last) / max(1.0, fmean(getattr(usage, name) for usage in middle))
+        for name in ("memory", "files")
     )
-
-
-def _median(values: Sequence[int]) -> float:
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return float(ordered[half]) if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+    return memory, files
 
 
 def _parent(entry: Path) -> int | None:

@@ -75,6 +75,7 @@ async def soak(root: Path, minutes: float, kill_every_s: float, engine: str, see
         async with _beside(_ask(run, answers), _sample(run, resources)):
             events = await _hurt(run, table, seconds, rng)
             await _quiet(run)
+        resources.write(root / "resources.csv")
         injected = sum(event.endswith(POISONED) for event in events)
         figures = await _figures(run, first, answers, resources, injected)
     undone = [f"{name} could not be done" for name in sorted(table.undone)]
@@ -142,8 +143,8 @@ async def _sample(run: LiveRun, resources: ResourceLog) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError):
             for process in (await run.get_run()).processes:
                 if process.pid and process.healthy:
-                    resources.add(process.name, await asyncio.to_thread(_usage, process.pid))
-        resources.add("conductor", await asyncio.to_thread(usage, [run.process.pid]))
+                    resources.add(process.name, process.pid, await asyncio.to_thread(_usage, process.pid))
+        resources.add("conductor", run.process.pid, await asyncio.to_thread(usage, [run.process.pid]))
         await asyncio.sleep(SAMPLE_EVERY_S)
 
 
@@ -185,7 +186,7 @@ async def _figures(
     while time.monotonic() < end:
         found = await run.get_run()
         accounts, alarms = dict(found.accounts), list(found.alarms)
-        if accounts and unaccounted(accounts) + injected == 0:
+        if accounts and not unaccounted(accounts, injected):
             break
         await asyncio.sleep(0.2)
     growth = resources.growth()
@@ -195,7 +196,7 @@ async def _figures(
         "rollouts_trained": ids.total(),
         "rollouts_trained_twice": sum(1 for count in ids.values() if count > 1),
         "accounts": accounts,
-        "unaccounted": unaccounted(accounts) + injected,
+        "unaccounted": unaccounted(accounts, injected),
         "answered": answers.ok,
         "answered_share": answers.share,
         "failed": dict(answers.failed),
@@ -213,9 +214,16 @@ async def _figures(
     return {**figures, "missed": _missed(figures)}
 
 
-def unaccounted(accounts: dict[str, int]) -> int:
-    """Admitted rollouts that are nowhere; negative if some are counted twice."""
-    return accounts.get("admitted", 0) - sum(count for name, count in accounts.items() if name != "admitted")
+def unaccounted(accounts: dict[str, int], injected: int) -> int:
+    """Admitted rollouts that are nowhere; negative if some are counted twice.
+
+    Args:
+        accounts: `Run.accounts`.
+        injected: rollouts that nobody admitted. Each is counted where it ended, beside the admitted ones; unless Redis lost
+            something: what it lost is the rest that nobody knows of, and smaller by them.
+    """
+    missing = accounts.get("admitted", 0) - sum(count for name, count in accounts.items() if name != "admitted")
+    return 0 if -injected <= missing <= 0 else missing
 
 
 def _missed(figures: dict[str, Any]) -> list[str]:
@@ -273,7 +281,9 @@ def main(
         finally:
             if logs is not None:
                 shutil.copytree(root / "run" / "logs", logs, dirs_exist_ok=True)
-                shutil.copy(root / "up.log", logs)
+                for name in ("up.log", "resources.csv"):
+                    with contextlib.suppress(FileNotFoundError):
+                        shutil.copy(root / name, logs)
     figures["full_disk"] = own_disk
     print("\n".join(figures.pop("log")))
     report.finish(figures)
