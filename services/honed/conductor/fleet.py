@@ -31,7 +31,8 @@ class Fleet(Protocol):
         """Returns when one process of the service is ready, if it had to be started or not.
 
         Raises:
-            Unavailable: none was in time.
+            DeadlineExceeded: none was in time.
+            Unavailable: it dies again and again.
         """
 
     async def run_job(self, job: str) -> None:
@@ -44,10 +45,13 @@ class Fleet(Protocol):
     def target(self, service: str) -> str:
         """The gRPC target of a service: all its processes."""
 
-    async def scale(self, service: str, replicas: int) -> None:
+    async def scale(self, service: str, replicas: int) -> list[str]:
         """Starts or ends processes of a service; those that go finish what is in flight.
 
+        Returns the addresses at which the service should now answer; empty when processes only left.
+
         Raises:
+            DeadlineExceeded: a newcomer was not ready in time. It stays, so the same call again waits for it.
             InvalidArgument: the service runs as one process, or there is none of that name.
             FailedPrecondition: others start the processes.
         """
@@ -105,11 +109,11 @@ class LocalFleet:
     def target(self, service: str) -> str:
         """See `Fleet`."""
         if service in self._sections:
-            return joint_target(self._sections[service])
+            return joint_target(service, self._sections[service], self._settings.security.tls)
         target: str = getattr(self._settings, service).target
         return target
 
-    async def scale(self, service: str, replicas: int) -> None:
+    async def scale(self, service: str, replicas: int) -> list[str]:
         """Starts or ends processes. Newcomers are announced when they are ready, leavers before they drain."""
         check_replicated(service)
         async with self._lock:
@@ -119,6 +123,8 @@ class LocalFleet:
                 raise FailedPrecondition(f"{service} has not been started yet: ask again when the run is so far")
             leaving = sections[replicas:]
             coming = [replica_section(getattr(self._settings, service), i) for i in range(len(sections), replicas)]
+            # Before anything starts: what cannot be joined is refused.
+            joint_target(service, [*sections[:replicas], *coming], self._settings.security.tls)
             if leaving:
                 self._sections[service] = sections[:replicas]
                 self.announce()
@@ -134,6 +140,8 @@ class LocalFleet:
                 if coming:
                     self._sections[service] = [*sections, *coming]
                     self.announce()
+            # Also those of an earlier call that were late.
+            return [] if leaving else [section.target for section in self._sections[service]]
 
     def states(self) -> list[ProcessState]:
         """See `Fleet`."""
@@ -146,7 +154,7 @@ class LocalFleet:
 
     def announce(self) -> None:
         """Says where the services are, to clients and to processes that start later."""
-        targets = {name: joint_target(sections) for name, sections in self._sections.items()}
+        targets = {name: self.target(name) for name in self._sections}
         sections = {
             name: getattr(self._settings, name).model_copy(update={"address": targets[name], "replicas": len(found)})
             for name, found in self._sections.items()

@@ -68,7 +68,8 @@ class Launcher(Protocol):
         """Starts a service and returns when it is ready. It is started again whenever it dies, also after an error here.
 
         Raises:
-            Unavailable: it was not ready in time, or dies again and again; the message has the end of its log.
+            DeadlineExceeded: it was not ready in time; the message has the end of its log.
+            Unavailable: it dies again and again; the same.
         """
 
     async def run_job(self, spec: ProcessSpec, timeout_s: float) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from honed.conductor.launcher import ProcessSpec, ProcessState
 from honed.conductor.logs import rotate, tail
 from honed.conductor.rates import Recent
-from honed.kit.errors import Unavailable
+from honed.kit.errors import DeadlineExceeded, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class ProcessLauncher:
                 raise Unavailable(f"{state.alarm}; {self._log_tail(spec.name)}")
             if watcher.done() and not watcher.cancelled():
                 raise Unavailable(_unkept(spec.name, watcher.exception()))
-            raise Unavailable(f"{spec.name} was not ready within {timeout_s:g} s; {self._log_tail(spec.name)}")
+            raise DeadlineExceeded(f"{spec.name} was not ready within {timeout_s:g} s; {self._log_tail(spec.name)}")
         finally:
             for task in waiting:
                 task.cancel()

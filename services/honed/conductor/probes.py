@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from honed.config import ServerSettings
+from honed.kit.address import host_port
 
 POLL_S = 0.1
 CHECK_TIMEOUT_S = 2.0
@@ -43,7 +44,7 @@ async def check(section: ServerSettings, service: str, timeout_s: float | None) 
     Raises:
         AioRpcError: the process does not answer.
     """
-    async with grpc.aio.insecure_channel(f"{section.host}:{section.health_port}") as channel:
+    async with grpc.aio.insecure_channel(host_port(section.host, section.health_port)) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

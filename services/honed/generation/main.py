@@ -29,6 +29,7 @@ from honed.generation.make_engine import make_engine
 from honed.generation.service import GenerationService
 from honed.generation.stall import StallWatch
 from honed.generation.worker import RolloutWorker
+from honed.kit.address import host_port
 from honed.kit.aio import unless
 from honed.kit.errors import FailedPrecondition, NotFound, Unavailable, root_cause
 from honed.kit.server import Lifecycle, Listener, Server, Servicer, serve_until_signalled
@@ -158,7 +159,7 @@ class Generator:
 
     def _describe(self) -> Member:
         section = self._section
-        control = section.control_address or f"{section.host}:{section.control_port}"
+        control = section.control_address or host_port(section.host, section.control_port)
         try:
             version = self._engine.version.label
         except Unavailable:

@@ -15,7 +15,7 @@ from tests.support.run import kill, process, until
 from honed.conductor import local_launcher as module
 from honed.conductor.launcher import ProcessSpec
 from honed.conductor.local_launcher import Limits, ProcessLauncher
-from honed.kit.errors import Unavailable
+from honed.kit.errors import DeadlineExceeded, Unavailable
 
 SLEEP = "import time; time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -164,7 +164,7 @@ async def test_a_service_is_ready_when_it_says_so_and_no_sooner(launcher: Proces
 
 
 async def test_a_service_that_is_not_ready_in_time_is_named(launcher: ProcessLauncher) -> None:
-    with pytest.raises(Unavailable, match=r"one was not ready within 0\.5 s; the end of .*one\.log:"):
+    with pytest.raises(DeadlineExceeded, match=r"one was not ready within 0\.5 s; the end of .*one\.log:"):
         await launcher.start(spec("one", SLEEP, ready=asyncio.Event().wait), 0.5)
 
 

@@ -44,8 +44,9 @@ class FakeFleet:
     def target(self, service: str) -> str:
         return self.preference
 
-    async def scale(self, service: str, replicas: int) -> None:
+    async def scale(self, service: str, replicas: int) -> list[str]:
         self.ended.append(service)
+        return []
 
     def states(self) -> list[ProcessState]:
         return [self.given_up] if self.given_up else []
