@@ -81,7 +81,7 @@ def internal_token(settings: RunSettings, service: str | None = None) -> Callabl
 def tls_files(settings: RunSettings) -> TlsFiles | None:
     """The run's certificate files, None for plain text."""
     tls = settings.security.tls
-    return None if tls is None else TlsFiles(tls.authority, tls.certificate, tls.key)
+    return None if tls is None else TlsFiles(tls.authority, tls.certificate, tls.key, tls.server_name or "")
 
 
 def redis_url(settings: RunSettings) -> str:

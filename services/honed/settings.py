@@ -11,6 +11,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from honed.kit.address import host_port
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,6 +33,9 @@ class TlsSettings(Section):
     authority: Path
     certificate: Path
     key: Path
+    server_name: str | None = Field(
+        None, description="Name that all certificates carry. Unset: each carries the address that its service is called by."
+    )
 
 
 class SecuritySettings(Section):
@@ -61,7 +66,7 @@ class ServerSettings(Section):
     @property
     def target(self) -> str:
         """The gRPC target of the service for its callers."""
-        return self.address or f"{self.host}:{self.port}"
+        return self.address or host_port(self.host, self.port)
 
 
 class ReplicatedSettings(ServerSettings):

@@ -90,6 +90,8 @@ class FakeIntake:
     dropped: list[tuple[str, str]] = field(default_factory=list)
     waiting: int = 0
     discarding: asyncio.Event = field(default_factory=asyncio.Event)
+    arrival: asyncio.Event | None = None
+    """What `receive` waits for."""
     starved: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def take_over(self, predecessors: list[str]) -> None:
@@ -116,10 +118,16 @@ class FakeIntake:
     def holds(self, rollout_id: str) -> bool:
         return any(each.rollout_id == rollout_id for batch in self.batches for each in batch)
 
-    async def discard(self, reason: str) -> int:
+    async def receive(self) -> None:
         self.discarding.set()
         await asyncio.sleep(0.001)
-        return 0
+        if self.arrival is not None:
+            await self.arrival.wait()
+
+    async def discard(self, reason: str) -> int:
+        rest, self.batches = [held for batch in self.batches for held in batch], []
+        await self.drop(rest, reason)
+        return len(rest)
 
     async def release(self) -> None:
         pass

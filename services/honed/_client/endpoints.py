@@ -58,7 +58,9 @@ class Endpoints:
             {name: str(tree[name]) for name in SERVICES if tree.get(name)},
             token_file,
             _operator_token(token_file),
-            TlsFiles(*(directory / tls[name] for name in _TLS)) if tls else None,
+            TlsFiles(**{name: directory / tls[name] for name in _TLS}, server_name=tls.get("server_name") or "")
+            if tls
+            else None,
         )
 
     def address(self, service: str) -> str:

@@ -67,7 +67,9 @@ class Peer:
         self.channel: grpc.Channel = (
             grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
             if tls is None
-            else grpc.secure_channel(address, tls.channel_credentials(), options=CHANNEL_OPTIONS)
+            else grpc.secure_channel(
+                address, tls.channel_credentials(), options=(*CHANNEL_OPTIONS, *tls.channel_options(address))
+            )
         )
 
     def __enter__(self) -> Self:

@@ -15,6 +15,7 @@ from honed.check.findings import Report
 from honed.check.memory import BYTES, check_memory, has_gpu, rounded
 from honed.check.model import BaseModel
 from honed.config import RunSettings
+from honed.kit.address import host_port, resolved
 from honed.kit.errors import DataLoss, FailedPrecondition, HonedError, InvalidArgument
 from honed.models.prompts import read_tokenizer
 from honed.settings import ServerSettings
@@ -107,12 +108,14 @@ def _check_ports(settings: RunSettings, report: Report) -> None:
                 report.error(where, f"is {port}, as {other}: give each its own, or 0 for a free one")
                 continue
             taken[section.host, port] = where
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((section.host, port))
-                except OSError as error:
-                    report.error(where, f"cannot listen on {section.host}:{port} ({error.strerror}): choose another, or 0")
+            try:
+                family, address = resolved(section.host)
+                with socket.socket(family) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind((address, port))
+            except OSError as error:
+                at = host_port(section.host, port)
+                report.error(where, f"cannot listen on {at} ({error.strerror}): choose another, or 0")
 
 
 def _check_addresses(settings: RunSettings, report: Report) -> None:

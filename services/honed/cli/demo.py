@@ -129,7 +129,7 @@ class _Session:
         if self._application is None or not updates or evaluation.agreement is None or not evaluation.trained:
             raise FailedPrecondition(evaluation.problem or "the demo's loop has not run")
         judge = RidgeJudge.train(self._data.split.judge)
-        seconds = (run.state.loop_ended_at or 0.0) - (run.state.loop_started_at or 0.0)
+        start, end = run.state.loop_started_at or 0.0, run.state.loop_ended_at or 0.0
         before, after = evaluation.base, evaluation.trained
         return measures.Figures(
             rm_agreement=evaluation.agreement.share,
@@ -140,8 +140,8 @@ class _Session:
             versions_pushed=sum(push.committed > 0 and not push.failures for push in pushes),
             push_pause_p95_ms=percentile(pauses_ms(pushes), 0.95),
             requests_failed=self._application.traffic.failed,
-            learner_busy=sum(update.values["seconds"] for update in updates) / seconds,
-            generator_busy=(self._busy.end - self._busy.start) / seconds,
+            learner_busy=measures.busy_share(updates, start, end),
+            generator_busy=(self._busy.end - self._busy.start) / (end - start),
             staleness_max=int(max(update.values["staleness_max"] for update in updates)),
             rollouts_produced=run.state.stages["rollouts"].came_in,
             rollouts_trained=measures.trained_rollouts(updates),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from honed.config import RunSettings
-from honed.settings import ReplicatedSettings, ServerSettings
+from honed.kit.address import is_ip, join, resolved
+from honed.kit.errors import FailedPrecondition
+from honed.settings import ReplicatedSettings, ServerSettings, TlsSettings
 from honed.topology import SERVICES
 from honed.workspace import Workspace
 
@@ -46,14 +46,29 @@ def replica_section(section: ReplicatedSettings, replica: int) -> ReplicatedSett
     return section.model_copy(update={"replica": replica, "address": address, **ports})
 
 
-def joint_target(sections: list[ReplicatedSettings]) -> str:
-    """One gRPC target for all replicas, over which a channel spreads its calls."""
-    targets = [section.target for section in sections]
-    if len(targets) == 1:
-        return targets[0]
-    hosts = {section.host: _as_ip(section.host) for section in sections}
-    family = "ipv6" if any(":" in host for host in hosts.values()) else "ipv4"
-    return f"{family}:" + ",".join(f"{hosts[section.host]}:{section.port}" for section in sections)
+def joint_target(service: str, sections: Sequence[ReplicatedSettings], tls: TlsSettings | None = None) -> str:
+    """One gRPC target for all replicas of a service, over which a channel spreads its calls.
+
+    Raises:
+        FailedPrecondition: their addresses cannot be joined; says what to set.
+    """
+    if len(sections) == 1:
+        return sections[0].target
+    host, number = sections[0].host, len(sections)
+    if sections[0].address is not None:
+        raise FailedPrecondition(
+            f"{service}.address is {sections[0].address}, which is one address for {number} processes: "
+            f"leave it out, so that each has {service}.host and a port of its own, or run one"
+        )
+    if tls is not None and not tls.server_name and not is_ip(host):
+        raise FailedPrecondition(
+            f"{service}.host is {host}, but the {number} processes are called by IP address: set "
+            "security.tls.server_name to a name that their certificates carry"
+        )
+    try:
+        return join([(section.host, section.port) for section in sections])
+    except (OSError, ValueError) as error:
+        raise FailedPrecondition(f"{service}.host {host} cannot be the host of {number} processes: {error}") from error
 
 
 def write_endpoints(settings: RunSettings, targets: Mapping[str, str]) -> None:
@@ -69,22 +84,16 @@ def write_endpoints(settings: RunSettings, targets: Mapping[str, str]) -> None:
     partial.replace(workspace.endpoints)
 
 
-def _as_ip(host: str) -> str:
-    with contextlib.suppress(ValueError):
-        address = ipaddress.ip_address(host.strip("[]"))
-        return f"[{address}]" if address.version == 6 else str(address)
-    return str(socket.getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_STREAM)[0][4][0])
-
-
 @contextmanager
 def _free_ports() -> Iterator[Any]:
     """Yields a function from a host to a free port; none is chosen twice, since each stays held until all are chosen."""
     taken: list[socket.socket] = []
 
     def free(host: str) -> int:
-        probe = socket.socket()
+        family, address = resolved(host)
+        probe = socket.socket(family)
         taken.append(probe)
-        probe.bind((host, 0))
+        probe.bind((address, 0))
         port: int = probe.getsockname()[1]
         return port
 

@@ -84,7 +84,7 @@ class ExternalFleet:
         target: str = getattr(self._settings, service).target
         return target
 
-    async def scale(self, service: str, replicas: int) -> None:
+    async def scale(self, service: str, replicas: int) -> list[str]:
         """Refuses: whoever started the processes scales them."""
         check_replicated(service)
         raise FailedPrecondition(

@@ -13,7 +13,7 @@ from honed.conductor.endpoints import joint_target, replica_section, write_endpo
 from honed.conductor.launcher import Launcher, ProcessState
 from honed.conductor.processes import Processes, replica_name
 from honed.config import RunSettings
-from honed.kit.errors import FailedPrecondition, InvalidArgument, Unavailable
+from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, InvalidArgument, Unavailable
 from honed.settings import ReplicatedSettings
 from honed.topology import REPLICATED, SERVICES
 
@@ -37,7 +37,8 @@ class Fleet(Protocol):
         """Returns when one process of the service is ready, if it had to be started or not. It may be repeated.
 
         Raises:
-            Unavailable: none was in time.
+            DeadlineExceeded: none was in time.
+            Unavailable: it dies again and again.
         """
 
     async def run_job(self, job: str) -> None:
@@ -51,10 +52,13 @@ class Fleet(Protocol):
     def target(self, service: str) -> str:
         """The gRPC target of a service: all its processes."""
 
-    async def scale(self, service: str, replicas: int) -> None:
+    async def scale(self, service: str, replicas: int) -> list[str]:
         """Starts or ends processes of a service; those that go finish what is in flight.
 
+        Returns the addresses at which the service should now answer; empty when processes only left.
+
         Raises:
+            DeadlineExceeded: a newcomer was not ready in time. It stays, so the same call again waits for it.
             InvalidArgument: the service runs as one process, or there is none of that name.
             FailedPrecondition: others start the processes.
         """
@@ -117,18 +121,19 @@ class LocalFleet:
     def target(self, service: str) -> str:
         """See `Fleet`."""
         if service in self._sections:
-            return joint_target(self._sections[service])
+            return joint_target(service, self._sections[service], self._settings.security.tls)
         target: str = getattr(self._settings, service).target
         return target
 
-    async def scale(self, service: str, replicas: int) -> None:
+    async def scale(self, service: str, replicas: int) -> list[str]:
         """Starts or ends processes. Newcomers are announced when they are ready, leavers before they drain.
 
         Newcomers start one after another and stand back as far as the learner until they are ready: loading a model takes
         whole cores, which those that serve and train need.
 
         Raises:
-            Unavailable: a newcomer was late; it is kept running, and those after it have been started.
+            DeadlineExceeded: a newcomer was late; it is kept running, and those after it have been started.
+            Unavailable: one dies again and again; the same.
         """
         check_replicated(service)
         async with self._lock:
@@ -138,19 +143,21 @@ class LocalFleet:
                 raise FailedPrecondition(f"{service} has not been started yet: ask again when the run is so far")
             leaving = sections[replicas:]
             coming = [replica_section(getattr(self._settings, service), i) for i in range(len(sections), replicas)]
+            # Before anything starts: what cannot be joined is refused.
+            joint_target(service, [*sections[:replicas], *coming], self._settings.security.tls)
             if leaving:
                 self._sections[service] = sections[:replicas]
                 self.announce()
             async with asyncio.TaskGroup() as group:
                 for section in leaving:
                     group.create_task(self._launcher.end(replica_name(service, section.replica)))
-            late: list[Unavailable] = []
+            late: list[HonedError] = []
             for section in coming:
                 spec = self._processes.replica(service, section)
                 spec = replace(spec, starting_nice=max(spec.nice, SERVICES["learner"].nice))
                 try:
                     await self._launcher.start(spec, self._settings.conductor.start_timeout_s)
-                except Unavailable as error:
+                except (DeadlineExceeded, Unavailable) as error:
                     late.append(error)
                 finally:
                     # Also one that is late: it is kept running, and a channel passes over an address that does not answer.
@@ -158,6 +165,8 @@ class LocalFleet:
                     self.announce()
             if late:
                 raise late[0]
+            # Also those of an earlier call that were late.
+            return [] if leaving else [section.target for section in self._sections[service]]
 
     def _started(self, task: asyncio.Future[None]) -> None:
         self._starting.discard(task)
@@ -175,7 +184,7 @@ class LocalFleet:
 
     def announce(self) -> None:
         """Says where the services are, to clients and to processes that start later."""
-        targets = {name: joint_target(sections) for name, sections in self._sections.items()}
+        targets = {name: self.target(name) for name in self._sections}
         sections = {
             name: getattr(self._settings, name).model_copy(update={"address": targets[name], "replicas": len(found)})
             for name, found in self._sections.items()
@@ -187,7 +196,7 @@ class LocalFleet:
 async def _first_success(tasks: Sequence[asyncio.Future[None]]) -> None:
     """Returns when one has succeeded; raises what the first one raised when none has."""
     for done in asyncio.as_completed(tasks):
-        with contextlib.suppress(Unavailable):
+        with contextlib.suppress(DeadlineExceeded, Unavailable):
             await done
             return
     await tasks[0]

@@ -68,7 +68,8 @@ class Launcher(Protocol):
         A repetition starts nothing: it waits for what the first call has started.
 
         Raises:
-            Unavailable: it was not ready in time, or dies again and again; the message has the end of its log.
+            DeadlineExceeded: it was not ready in time; the message has the end of its log.
+            Unavailable: it dies again and again; the same.
         """
 
     async def run_job(self, spec: ProcessSpec, timeout_s: float) -> None:

@@ -76,10 +76,11 @@ class ProcessLauncher:
             await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if ready.is_set():
                 return
-            if not state.alarm:
-                state.alarm = f"{spec.name} was not ready within {timeout_s:g} s"
-                self._late.add(spec.name)
-            raise Unavailable(f"{state.alarm}; {self._log_tail(spec.name)}")
+            if state.alarm:
+                raise Unavailable(f"{state.alarm}; {self._log_tail(spec.name)}")
+            state.alarm = f"{spec.name} was not ready within {timeout_s:g} s"
+            self._late.add(spec.name)
+            raise DeadlineExceeded(f"{state.alarm}; {self._log_tail(spec.name)}")
         finally:
             for task in waiting:
                 task.cancel()

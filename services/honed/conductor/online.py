@@ -85,7 +85,8 @@ class OnlineLoop:
             self._submissions = PromptInbox(link.within(SUBMIT_TIMEOUT_S), keys), encoder
             try:
                 await self._watched(feeder)
-                await self._drained(feeder)
+                while not await self._drained(feeder):
+                    await self._watched(feeder)
             finally:
                 self._submissions = None
                 file.close()
@@ -174,11 +175,16 @@ class OnlineLoop:
             "`honed dead list` shows the reasons"
         )
 
-    async def _drained(self, feeder: Feeder) -> None:
-        """Waits until the streams are empty: each rollout has then trained, or left for a reason that is counted."""
+    async def _drained(self, feeder: Feeder) -> bool:
+        """Waits until the streams are empty: each rollout has then trained, or left for a reason that is counted.
+
+        False when a roll-back came meanwhile: the learner drops nothing any more, and needs to be fed.
+        """
         end = time.monotonic() + self._settings.conductor.drain_timeout_s
-        while await feeder.look() and feeder.depths.in_flight:
+        while (snapshot := await feeder.look()) and feeder.depths.in_flight:
             self._note(feeder)
+            if snapshot.progress is not None and snapshot.progress.update < (self._settings.learner.steps or 0):
+                return False
             if time.monotonic() > end:
                 raise FailedPrecondition(
                     f"the streams were not empty {self._settings.conductor.drain_timeout_s:g} s after the last update "
@@ -186,6 +192,7 @@ class OnlineLoop:
                 )
             await asyncio.sleep(0.2)
         self._note(feeder)
+        return True
 
     def _opened(self, path: Path, tokenizer: Path) -> tuple[PromptEncoder, PromptFile]:
         encoder = PromptEncoder.of_model(tokenizer, longest=self._settings.longest_prompt)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from honed.kit.address import host_port
 from honed.kit.errors import Unavailable
 from honed.settings import ServerSettings
 
@@ -48,7 +49,7 @@ async def check(section: ServerSettings, service: str, timeout_s: float | None) 
     Raises:
         AioRpcError: the process does not answer.
     """
-    async with grpc.aio.insecure_channel(f"{section.host}:{section.health_port}") as channel:
+    async with grpc.aio.insecure_channel(host_port(section.host, section.health_port)) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

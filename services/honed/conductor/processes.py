@@ -12,6 +12,7 @@ from honed.conductor.launcher import STOP_S, ProcessSpec
 from honed.conductor.probes import alive_probe, ready_probe
 from honed.config import RunSettings
 from honed.generation.settings import GenerationSettings
+from honed.kit.address import host_port
 from honed.queue.embedded import embedded_redis_command, embedded_redis_url, wait_ready
 from honed.settings import ReplicatedSettings, ServerSettings
 from honed.settings_file import secret_environment
@@ -57,7 +58,7 @@ class Processes:
         values = {key: getattr(section, key) for key in _REPLICA_KEYS if hasattr(section, key)}
         values["address"] = section.target
         if isinstance(section, GenerationSettings) and section.replica:
-            values["control_address"] = f"{section.host}:{section.control_port}"
+            values["control_address"] = host_port(section.host, section.control_port)
         variables = {f"HONED_{name.upper()}__{key.upper()}": str(value) for key, value in values.items()}
         return self._spec(replica_name(name, section.replica), name, section, variables)
 

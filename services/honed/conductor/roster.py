@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from honed.conductor.fleet import Fleet
 from honed.config import RunSettings
-from honed.kit.errors import HonedError
+from honed.kit.errors import DeadlineExceeded, HonedError
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import RunKeys
 from honed.queue.members import Member, Members
@@ -26,6 +26,7 @@ class Roster:
         """Knows nobody yet."""
         self._run, self._fleet = settings.run, fleet
         self.members: Mapping[str, Sequence[Member]] = {}
+        self._looked = asyncio.Condition()
 
     @property
     def alarms(self) -> list[str]:
@@ -44,14 +45,40 @@ class Roster:
             with contextlib.suppress(asyncio.CancelledError):
                 await looking
 
+    async def note(self, members: Mapping[str, Sequence[Member]]) -> None:
+        """Takes what has just been read."""
+        async with self._looked:
+            self.members = members
+            self._looked.notify_all()
+
+    async def shows(self, service: str, addresses: Collection[str], timeout_s: float) -> None:
+        """Returns when a ready process of the service is listed at each of the addresses.
+
+        Raises:
+            DeadlineExceeded: One is still missing after `timeout_s` seconds; the message names it.
+        """
+
+        def missing() -> list[str]:
+            there = {member.address for member in self.members.get(service, ()) if member.ready}
+            return [address for address in addresses if address not in there]
+
+        try:
+            async with asyncio.timeout(timeout_s), self._looked:
+                await self._looked.wait_for(lambda: not missing())
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{service} at {', '.join(missing())} is started, but has not registered as ready in Redis within "
+                f"{timeout_s:g} s: `honed status` shows when it has; its log says what it waits for"
+            ) from None
+
     async def _look(self) -> None:
         while (url := self._fleet.redis_url) is None:  # noqa: ASYNC110  # the fleet configures Redis when it starts
             await asyncio.sleep(EVERY_S)
         keys = RunKeys(self._run)
         async with RedisLink(url, retry=RetryPolicy(OUTAGE_S), max_connections=2) as link:
             while True:
-                try:
-                    self.members = {role: await Members(link, keys, role).list() for role in REPLICATED}
-                except HonedError:
-                    self.members = {}
+                members: Mapping[str, Sequence[Member]] = {}
+                with contextlib.suppress(HonedError):
+                    members = {role: await Members(link, keys, role).list() for role in REPLICATED}
+                await self.note(members)
                 await asyncio.sleep(EVERY_S)

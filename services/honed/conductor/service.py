@@ -19,6 +19,7 @@ from honed.topology import REPLICATED, SERVICES
 from honed.v1 import conductor_pb2, conductor_pb2_grpc
 
 DEFAULT_PAGE = 100
+REGISTERED_TIMEOUT_S = 15.0
 
 
 def conductor_server(run: Run, roster: Roster) -> Server:
@@ -100,11 +101,15 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
         return await self._run.loop.submit_prompts(request)
 
     async def SetReplicas(self, request: conductor_pb2.SetReplicasRequest, context: Any) -> conductor_pb2.SetReplicasResponse:
-        """Starts or ends processes; returns when newcomers are ready and leavers have drained."""
+        """Starts or ends processes; returns when leavers have drained and newcomers are where clients look.
+
+        That is in `endpoints.json`, and in the list of processes that GetRun returns.
+        """
         self._check(request.run)
 
         async def scale() -> conductor_pb2.SetReplicasResponse:
-            await self._run.fleet.scale(request.service, request.replicas)
+            expected = await self._run.fleet.scale(request.service, request.replicas)
+            await self._roster.shows(request.service, expected, REGISTERED_TIMEOUT_S)
             return conductor_pb2.SetReplicasResponse(run=self._message())
 
         # Shielded: newcomers start one after another, and a caller that gives up must not leave it at half of them.

@@ -112,3 +112,16 @@ def trained_rollouts(updates: Sequence[learner_pb2.StepMetrics]) -> int:
     if len(ids) != len(set(ids)):
         raise RuntimeError(f"{len(ids) - len(set(ids))} rollouts trained twice")
     return len(ids)
+
+
+def busy_share(updates: Sequence[learner_pb2.StepMetrics], start: float, end: float) -> float:
+    """The share of the time from `start` to `end`, seconds since 1970, that updates took.
+
+    The learner also keeps the updates of earlier starts of the run. Of every update only the part
+    between the two times counts.
+    """
+    busy = 0.0
+    for update in updates:
+        ended = update.ended_at.ToNanoseconds() / 1e9
+        busy += max(0.0, min(ended, end) - max(ended - update.values["seconds"], start))
+    return busy / (end - start) if end > start else 0.0

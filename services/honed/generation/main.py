@@ -32,6 +32,7 @@ from honed.generation.service import GenerationService
 from honed.generation.settings import GenerationSettings
 from honed.generation.stall import StallWatch
 from honed.generation.worker import RolloutWorker
+from honed.kit.address import host_port
 from honed.kit.aio import unless
 from honed.kit.errors import FailedPrecondition, NotFound, Unavailable, root_cause
 from honed.kit.server import Lifecycle, Listener, Server, Servicer, serve_until_signalled
@@ -168,7 +169,7 @@ class Generator:
 
     def _describe(self) -> Member:
         section = self._section
-        control = section.control_address or f"{section.host}:{section.control_port}"
+        control = section.control_address or host_port(section.host, section.control_port)
         refused, version = self._catch_up.refused, ""
         troubles = [self._worker.late] if self._worker.late else []
         with contextlib.suppress(Unavailable):  # nothing serves yet

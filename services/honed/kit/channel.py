@@ -21,14 +21,15 @@ def connect(address: str, token: str | Callable[[], str] | None = None, tls: Tls
         tls: certificate files, read again when they are replaced; None for plain text.
 
     Raises:
-        ValueError: a certificate file cannot be read.
+        ValueError: a certificate file cannot be read, or there is no name to check certificates by.
     """
     interceptors = _Token.of_every_kind(token) if token else []
-
-    def secure(credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
-        return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS, interceptors=interceptors)
-
     if tls is not None:
+        options = (*CHANNEL_OPTIONS, *tls.channel_options(address))
+
+        def secure(credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
+            return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
+
         return RenewingChannel(tls.renewed_channel_credentials(), secure)
     return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS, interceptors=interceptors)
 

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from honed.kit import metrics
+from honed.kit.address import host_port
 from honed.kit.channel_options import MAX_MESSAGE_BYTES
 from honed.kit.health import Health
 from honed.kit.interceptor import CallInterceptor
@@ -249,7 +250,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, tls: TlsFiles | None, what: str) -> int:
-    address = f"{host}:{port}"
+    address = host_port(host, port)
     try:
         bound = server.add_secure_port(address, tls.server_credentials()) if tls else server.add_insecure_port(address)
     except RuntimeError as error:

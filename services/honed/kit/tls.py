@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import grpc
 
+from honed.kit.address import joined_hosts
 from honed.kit.from_files import FromFiles
+
+_CHECKED_NAME: Final = "grpc.ssl_target_name_override"
 
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """PEM files: the authority that signed the peers, and this process's own certificate and key."""
+    """PEM files: the authority that signed the peers, and this process's own certificate and key.
+
+    Attributes:
+        authority: certificates of whom this process trusts.
+        certificate: this process's own.
+        key: of the certificate.
+        server_name: name that every server's certificate carries; empty where each carries the
+            address that the server is called by.
+    """
 
     authority: Path
     certificate: Path
     key: Path
+    server_name: str = ""
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """Credentials of a server that also asks its clients for a certificate.
@@ -53,6 +66,23 @@ class TlsFiles:
             ValueError: a file cannot be read.
         """
         return grpc.ssl_channel_credentials(self._read(self.authority), self._read(self.key), self._read(self.certificate))
+
+    def channel_options(self, target: str) -> tuple[tuple[str, str], ...]:
+        """The name that the certificates at a target are checked against, where gRPC cannot tell.
+
+        For a target of several addresses gRPC would compare a certificate with all of them as one name.
+
+        Raises:
+            ValueError: its processes are on several hosts, and no `server_name` is set.
+        """
+        if self.server_name:
+            return ((_CHECKED_NAME, self.server_name),)
+        hosts = set(joined_hosts(target))
+        if len(hosts) > 1:
+            raise ValueError(
+                f"the certificates at {target} cannot be checked: set security.tls.server_name to a name that all of them carry"
+            )
+        return tuple((_CHECKED_NAME, host) for host in hosts)
 
     @property
     def _paths(self) -> tuple[Path, Path, Path]:

@@ -174,10 +174,13 @@ class Intake:
         """Has collected rollouts wait again, before all others."""
         self._waiting = [*held, *self._waiting]
 
-    async def discard(self, reason: str) -> int:
-        """Drops whatever waits, here and in the stream, under a reason; returns how many. For after the last update."""
+    async def receive(self) -> None:
+        """Takes what the stream has, or waits for some of it a while. Cancel it to stop waiting; nothing is lost."""
         await self._ended()
         await self._accept(await self._take(1024))
+
+    async def discard(self, reason: str) -> int:
+        """Drops what has been received and is in no batch, under a reason; returns how many. For after the last update."""
         waiting, self._waiting = self._waiting, []
         return await self._queue.drop(self._let_go(waiting), reason)
 

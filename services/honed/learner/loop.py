@@ -288,7 +288,11 @@ class TrainingLoop:
                 await self._retry.run("checkpoint", self._run.save)
                 self._status.state, self._status.finished = learner_pb2.LEARNER_STATE_FINISHED, True
                 await self._run.reporter.write()
-        await self._retry.idle(learner_pb2.LEARNER_STATE_FINISHED, self._run.intake.discard("run_finished"))
+        await self._retry.idle(learner_pb2.LEARNER_STATE_FINISHED, self._run.intake.receive())
+        async with self._weights:
+            # What is received here may have been admitted for a roll-back that has just been made: then it trains.
+            if self._status.finished:
+                await self._retry.idle(learner_pb2.LEARNER_STATE_FINISHED, self._run.intake.discard("run_finished"))
 
     async def _save_last(self) -> None:
         try:

@@ -21,6 +21,7 @@ from honed.artifacts.promotions import PromotionRecord
 from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.artifacts.store import PolicyStore
 from honed.config import RunSettings
+from honed.kit.address import host_port
 from honed.kit.errors import FailedPrecondition, HonedError, NotFound
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.learner.build import build_trainer, config_hash, vocabulary_of
@@ -187,7 +188,7 @@ class LearnerProcess:
 
     def _generators(self) -> RegisteredGenerators:
         section = self._settings.generation
-        fallback = section.control_address or (f"{section.host}:{section.control_port}" if section.control_port else "")
+        fallback = section.control_address or (host_port(section.host, section.control_port) if section.control_port else "")
         members = Members(self._link, self._keys, GENERATION)
         return RegisteredGenerators(members, lambda address: internal_channel(self._settings, address), fallback=fallback)
 

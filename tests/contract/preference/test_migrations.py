@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from tests.support.judgements import entries
@@ -16,7 +17,7 @@ from tests.support.preference_reading import everything
 from honed.kit.errors import FailedPrecondition, Unavailable
 from honed.preference import migrate as migrate_module
 from honed.preference.database import Database, DatabaseOptions
-from honed.preference.migrate import migrate
+from honed.preference.migrate import alembic_config, migrate
 from honed.preference.tables import metadata
 
 STARTER = """
@@ -102,10 +103,7 @@ async def test_a_revision_may_take_longer_than_an_ordinary_transaction(url: str,
     upgrade = migrate_module._upgrade
 
     def slow(connection: sa.Connection, name: str) -> str:
-        wait = "SELECT pg_sleep(1.2)"
-        if connection.dialect.name == "sqlite":
-            wait = "WITH RECURSIVE n(g) AS (SELECT 1 UNION ALL SELECT g + 1 FROM n WHERE g < 6000000) SELECT sum(g) FROM n"
-        connection.execute(sa.text(wait))
+        _take_a_second(connection)
         return upgrade(connection, name)
 
     monkeypatch.setattr(migrate_module, "_upgrade", slow)
@@ -119,3 +117,57 @@ async def test_a_revision_has_a_deadline_of_its_own(url: str, monkeypatch: pytes
     with pytest.raises(Unavailable, match=r"0\.001 s|timeout"):
         await migrate(database)
     await database.close()
+
+
+async def test_a_long_revision_goes_through_while_others_write_and_they_are_held_to_their_own_deadline(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M22: writers that meet the locks of a revision give up in their own time, and the revision goes on."""
+    await _at_revision(url, "0001")
+    upgrade, locked = migrate_module._upgrade, asyncio.Event()
+
+    def slow(connection: sa.Connection, name: str) -> str:
+        connection.execute(sa.text("UPDATE record_state SET last_id = last_id"))  # the row that every writer locks first
+        locked.set()
+        _take_a_second(connection)
+        return upgrade(connection, name)
+
+    monkeypatch.setattr(migrate_module, "_upgrade", slow)
+    options = DatabaseOptions(deadline_s=0.5, lock_wait_s=0.3)
+    migrating, serving = Database(url, options), Database(url, options)
+    revision = asyncio.ensure_future(migrate(migrating))
+    async with asyncio.timeout(20):
+        await locked.wait()
+    outcomes: list[bool] = []
+    while not revision.done():
+        outcomes.append(await _writes(serving))
+        await asyncio.sleep(0.05)
+    assert await revision == "0002"
+    assert outcomes[0] is False, "refused while the revision held the lock"
+    assert await _writes(serving), "and it writes again afterwards"
+    for database in (migrating, serving):
+        await database.close()
+
+
+def _take_a_second(connection: sa.Connection) -> None:
+    wait = "SELECT pg_sleep(1.2)"
+    if connection.dialect.name == "sqlite":
+        wait = "WITH RECURSIVE n(g) AS (SELECT 1 UNION ALL SELECT g + 1 FROM n WHERE g < 6000000) SELECT sum(g) FROM n"
+    connection.execute(sa.text(wait))
+
+
+async def _at_revision(url: str, revision: str) -> None:
+    database = Database(url)
+    await migrate(database)
+    async with database.writing() as connection:
+        await connection.run_sync(lambda sync: command.downgrade(alembic_config(sync), revision))
+    await database.close()
+
+
+async def _writes(database: Database) -> bool:
+    try:
+        async with database.writing() as connection:
+            await connection.execute(sa.text("UPDATE record_state SET last_id = last_id"))
+    except Unavailable:
+        return False
+    return True

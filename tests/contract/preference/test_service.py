@@ -194,8 +194,11 @@ async def test_tasks_are_unimplemented_and_say_what_to_use(stub: Stub) -> None:
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_too_many_waiting_writers_are_sent_away_with_a_time(sqlite_url: str, make_store) -> None:
-    async with make_store(sqlite_url, StoreOptions(writer=GroupOptions(rows=1, waiting=1))) as store:
+@pytest.mark.parametrize("bound", [{"waiting": 1}, {"waiting_bytes": 1}], ids=["too many", "too large"])
+async def test_waiting_writers_beyond_the_bound_are_sent_away_with_a_time(
+    sqlite_url: str, make_store, bound: dict[str, int]
+) -> None:
+    async with make_store(sqlite_url, StoreOptions(writer=GroupOptions(rows=1, **bound))) as store:
         async for stub in serve(store):
             calls = [
                 stub.RecordJudgement(pb.RecordJudgementRequest(judgement=pair(n), idempotency_key=f"k{n}")) for n in range(40)

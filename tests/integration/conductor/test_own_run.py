@@ -102,6 +102,8 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
             await until(
                 lambda: served_equals(served, {f"2.{STEPS}"}), 60, "it trains on, and both generators serve the end", 0.5
             )
+            await ask("scale", "scale", "reward=2")
+            story.answers["endpoints"] = json.loads((run / "endpoints.json").read_text())
             story.answers["versions"] = [
                 json.loads(line) for line in (await honed("versions", "--json", "--run", str(run))).splitlines()
             ]
@@ -174,6 +176,13 @@ async def test_a_promoted_version_is_marked_and_a_rollback_gives_its_weights_a_n
     assert (rows["1.1"]["promoted"], rows["1.1"]["reason"]) == (True, "reads well")
     assert story.answers["rollback"]["version"] == "2.2"
     assert f"2.{STEPS}" in rows, "it trained on from there"
+
+
+async def test_a_call_for_more_processes_returns_when_clients_find_the_newcomer(story: Story) -> None:
+    rewards = {row["name"]: row for row in story.answers["scale"] if row["name"].startswith("reward-")}
+    assert {name: row["ready"] for name, row in rewards.items()} == {"reward-0": "yes", "reward-1": "yes"}
+    addresses = [row["address"] for row in rewards.values()]
+    assert story.answers["endpoints"]["reward"] == "ipv4:" + ",".join(addresses)
 
 
 async def test_a_stop_is_clean(story: Story) -> None:

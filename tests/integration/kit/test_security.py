@@ -92,6 +92,28 @@ async def test_above_the_limit_of_calls_a_caller_is_told_to_come_back() -> None:
         await first
 
 
+async def test_one_connection_has_no_more_calls_in_flight_than_its_limit() -> None:
+    entered, release, inside = asyncio.Event(), asyncio.Event(), 0
+
+    class Slow(Preference):
+        async def GetStats(self, request: Any, context: Any) -> Any:
+            nonlocal inside
+            inside += 1
+            entered.set()
+            await release.wait()
+            return pb.GetStatsResponse()
+
+    slow = Servicer(NAME, preference_pb2_grpc.add_PreferenceServiceServicer_to_server, Slow())
+    async with serving([slow], max_streams=1) as server, open_channel(server) as channel:
+        stub = preference_pb2_grpc.PreferenceServiceStub(channel)
+        first = asyncio.ensure_future(stub.GetStats(pb.GetStatsRequest(), timeout=10))
+        await asyncio.wait_for(entered.wait(), 5)
+        error, _ = await failure(stub.GetStats(pb.GetStatsRequest(), timeout=0.5))
+        assert (error.code(), inside) == (grpc.StatusCode.DEADLINE_EXCEEDED, 1), "the second one never arrived"
+        release.set()
+        await first
+
+
 async def test_a_revoked_token_is_refused_and_a_new_one_served_without_a_restart(tmp_path: Path) -> None:
     async with serving([preference()], tokens=local_table(tmp_path)) as server:
         source = token_source(tmp_path / "operator.token")

@@ -1,6 +1,11 @@
 """Mutual TLS: peers with a certificate of the authority talk, others do not."""
 
+import asyncio
 import datetime
+import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from honed._client.peer import Peer
+from honed.kit.address import join
 from honed.kit.channel import connect
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tls import TlsFiles
@@ -18,15 +25,18 @@ from honed.v1 import preference_pb2, preference_pb2_grpc
 
 
 class Preference(preference_pb2_grpc.PreferenceServiceServicer):
+    def __init__(self, judgements: int = 7) -> None:
+        self.judgements = judgements
+
     async def GetStats(self, request: Any, context: Any) -> Any:
-        return preference_pb2.GetStatsResponse(judgements=7)
+        return preference_pb2.GetStatsResponse(judgements=self.judgements)
 
 
 class Authority:
-    """Signs certificates for localhost."""
+    """Signs certificates for localhost, or for the names given."""
 
-    def __init__(self, directory: Path, name: str) -> None:
-        self.directory, self.name = directory, name
+    def __init__(self, directory: Path, name: str, *names: x509.GeneralName) -> None:
+        self.directory, self.name, self.names = directory, name, names or (x509.DNSName("localhost"),)
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.certificate = self._sign(name, self.key.public_key(), authority=True)
         (directory / f"{name}.pem").write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
@@ -53,7 +63,7 @@ class Authority:
             .not_valid_before(now - datetime.timedelta(minutes=1))
             .not_valid_after(now + datetime.timedelta(hours=1))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(self.names), critical=False)
             .sign(self.key, hashes.SHA256())
         )
 
@@ -119,6 +129,73 @@ async def test_a_broken_certificate_file_leaves_the_one_before_in_use(tmp_path: 
             assert (await stub.GetStats(preference_pb2.GetStatsRequest(), timeout=3)).judgements == 7
     finally:
         await server.stop()
+
+
+def replica(host: str, number: int, tls: TlsFiles) -> Server:
+    add = preference_pb2_grpc.add_PreferenceServiceServicer_to_server
+    servicer = Servicer("honed.v1.PreferenceService", add, Preference(number))
+    return Server([Listener(host, 0, [servicer])], ServerOptions(tls=tls))
+
+
+@asynccontextmanager
+async def two_replicas(tls: TlsFiles, *hosts: str) -> AsyncIterator[tuple[list[Server], str]]:
+    """Replicas 1 and 2, and the target that joins them."""
+    servers = [replica(host, number, tls) for number, host in enumerate(hosts, 1)]
+    for server in servers:
+        await server.start()
+    try:
+        yield servers, join([(host, server.ports[0]) for host, server in zip(hosts, servers, strict=True)])
+    finally:
+        for server in servers:
+            await server.stop()
+
+
+async def answers(target: str, tls: TlsFiles, calls: int = 12) -> set[int]:
+    """Which replicas answer calls over one channel."""
+    async with connect(target, tls=tls) as channel:
+        stub = preference_pb2_grpc.PreferenceServiceStub(channel)
+        asked = [await stub.GetStats(preference_pb2.GetStatsRequest(), timeout=5, wait_for_ready=True) for _ in range(calls)]
+        return {int(answer.judgements) for answer in asked}
+
+
+def answers_to_a_client(target: str, tls: TlsFiles, calls: int = 12) -> set[int]:
+    """The same over the synchronous client's channel."""
+    with Peer("preference", target, tls=tls) as peer:
+        stub = preference_pb2_grpc.PreferenceServiceStub(peer.channel)
+        return {int(peer.unary(stub.GetStats, preference_pb2.GetStatsRequest(), 5).judgements) for _ in range(calls)}
+
+
+async def test_one_joint_target_reaches_two_replicas_whose_certificates_carry_their_address(tmp_path: Path) -> None:
+    ours = Authority(tmp_path, "ours", x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+    client = ours.issue("client")
+    async with two_replicas(ours.issue("server"), "127.0.0.1", "127.0.0.1") as (servers, target):
+        assert target.startswith("ipv4:127.0.0.1:")
+        assert await answers(target, client) == {1, 2}
+        assert await asyncio.to_thread(answers_to_a_client, target, client) == {1, 2}
+        await servers[0].stop()
+        assert await answers(target, client) == {2}, "a replica that is gone is passed over"
+
+
+async def test_replicas_of_both_families_are_joined_and_checked_by_the_name_in_the_settings(tmp_path: Path) -> None:
+    ours = Authority(tmp_path, "ours")  # for the name localhost
+    client = replace(ours.issue("client"), server_name="localhost")
+    async with two_replicas(ours.issue("server"), "127.0.0.1", "::1") as (_, target):
+        assert target.startswith("ipv6:[::ffff:127.0.0.1]:")
+        assert await answers(target, client) == {1, 2}
+        assert await asyncio.to_thread(answers_to_a_client, target, client) == {1, 2}
+        with pytest.raises(ValueError, match=r"set security\.tls\.server_name"):
+            connect(target, tls=ours.issue("nameless"))
+
+
+async def test_a_joint_target_does_not_weaken_the_check_of_the_name(tmp_path: Path) -> None:
+    ours = Authority(tmp_path, "ours")
+    async with two_replicas(ours.issue("server"), "127.0.0.1", "127.0.0.1") as (_, target):
+        for client in (ours.issue("client"), replace(ours.issue("other"), server_name="elsewhere")):
+            async with connect(target, tls=client) as channel:
+                stub = preference_pb2_grpc.PreferenceServiceStub(channel)
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await stub.GetStats(preference_pb2.GetStatsRequest(), timeout=5)
+                assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

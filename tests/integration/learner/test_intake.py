@@ -298,6 +298,7 @@ async def test_what_a_replaced_reward_model_scored_does_as_the_run_says(
 async def test_after_the_last_step_the_rest_is_dropped_and_counted(queue: Callable[..., WorkQueue], intake: Open) -> None:
     await queue("test").put(work(5))
     async with intake() as taking:
+        await taking.receive()
         assert await taking.discard("run_finished") == 5
         assert await dropped(queue) == {"run_finished": 5}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,15 @@ from tests.integration.learner.harness import Learner, a_generator, recorded
 from tests.integration.queue.servers import Server
 from tests.support.run import until
 
+from honed.learner.episodes import Vocabulary
+from honed.learner.intake import Intake, IntakeSettings
 from honed.learner.journal import read_pushes, read_updates
+from honed.learner.main import LearnerProcess
+from honed.learner.status import LearnerStatus
+from honed.learner.trained import TrainedIds
 from honed.queue.connection import RedisLink
 from honed.queue.embedded import free_port
+from honed.queue.holding import holding
 from honed.queue.keys import SCORED, RunKeys
 from honed.queue.members import GENERATION, Member, Members, registered
 from honed.queue.progress import LearnerProgress, ProgressBoard
@@ -70,3 +77,57 @@ async def test_it_pushes_to_who_is_registered_streams_what_it_does_and_stops_at_
     assert [push.committed for push in read_pushes(home)] == [1, 1]
     consumers = await link.redis.xinfo_consumers(keys.stream(SCORED), "workers")
     assert [row["name"] for row in consumers if row["name"].startswith(b"learner")] == [], "it has left the queue"
+
+
+def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
+    """Bytes and time of the last change of every file."""
+    return {str(p.relative_to(directory)): (p.read_bytes(), p.stat().st_mtime_ns) for p in directory.rglob("*") if p.is_file()}
+
+
+async def test_a_second_process_on_the_same_directory_ends_with_the_name_of_the_first_and_changes_no_file(
+    link: RedisLink, redis_server: Server, tmp_path: Path
+) -> None:
+    """M2. Whether it has the same Redis makes no difference: the directory is locked before anything else."""
+    keys = RunKeys("twice")
+    async with a_generator() as (_, address):
+        learner = Learner(tmp_path, "twice", redis_server.url, [address], batch=BATCH, steps=None)
+        home = learner.place.learner
+        async with learner.process() as first:
+            await WorkQueue(link, keys, SCORED, "recorder").put(list(recorded(BATCH, BATCH)))
+            await learner.checkpointed(1, first)
+            await until(lambda: len(read_pushes(home)) == 1, 30, "it has done what there is to do", every_s=0.1)
+            before = contents(learner.settings.directory)
+            learner.log = tmp_path / "second.log"
+            async with learner.process() as second:
+                assert await asyncio.wait_for(second.wait(), 90) == 1
+            assert contents(learner.settings.directory) == before
+            assert first.returncode is None
+            said = learner.log.read_text()
+            assert f"{home} is in use by another learner" in said
+            assert f'"pid": {first.pid}' in said.replace("\\", "")
+            learner.log = tmp_path / "first.log"
+            await WorkQueue(link, keys, SCORED, "recorder").put(list(recorded(2 * BATCH, BATCH))[BATCH:])
+            await learner.checkpointed(2, first)
+
+
+async def test_entries_of_any_number_of_earlier_learners_are_taken_up_in_the_order_of_the_stream(
+    link: RedisLink, redis_server: Server, tmp_path: Path
+) -> None:
+    """L2: an exact replay needs the order, also where a lease was lost and won in between."""
+    learners = 70
+    learner = Learner(tmp_path, "heirs", redis_server.url, ["127.0.0.1:1"], batch=BATCH)
+    keys, messages = RunKeys("heirs"), list(recorded(learners, BATCH))
+    await WorkQueue(link, keys, SCORED, "recorder").put(messages)
+    fences = list(range(1, learners + 1))
+    random.Random(0).shuffle(fences)
+    for fence in fences:
+        await WorkQueue(link, keys, SCORED, f"learner-{fence}").take(1)
+    found = await LearnerProcess(learner.settings, link, LearnerStatus(), asyncio.Event())._predecessors("learner-71")
+    assert found == [f"learner-{fence}" for fence in range(1, learners + 1)]
+    own = WorkQueue(link, keys, SCORED, "learner-71")
+    async with holding(own) as held, asyncio.timeout(60):
+        intake = Intake(own, held, Vocabulary(258), IntakeSettings(max_staleness=learners), TrainedIds("small"))
+        await intake.take_over(found)
+        batch = await intake.collect(learners, 0)
+        await intake.close()
+    assert [each.rollout_id for each in batch] == [message.id for message in messages]

@@ -209,7 +209,7 @@ async def test_a_service_is_ready_when_it_says_so_and_no_sooner(launcher: Proces
 
 
 async def test_a_service_that_is_not_ready_in_time_is_named(launcher: ProcessLauncher) -> None:
-    with pytest.raises(Unavailable, match=r"one was not ready within 0\.5 s; the end of .*one\.log:"):
+    with pytest.raises(DeadlineExceeded, match=r"one was not ready within 0\.5 s; the end of .*one\.log:"):
         await launcher.start(spec("one", SLEEP, ready=asyncio.Event().wait), 0.5)
 
 

@@ -6,13 +6,14 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import sqlite3
 from pathlib import Path
 
 import pytest
 import yaml
 
-from honed.conductor.endpoints import replica_section
+from honed.conductor.endpoints import joint_target, replica_section
 from honed.conductor.local import local_run
 from honed.conductor.processes import Processes
 from honed.config import RunSettings
@@ -121,6 +122,40 @@ async def test_replicas_are_announced_as_one_target(tmp_path: Path) -> None:
     assert endpoints["generation"] == run.fleet.target("generation") == effective["generation"]["address"]
     assert endpoints["reward"].count(",") == 1
     assert "," not in endpoints["learner"]
+
+
+@pytest.mark.parametrize(
+    ("section", "tls", "reason"),
+    [
+        ({"address": "honed.example:4100"}, {}, "generation.address is honed.example:4100, which is one address for 2"),
+        ({"host": "localhost"}, {"tls": {"authority": "a", "certificate": "b", "key": "c"}}, "set security.tls.server_name"),
+        ({"host": "no-such-host.invalid"}, {}, "cannot be the host of 2 processes"),
+    ],
+)
+def test_replicas_whose_addresses_cannot_be_joined_are_refused_with_what_to_set(
+    section: dict[str, str], tls: dict[str, dict[str, str]], reason: str
+) -> None:
+    found = RunSettings.model_validate({"generation": {**section, "port": 4100, "control_port": 4101}, "security": tls})
+    one, two = found.generation, found.generation.model_copy(update={"address": None, "port": 4200, "replica": 1})
+    with pytest.raises(FailedPrecondition, match=re.escape(reason)):
+        joint_target("generation", [one, two], found.security.tls)
+    assert joint_target("generation", [one], found.security.tls) == one.target
+
+
+def test_names_are_joined_where_a_name_of_the_certificates_is_set() -> None:
+    tls = {"authority": "a", "certificate": "b", "key": "c", "server_name": "honed.internal"}
+    found = RunSettings.model_validate({"generation": {"host": "localhost", "port": 4100}, "security": {"tls": tls}})
+    other = found.generation.model_copy(update={"port": 4200})
+    target = joint_target("generation", [found.generation, other], found.security.tls)
+    assert target == "ipv4:127.0.0.1:4100,127.0.0.1:4200"
+
+
+async def test_a_run_on_an_ipv6_address_is_announced_as_such(tmp_path: Path) -> None:
+    tree = {"directory": str(tmp_path / "run"), "generation": {"host": "::1", "replicas": 2}, "reward": {"host": "::1"}}
+    async with local_run(RunSettings.model_validate(tree)):
+        endpoints = json.loads((tmp_path / "run" / "endpoints.json").read_text())
+    assert endpoints["generation"].startswith("ipv6:[::1]:")
+    assert endpoints["reward"].startswith("[::1]:")
 
 
 def test_each_replica_has_ports_and_a_number_of_its_own(tmp_path: Path) -> None:

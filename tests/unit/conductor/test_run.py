@@ -53,8 +53,9 @@ class FakeFleet:
     def target(self, service: str) -> str:
         return self.preference
 
-    async def scale(self, service: str, replicas: int) -> None:
+    async def scale(self, service: str, replicas: int) -> list[str]:
         self.ended.append(service)
+        return []
 
     def states(self) -> list[ProcessState]:
         return [self.learner]

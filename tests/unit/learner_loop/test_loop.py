@@ -526,6 +526,26 @@ async def test_a_roll_back_to_a_checkpoint_is_exact_and_abandons_what_came_after
     assert [r for r in ids(range(12)) if r in world.intake.trained] == ids(range(8))
 
 
+async def test_rollouts_that_arrive_with_the_roll_back_of_a_finished_run_train(world: World) -> None:
+    """They were admitted for the updates to come, and the learner already waited for entries to drop."""
+    learner = await world.start()
+    world.intake.arrival = asyncio.Event()
+    running = asyncio.ensure_future(learner.loop.run())
+    async with asyncio.timeout(60):
+        await world.intake.discarding.wait()
+        history = learner.loop._history
+        await learner.loop.roll_back(lambda: history.of_step(2))
+        assert learner.status.state == learner_pb2.LEARNER_STATE_WAITING
+        world.intake.batches = batches(1, fence=2, start=9)
+        world.intake.arrival.set()
+        while not learner.status.finished:
+            await asyncio.sleep(0.001)
+        learner.stopping.set()
+        await running
+    assert world.intake.dropped == []
+    assert read_updates(world.home)[-1].rollout_ids == ids(range(36, 40))
+
+
 async def test_a_roll_back_beyond_the_checkpoints_takes_the_weights_of_the_version(world: World) -> None:
     world.steps, world.intake.batches = 5, batches(5)
     learner = await world.start()

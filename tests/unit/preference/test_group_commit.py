@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from tests.support.judgements import pair
@@ -129,6 +130,25 @@ async def test_what_waits_is_bounded_by_its_bytes_too(commits: Commits) -> None:
         await asyncio.sleep(0)
         commits.gate.set()
         await asyncio.gather(*tasks, patient)
+    assert sorted(key for group in commits.groups for key in group) == ["1", "2", "3", "5"]
+
+
+async def test_by_default_no_more_than_128_mib_wait(commits: Commits) -> None:
+    """M16: 1,024 submissions of up to 64 MiB each would be 64 GiB."""
+    large = bytes(60 << 20)  # one buffer for all of them
+    async with asyncio.timeout(30), GroupCommit(commits) as writer:
+        tasks = [
+            asyncio.create_task(writer.submit([replace(row(key), content=large)], wait_for_room=False))
+            for key in ("1", "2", "3")
+        ]
+        await commits.begun.wait()
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match=f"2 judgements of {2 * len(large)} bytes wait"):
+            await writer.submit([replace(row("4"), content=large)], wait_for_room=False)
+        small = asyncio.create_task(writer.submit([row("5")], wait_for_room=False))
+        await asyncio.sleep(0)
+        commits.gate.set()
+        await asyncio.gather(*tasks, small)
     assert sorted(key for group in commits.groups for key in group) == ["1", "2", "3", "5"]
 
 
