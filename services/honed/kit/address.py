@@ -28,7 +28,8 @@ def resolved(host: str) -> tuple[socket.AddressFamily, str]:
     """
     found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
     family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    return family, str(address[0])
+    scope = address[3] if len(address) == 4 else 0
+    return family, f"{address[0]}%{scope}" if scope and "%" not in str(address[0]) else str(address[0])
 
 
 def is_ip(host: str) -> bool:

@@ -83,7 +83,7 @@ async def test_a_repeated_start_waits_for_the_first_one_and_starts_nothing(launc
         await ready.wait()
 
     late = spec("one", SLEEP, ready=wait)
-    with pytest.raises(Unavailable, match="not ready within"):
+    with pytest.raises(DeadlineExceeded, match="not ready within"):
         await launcher.start(late, 0.3)
     pid = process(launcher, "one").pid
     assert process(launcher, "one").alarm == "one was not ready within 0.3 s"

@@ -110,9 +110,8 @@ async def test_a_newcomer_that_does_not_come_in_time_is_named_and_the_same_call_
 ) -> None:
     monkeypatch.setattr(module, "REGISTERED_TIMEOUT_S", 0.05)
     world.launcher.late = {"reward-1"}
-    with pytest.raises(BaseExceptionGroup) as raised:  # the interceptor answers with the first of the group
+    with pytest.raises(DeadlineExceeded, match="reward-1 was not ready within"):
         await world.scale(2)
-    assert raised.group_contains(DeadlineExceeded, match="reward-1 was not ready within")
     newcomer = world.fleet.address("reward-1")
     with pytest.raises(DeadlineExceeded, match=f"reward at {newcomer} is started, but has not registered as ready"):
         await world.scale(2)

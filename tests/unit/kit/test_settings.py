@@ -168,4 +168,4 @@ def test_reading_a_run_file_loads_the_sections_of_the_rooms_and_nothing_else_of_
     assert not loaded & {"torch", "transformers", "vllm", "redis", "sqlalchemy", "fsspec", "grpc"}
     inner = {name for name in loaded if name.startswith("honed.") and name.count(".") > 1}
     assert inner
-    assert {name.rpartition(".")[2] for name in inner} == {"settings"}
+    assert {name.rpartition(".")[2] for name in inner} == {"settings", "address"}

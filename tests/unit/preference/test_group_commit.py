@@ -137,11 +137,13 @@ async def test_by_default_no_more_than_128_mib_wait(commits: Commits) -> None:
     """M16: 1,024 submissions of up to 64 MiB each would be 64 GiB."""
     large = bytes(60 << 20)  # one buffer for all of them
     async with asyncio.timeout(30), GroupCommit(commits) as writer:
-        tasks = [
-            asyncio.create_task(writer.submit([replace(row(key), content=large)], wait_for_room=False))
-            for key in ("1", "2", "3")
-        ]
-        await commits.begun.wait()
+
+        def submit(key: str) -> asyncio.Task[list[Outcome]]:
+            return asyncio.create_task(writer.submit([replace(row(key), content=large)], wait_for_room=False))
+
+        tasks = [submit("1")]
+        await commits.begun.wait()  # it is being written, and waits no more
+        tasks += [submit("2"), submit("3")]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match=f"2 judgements of {2 * len(large)} bytes wait"):
             await writer.submit([replace(row("4"), content=large)], wait_for_room=False)
