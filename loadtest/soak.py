@@ -4,8 +4,10 @@
     python -m loadtest.soak --minutes 5          the same faults closer together
 
 `honed up` trains without end on a tiny random model, with two generation replicas, beside a steady 5 requests a second of the
-standard client. Its directory is a file system of its own (a tmpfs, which needs root) so that the disk can be full; without
-root that one fault is left out and the result says so. The last line is one JSON object; exit status 1: a bar was missed.
+standard client. Killed are the processes that `honed up` started, grandchildren among them; not `honed up` itself, whose end is
+the end of all that it started. The directory is a file system of its own (a tmpfs, which needs root) so that the disk can be
+full; without root that one fault is left out and the result says so. The last line is one JSON object; exit status 1: a bar
+was missed.
 """
 
 from __future__ import annotations
