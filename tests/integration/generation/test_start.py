@@ -12,7 +12,8 @@ import pytest
 from tests.support.run import run_tree, settings_of
 from tests.support.tiny import make_canaries, publish_version
 
-from honed.artifacts import PolicyStore, VersionId
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.version import VersionId
 from honed.conductor.probes import check
 from honed.generation import main
 from honed.queue.embedded import free_port

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 from tests.unit.learner.samples import VOCABULARY, make_trainer
-from tests.unit.reward.support import CODEC, FakeScorer
+from tests.unit.reward.support import TOKENIZER, FakeScorer
 
-from honed.artifacts import VersionId
+from honed.artifacts.version import VersionId
 from honed.learner.episodes import Vocabulary
 from honed.learner.intake import Intake, IntakeSettings
 from honed.learner.kl import FixedKL
@@ -46,14 +46,14 @@ async def test_the_price_of_a_missing_token_is_what_the_learner_trains_on_and_fi
 ) -> None:
     """M10: with scores around -12 a price of -1 would become the best reward of all, if it were normalised with them."""
     scorer = FakeScorer(value=lambda text: -10.0 - text.count("!"))
-    reward = WeightedSum([Term(scorer, 1.0)], Truncation.of_text(".", 0, -1.0, CODEC))
+    reward = WeightedSum([Term(scorer, 1.0)], Truncation.of_text(".", 0, -1.0, TOKENIZER))
     await WorkQueue(link, keys, ROLLOUTS, "generation").put(
         [rollout(number, text) for number, text in enumerate(["!.", "!!.!!", "!!!", "!!!!.", "!"])]
     )
     stopping, batcher = asyncio.Event(), DynamicBatcher(lambda: reward, BatchSettings(64, 0.001, 128))
     own = WorkQueue(link, keys, SCORED, "learner-1")
     async with asyncio.timeout(60), batcher.running(), holding(own) as hold:
-        worker = ScoringWorker(WorkQueue(link, keys, ROLLOUTS, "w"), batcher, CODEC, group_size=16)
+        worker = ScoringWorker(WorkQueue(link, keys, ROLLOUTS, "w"), batcher, TOKENIZER, group_size=16)
         working = asyncio.ensure_future(worker.run(stopping))
         intake = Intake(own, hold, Vocabulary(VOCABULARY), IntakeSettings(max_staleness=0), TrainedIds("r"))
         episodes = [held.episode for held in await intake.collect(5, 0)]
