@@ -28,7 +28,7 @@ async def test_while_the_model_is_fetched_the_process_is_alive_and_asks_a_push_t
     tree = run_tree(tmp_path, generation=ports, queue={"url": "redis://127.0.0.1:1/0"})
     settings = settings_of({**tree, "security": {"authentication": False}})
     store, model = PolicyStore(settings.policy_url, settings.run), tmp_path / "model"
-    publish_version(store, model, VersionId(0, 0), canaries=make_canaries(model))
+    manifest = publish_version(store, model, VersionId(0, 0), canaries=make_canaries(model))
     fetching, arrived, fetch = threading.Event(), threading.Event(), PolicyStore.fetch
 
     def slow(self: PolicyStore, *arguments: Any, **options: Any) -> Path:
@@ -46,7 +46,8 @@ async def test_while_the_model_is_fetched_the_process_is_alive_and_asks_a_push_t
             stub = generation_pb2_grpc.GenerationControlServiceStub(channel)
             version = common_pb2.PolicyVersion(run=settings.run, fence=0, step=0)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await stub.PrepareVersion(generation_pb2.PrepareVersionRequest(version=version), timeout=5)
+                request = generation_pb2.PrepareVersionRequest(version=version, manifest_sha256=manifest.digest)
+                await stub.PrepareVersion(request, timeout=5)
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
     finally:
         generator.cancel()
