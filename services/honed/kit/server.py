@@ -176,7 +176,8 @@ class Server:
         await asyncio.gather(*(server.stop(self.options.drain_s) for server in self._servers))
 
     async def close(self) -> None:
-        """Closes the health port, the last of all: a supervisor may ask to the end."""
+        """Closes what is still open at once, the health port last of all: a supervisor may ask to the end."""
+        await asyncio.gather(*(server.stop(None) for server in self._servers))  # after `drain` there is nothing left
         await self.health.close()
         if self._prober is not None:
             await self._prober.stop(1.0)
