@@ -45,8 +45,8 @@ async def test_while_the_model_is_fetched_the_process_is_alive_and_asks_a_push_t
         async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['control_port']}") as channel:
             stub = generation_pb2_grpc.GenerationControlServiceStub(channel)
             version = common_pb2.PolicyVersion(run=settings.run, fence=0, step=0)
+            request = generation_pb2.PrepareVersionRequest(version=version, manifest_sha256=manifest.digest)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                request = generation_pb2.PrepareVersionRequest(version=version, manifest_sha256=manifest.digest)
                 await stub.PrepareVersion(request, timeout=5)
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
     finally:
