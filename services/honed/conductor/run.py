@@ -26,6 +26,7 @@ from honed.conductor.online import OnlineLoop
 from honed.conductor.prompt_file import check_prompts
 from honed.conductor.state import PHASE_NAMES, RunState
 from honed.config import RunSettings
+from honed.kit.aio import raise_if_cancelled
 from honed.kit.errors import FailedPrecondition, Unavailable, may_pass, root_cause
 from honed.kit.progress import JobProgress, read_progress
 from honed.runtime import internal_channel
@@ -116,6 +117,7 @@ class Run:
                     await self._supervised(self._train_on())
                     stuck_at = None
             except Exception as error:  # whatever it is, serving goes on
+                raise_if_cancelled()
                 if self._end_on_failure:
                     raise
                 logger.exception("training after a roll-back has failed", extra={"reason": _described(root_cause(error))})
@@ -202,6 +204,7 @@ class Run:
             try:
                 await step()
             except Exception as error:
+                raise_if_cancelled()
                 if self._end_on_failure or not may_pass(error):
                     raise
                 reason = _described(root_cause(error))

@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError
 
 from honed.generation.backoff import Backoff
 from honed.generation.frontend import SamplingFrontend
-from honed.kit.aio import unless
+from honed.kit.aio import raise_if_cancelled, unless
 from honed.kit.errors import DeadlineExceeded, HonedError, InvalidArgument, Overloaded, Unavailable, root_cause
 from honed.queue.holding import Holding, holding
 from honed.queue.keys import ROLLOUTS
@@ -101,6 +101,7 @@ class RolloutWorker:
                 await unless(stopping, self._check_identity())
                 await self._work_until(stopping)
             except Exception as error:  # serving must not end because training cannot go on
+                raise_if_cancelled()
                 cause = root_cause(error)
                 self.state = f"{type(cause).__name__}: {cause}"
                 pause_s = self._backoff.failed()

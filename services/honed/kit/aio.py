@@ -1,4 +1,4 @@
-"""Two things at once: waiting for the first of them, and work beside a block."""
+"""Two things at once: waiting for the first of them, work beside a block, and the end of both."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ async def unless(stopping: asyncio.Event, work: Coroutine[Any, Any, Result]) -> 
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+def raise_if_cancelled() -> None:
+    """For loops that go on after any error: raises CancelledError if this task has been cancelled.
+
+    A task group that is cancelled while a task in it fails raises the group of errors, and the cancellation is gone (Python
+    3.11 and 3.12). Who catches that error would go on for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 @contextlib.asynccontextmanager

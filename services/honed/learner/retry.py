@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from honed.kit.aio import raise_if_cancelled
 from honed.kit.errors import Overloaded, Unavailable
 from honed.learner.checkpoint_files import is_full
 from honed.learner.status import LearnerStatus
@@ -46,6 +47,7 @@ class Retry:
             try:
                 await work()
             except Exception as error:
+                raise_if_cancelled()
                 if not is_passing(error):
                     raise
                 logger.warning("trying again", extra={"what": what, "reason": str(error), "pause_s": pause_s})

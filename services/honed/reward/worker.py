@@ -19,7 +19,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from honed.kit.aio import unless
+from honed.kit.aio import raise_if_cancelled, unless
 from honed.kit.errors import HonedError, root_cause
 from honed.queue.holding import Holding, holding
 from honed.queue.keys import SCORED
@@ -81,6 +81,7 @@ class ScoringWorker:
             try:
                 await self._work(stopping)
             except Exception as error:
+                raise_if_cancelled()
                 cause = root_cause(error)
                 if not isinstance(cause, HonedError):
                     raise

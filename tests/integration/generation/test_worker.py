@@ -143,6 +143,25 @@ async def test_applications_that_fill_the_engine_leave_no_dead_letter_and_traini
     assert (stats.dead, stats.depth) == (0, 0)
 
 
+async def test_a_worker_whose_work_fails_while_it_is_cancelled_ends(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's death does both at once. A worker that went on kept a process without an engine alive."""
+    worker, begun = RolloutWorker(rig.frontend, rig.queue("w"), rig.check, backoff=Backoff(0.02, 0.1)), asyncio.Event()
+
+    async def dies(stopping: asyncio.Event) -> None:
+        begun.set()
+        try:
+            await stopping.wait()
+        except asyncio.CancelledError:
+            raise ExceptionGroup("of a task group", [Unavailable("the engine died")]) from None
+
+    monkeypatch.setattr(worker, "_work_until", dies)
+    running = asyncio.create_task(worker.run(asyncio.Event()))
+    await begun.wait()
+    running.cancel()
+    await asyncio.wait([running], timeout=5)
+    assert running.cancelled()
+
+
 @pytest.mark.parametrize("fault", [Overloaded("full"), Unavailable("the engine restarts")])
 async def test_what_the_engine_refuses_for_now_costs_no_delivery(rig: Rig, fault: Exception) -> None:
     rig.engine.fault = fault

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from honed.kit.aio import background
+from honed.kit.aio import background, raise_if_cancelled
 
 
 async def for_ever() -> None:
@@ -49,3 +49,41 @@ async def test_a_cancelled_block_stays_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def fails_when_it_is_cancelled() -> None:
+    try:
+        await for_ever()
+    except asyncio.CancelledError:
+        raise ConnectionError("the engine is dead") from None
+
+
+async def test_a_loop_that_goes_on_after_any_error_ends_when_it_is_cancelled_all_the_same() -> None:
+    """The group of errors takes the place of the cancellation: without the check the loop would begin anew."""
+    begun = asyncio.Event()
+
+    async def loop() -> None:
+        while True:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(fails_when_it_is_cancelled())
+                    begun.set()
+                    await for_ever()
+            except Exception:
+                raise_if_cancelled()
+
+    task = asyncio.create_task(loop())
+    await begun.wait()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=5)
+    assert task.cancelled()
+
+
+async def test_an_error_by_itself_is_no_cancellation() -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(-1, result=None))
+            raise KeyError("mine")
+    except* KeyError:
+        raise_if_cancelled()
