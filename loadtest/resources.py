@@ -63,6 +63,21 @@ class Sample:
     usage: Usage
 
 
+@dataclass(frozen=True)
+class Growth:
+    """How a service's last third compares with its middle third, in means.
+
+    Attributes:
+        memory: ratio.
+        files: ratio of open files.
+        more_files: their difference.
+    """
+
+    memory: float
+    files: float
+    more_files: float
+
+
 @dataclass
 class ResourceLog:
     """Samples of usage by the name of a service, to tell whether it is flat."""
@@ -73,8 +88,8 @@ class ResourceLog:
         """Notes what a service holds now."""
         self.samples.setdefault(name, []).append(Sample(time.monotonic(), pid, usage))
 
-    def growth(self) -> Mapping[str, tuple[float, float]]:
-        """For each service the growth of memory and of open files: mean of the last third over that of the middle third.
+    def growth(self) -> Mapping[str, Growth]:
+        """The growth of each service.
 
         A process counts when it has been seen for `SETTLED_S`: one that was just started again is small for a while.
         """
@@ -88,7 +103,7 @@ class ResourceLog:
                 file.writelines(f"{name},{r.at_s:.1f},{r.pid},{r.usage.memory},{r.usage.files}\n" for r in rows)
 
 
-def _growth(rows: Sequence[Sample]) -> tuple[float, float] | None:
+def _growth(rows: Sequence[Sample]) -> Growth | None:
     first_seen: dict[int, float] = {}
     for row in rows:
         first_seen.setdefault(row.pid, row.at_s)
@@ -99,11 +114,9 @@ def _growth(rows: Sequence[Sample]) -> tuple[float, float] | None:
     last = [row.usage for row in settled if row.at_s >= start + 2 * third]
     if not middle or not last:
         return None
-    memory, files = (
-        fmean(getattr(usage, name) for usage in last) / max(1.0, fmean(getattr(usage, name) for usage in middle))
-        for name in ("memory", "files")
-    )
-    return memory, files
+    memory, memory_before = (fmean(usage.memory for usage in part) for part in (last, middle))
+    files, files_before = (fmean(usage.files for usage in part) for part in (last, middle))
+    return Growth(memory / max(1.0, memory_before), files / max(1.0, files_before), files - files_before)
 
 
 def _parent(entry: Path) -> int | None:

@@ -42,7 +42,7 @@ REQUEST_TIMEOUT_S = 60.0
 SAMPLE_EVERY_S = 5.0
 QUIET_S = 90.0
 FAULT_TIMEOUT_S = 120.0
-ANSWERED_BAR, GROWTH_BAR = 0.99, 1.05
+ANSWERED_BAR, GROWTH_BAR, FILES_BAR = 0.99, 1.05, 2.0
 DISK_MIB = 3072
 
 
@@ -203,8 +203,9 @@ async def _figures(
         "answered_share": answers.share,
         "failed": dict(answers.failed),
         "slowest_answer_s": report.rounded(answers.slowest_s),
-        "growth_memory": {name: report.rounded(memory) for name, (memory, _) in growth.items()},
-        "growth_files": {name: report.rounded(files) for name, (_, files) in growth.items()},
+        "growth_memory": {name: report.rounded(grown.memory) for name, grown in growth.items()},
+        "growth_files": {name: report.rounded(grown.files) for name, grown in growth.items()},
+        "more_files": {name: report.rounded(grown.more_files) for name, grown in growth.items()},
         "poisoned": injected,
         "batches_skipped": status.batches_skipped if status else -1,
         "rollouts_undone": status.rollouts_undone if status else -1,
@@ -229,9 +230,11 @@ def unaccounted(accounts: dict[str, int], injected: int) -> int:
 
 
 def _missed(figures: dict[str, Any]) -> list[str]:
-    grown = [f"{kind} of {name} grew to {value:g} of the middle third"
-             for kind, key in (("memory", "growth_memory"), ("open files", "growth_files"))
-             for name, value in figures[key].items() if value > GROWTH_BAR]  # fmt: skip
+    memory = [(name, value) for name, value in figures["growth_memory"].items() if value > GROWTH_BAR]
+    # A connection more or less is chance where there are twenty.
+    files = [(n, v) for n, v in figures["growth_files"].items() if v > GROWTH_BAR and figures["more_files"][n] >= FILES_BAR]
+    grown = [f"memory of {name} grew to {value:g} of the middle third" for name, value in memory]
+    grown += [f"open files of {name} grew to {value:g} of the middle third" for name, value in files]
     bars = [
         (figures["rollouts_trained_twice"] == 0, "rollouts trained twice"),
         (figures["updates_in_order"], "updates are missing or out of order"),
