@@ -93,7 +93,7 @@ def make_engine(kind: str, initial: InitialVersion) -> GenerationEngine:
     if kind == "vllm":
         from honed.generation.vllm.engine import VLLMEngine, VLLMSettings
 
-        return VLLMEngine(initial, VLLMSettings(max_num_seqs=MAX_BATCH), gate=gate)
+        return VLLMEngine(initial, VLLMSettings(max_num_seqs=MAX_BATCH, max_model_len=512, max_batched_tokens=64), gate=gate)
     from honed.generation.hf.engine import TransformersEngine, TransformersSettings
 
     return TransformersEngine(initial, TransformersSettings(max_batch=MAX_BATCH), gate=gate)

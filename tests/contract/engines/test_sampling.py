@@ -207,6 +207,15 @@ async def test_what_does_not_fit_is_refused_by_name(lab: Lab, prompt: list[int],
         await anext(lab.engine.generate(lab.request(prompt, sampling)))
 
 
+async def test_seeded_requests_whose_prompts_do_not_fit_into_one_step_together_are_served(lab: Lab) -> None:
+    """vLLM read some of them in pieces, and died: torch's generators on CPUs cannot take a draw back."""
+    prompts = [[5 + number] + [6, 7, 8] * 100 for number in range(12)]
+    sampling = Sampling(4, seed=7, fixed_length=True)
+    chunks = await asyncio.gather(*(complete(lab, sampling, prompt) for prompt in prompts))
+    assert [len(chunk.token_ids) for chunk in chunks] == [4] * len(prompts)
+    assert (await complete(lab, sampling, prompts[3])).token_ids == chunks[3].token_ids
+
+
 async def test_a_prompt_that_just_fits_is_served(lab: Lab) -> None:
     chunk = await complete(lab, Sampling(4, fixed_length=True), [5] * 508)
     assert len(chunk.token_ids) == 4

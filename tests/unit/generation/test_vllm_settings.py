@@ -69,6 +69,8 @@ def test_each_setting_that_a_cpu_has_reaches_vllm_there(monkeypatch: pytest.Monk
     settings = made()._settings
     arguments = engine_arguments(VLLMSettings(kv_cache_gib=settings.kv_cache_gib), Path("/m"), cpu=True)
     assert arguments["kv_cache_memory_bytes"] == 2 << 30
+    whole = engine_arguments(VLLMSettings(max_model_len=4096, max_num_seqs=8), Path("/m"), cpu=True)
+    assert (whole["enable_chunked_prefill"], whole["max_num_batched_tokens"]) == (False, 4104)
     assert "gpu_memory_utilization" not in arguments
     for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.delenv(name, raising=False)

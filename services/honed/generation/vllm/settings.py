@@ -90,10 +90,23 @@ def engine_arguments(settings: VLLMSettings, directory: Path, *, cpu: bool) -> d
     return {
         **arguments,
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * (1 << 30)),
+        **_whole_prompts(settings),
         # In the engine's own process. vLLM's default on CPUs is one more process, which costs a hop on each step and exists to
         # bind threads to cores, which honed does not.
         "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
     }
+
+
+def _whole_prompts(settings: VLLMSettings) -> dict[str, Any]:
+    """Has a step read any prompt as a whole, beside a token of each other request.
+
+    Where a prompt is read in pieces, vLLM takes back what each piece drew from its request's generator, and torch's generators
+    on CPUs cannot go back: one seeded request among many ended the engine.
+    """
+    if settings.max_model_len is None:  # not the product's: it always says how long
+        return {}
+    room = settings.max_model_len + settings.max_num_seqs
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(settings.max_batched_tokens, room)}
 
 
 def vllm_version() -> str:
