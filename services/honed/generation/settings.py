@@ -23,7 +23,7 @@ class GenerationSettings(ReplicatedSettings):
     max_samples: Positive = Field(16, description="Cap on n of a request.")
     max_queued: Positive = Field(512, description="Samples in flight at most; beyond is RESOURCE_EXHAUSTED.")
     application_share: Share = Field(
-        0.9, description="Of the engine and of its queue, what applications have when they need it; training has the rest."
+        0.95, description="Of the engine and of its queue, what applications have when they need it; training has the rest."
     )
     max_num_seqs: Positive = Field(64, description="Samples that the engine runs at once.")
     kv_cache_gib: Rate = Field(2.0, description="KV cache on a machine without a GPU.")

@@ -73,7 +73,7 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
         ("reward: {scorers: [{name: a, kind: function, source: f, weight: 0}]}", "every weight is 0"),
         ("reward: {truncate: {token_text: '.', not_before: 256}}", r"truncate\.not_before: position 256 is behind every"),
         ("reward: {truncate: {token_text: ''}}", r"token_text: String should have at least 1 character"),
-        ("generation: {max_queued: 23}", r"generation\.max_queued: 23 leave applications room for 15 samples .* at least 24"),
+        ("generation: {max_queued: 19}", r"generation\.max_queued: 19 leave applications room for 15 samples .* at least 20"),
         ("generation: {application_share: 0, max_queued: 64}", r"generation\.max_queued: 64 leave applications room for 0"),
         ("generation: {replicas: 0}", r"generation\.replicas: Input should be greater than 0"),
         ("conductor: {samples_per_prompt: 8, max_in_flight: 4}", r"conductor\.max_in_flight must be at least"),
