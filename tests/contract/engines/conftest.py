@@ -87,13 +87,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [make_tiny_model(root / str(seed), seed) for seed in range(3)]
 
 
-def make_engine(kind: str, initial: InitialVersion) -> GenerationEngine:
+def make_engine(kind: str, initial: InitialVersion, max_model_len: int | None = None) -> GenerationEngine:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     gate = RequestGate(MAX_IN_FLIGHT, MAX_IN_FLIGHT + 1, application_share=1.0)
     if kind == "vllm":
         from honed.generation.vllm.engine import VLLMEngine, VLLMSettings
 
-        return VLLMEngine(initial, VLLMSettings(max_num_seqs=MAX_BATCH, max_model_len=512, max_batched_tokens=64), gate=gate)
+        settings = VLLMSettings(max_num_seqs=MAX_BATCH, max_model_len=max_model_len)
+        return VLLMEngine(initial, settings, gate=gate)
     from honed.generation.hf.engine import TransformersEngine, TransformersSettings
 
     return TransformersEngine(initial, TransformersSettings(max_batch=MAX_BATCH), gate=gate)
@@ -109,7 +110,7 @@ async def lab(
     store = PolicyStore(root / "store", "test")
     first = VersionId(1, 0)
     publish_version(store, models[0], first)
-    engine = make_engine(request.param, InitialVersion(first, store.fetch(first, root / "cache")))
+    engine = make_engine(request.param, InitialVersion(first, store.fetch(first, root / "cache")), 512)
     await engine.start()
     yield Lab(engine, store, root, models)
     await engine.close()
