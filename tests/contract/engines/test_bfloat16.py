@@ -126,15 +126,23 @@ async def test_the_weights_of_the_version_before_are_refused_under_a_new_name(la
 
 
 async def test_a_prepare_that_is_given_up_or_fails_leaves_nothing_behind(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, staging = lab.engine._vllm.stage, asyncio.Event()  # type: ignore[attr-defined]
+
+    async def without_end(ticket: int, directory: Path, files: Any) -> None:
+        staging.set()
+        await stage(ticket, directory, files)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(lab.engine._vllm, "stage", without_end)  # type: ignore[attr-defined]
     version, directory = lab.publish(1)
     preparing = asyncio.create_task(lab.engine.prepare(version, directory))
-    await asyncio.sleep(0.02)
+    await staging.wait()
     preparing.cancel()
     await asyncio.wait([preparing])
+    monkeypatch.undo()
     with pytest.raises(FailedPrecondition, match="not prepared"):
         await lab.engine.commit(version)
     version, directory = lab.publish(1)
-    stage = lab.engine._vllm.stage  # type: ignore[attr-defined]
 
     async def from_elsewhere(ticket: int, directory: Path, files: Any) -> None:
         await stage(ticket, directory / "nowhere", files)
