@@ -16,6 +16,7 @@ import grpc
 
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
+from loadtest.resources import descendants, usage
 
 if TYPE_CHECKING:
     from loadtest.serving import Setup
@@ -50,6 +51,10 @@ class Generator:
     def channel(self, *, control: bool = False) -> grpc.aio.Channel:
         """A channel to its public or its control port."""
         return connect(self._ready["control" if control else "target"], self._token)
+
+    def memory(self) -> int:
+        """Bytes that the process and its engine hold for themselves."""
+        return usage(descendants(self._process.pid)).memory
 
     async def command(self, do: str, **fields: Any) -> dict[str, Any]:
         """Has the process do something of `serving.Bench`."""

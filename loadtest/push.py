@@ -6,7 +6,8 @@ publisher does. Reported: the pause that the service states for each commit (fro
 moment that sampled tokens may leave again), the time of both calls as the caller sees it, requests
 that were in flight at a pause and went on, requests whose tokens came from more than one version,
 and those that failed, of which there must be none; and the longest that a streaming client waited
-for its next token while a version was prepared, beside the same while nothing was pushed.
+for its next token while a version was prepared, beside the same while nothing was pushed; and what
+the generator holds at the end, and its growth in the last third of many pushes.
 
 The bar: `--make` GB or `--model` hold the 95th percentile of the pause against what the bytes and
 the canaries take on this machine (`pause_bound`), the tiny model against 80 ms. `ratio` is the
@@ -21,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import grpc
@@ -42,7 +44,7 @@ CALL_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Push:
-    """One push; times in seconds."""
+    """One push; times in seconds, what the generator holds afterwards in bytes."""
 
     pause: float
     prepare: float
@@ -51,6 +53,7 @@ class Push:
     canary_max_error: float
     preparing: tuple[float, float]
     ended: float
+    memory: int
 
 
 @dataclass
@@ -136,7 +139,7 @@ async def keep_in_flight(
             group.create_task(streamed() if number < min(STREAMS, in_flight // 2) else one())
 
 
-async def push(control: generation_pb2_grpc.GenerationControlServiceAsyncStub, version: Version) -> Push:
+async def push(generator: Generator, control: generation_pb2_grpc.GenerationControlServiceAsyncStub, version: Version) -> Push:
     """Prepares and commits a version."""
     message = common_pb2.PolicyVersion(run=RUN, fence=version.fence, step=version.step)
     key = f"push/{version.step}"
@@ -157,6 +160,7 @@ async def push(control: generation_pb2_grpc.GenerationControlServiceAsyncStub, v
         canary_max_error=answer.canary_max_error,
         preparing=(began, prepared),
         ended=time.perf_counter(),
+        memory=await asyncio.to_thread(generator.memory),
     )
 
 
@@ -186,7 +190,7 @@ async def _push_all(generator: Generator, control: Any, interval: float) -> list
         task = bar.add_task("pushes", total=len(versions), pause="")
         for version in versions:
             await asyncio.sleep(interval)
-            pushes.append(await push(control, version))
+            pushes.append(await push(generator, control, version))
             bar.update(task, advance=1, pause=f"{pushes[-1].pause * 1e3:.0f} ms")
     return pushes
 
@@ -212,6 +216,8 @@ def figures(pushes: Sequence[Push], traffic: Traffic, bound: PauseBound, bar_s: 
         "bar_s": report.rounded(bar_s),
         "token_gap_preparing_ms": None if preparing is None else report.rounded(preparing * 1e3),
         "token_gap_otherwise_ms": None if otherwise is None else report.rounded(otherwise * 1e3),
+        "memory_mb": report.rounded(pushes[-1].memory / 1e6),
+        "memory_growth_last_third": report.rounded(_growth([each.memory for each in pushes])),
         "pushes": len(pushes),
         "requests_carried": sum(each.carried for each in pushes),
         "requests_spanning": traffic.spanning,
@@ -220,6 +226,12 @@ def figures(pushes: Sequence[Push], traffic: Traffic, bound: PauseBound, bar_s: 
         "tokens": traffic.tokens,
         "canary_max_error": report.rounded(max(each.canary_max_error for each in pushes)),
     }
+
+
+def _growth(values: Sequence[int]) -> float:
+    """Mean of the last third over the mean of the middle third."""
+    third = max(1, len(values) // 3)
+    return fmean(values[-third:]) / fmean(values[-2 * third : -third] or values)
 
 
 def main(

@@ -72,11 +72,12 @@ def test_each_setting_that_a_cpu_has_reaches_vllm_there(monkeypatch: pytest.Monk
     whole = engine_arguments(VLLMSettings(max_model_len=4096, max_num_seqs=8), Path("/m"), cpu=True)
     assert (whole["enable_chunked_prefill"], whole["max_num_batched_tokens"]) == (False, 4104)
     assert "gpu_memory_utilization" not in arguments
-    for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
+    for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     set_environment(settings)
     assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "256", "without it a generator grows for hundreds of pushes"
     assert settings.staged_load is False
 
 
