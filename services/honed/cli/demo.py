@@ -7,6 +7,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
@@ -142,6 +143,7 @@ class _Session:
             requests_failed=self._application.traffic.failed,
             learner_busy=measures.busy_share(updates, start, end),
             generator_busy=(self._busy.end - self._busy.start) / (end - start),
+            staleness_mean=fmean(update.values["staleness_mean"] for update in updates),
             staleness_max=int(max(update.values["staleness_max"] for update in updates)),
             rollouts_produced=run.state.stages["rollouts"].came_in,
             rollouts_trained=measures.trained_rollouts(updates),

@@ -33,6 +33,7 @@ class Figures:
     requests_failed: int
     learner_busy: float
     generator_busy: float
+    staleness_mean: float
     staleness_max: int
     rollouts_produced: int
     rollouts_trained: int

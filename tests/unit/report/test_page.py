@@ -24,7 +24,7 @@ def run_page(directory: Path) -> str:
 def demo_page(directory: Path) -> str:
     figures = Figures(
         rm_agreement=0.74, judge_before=0.1, judge_after=1.5, kl_mean_nats=7.0, distinct2_ratio=0.7, versions_pushed=40,
-        push_pause_p95_ms=95.0, requests_failed=0, learner_busy=0.9, generator_busy=0.6, staleness_max=2,
+        push_pause_p95_ms=95.0, requests_failed=0, learner_busy=0.9, generator_busy=0.6, staleness_mean=1.0, staleness_max=2,
         rollouts_produced=10, rollouts_trained=8, rollouts_dropped={"stale": 2}, seconds_total=700.0,
     )  # fmt: skip
     before, after = (Continuation("a <b>", text, (1,), (2,), (-0.5,), "1.0") for text in ("</td>", "fine"))
