@@ -42,7 +42,7 @@ from honed.runtime import internal_channel
 from honed.v1 import learner_pb2, learner_pb2_grpc
 from honed.workspace import Workspace
 from loadtest import report
-from loadtest.material import make_model
+from loadtest.material import LONGEST, make_model
 from loadtest.scratch import scratch_directory
 
 START_TIMEOUT_S: Final = 120.0
@@ -73,6 +73,7 @@ def settings_of(root: Path, run: str) -> RunSettings:
         {
             "run": run,
             "directory": str(root / run),
+            "generation": {"max_model_tokens": LONGEST, "max_prompt_tokens": LONGEST // 2},
             "learner": {"port": free_port(), "steps": None, "batch": 256, "journal_mb": 4096},
         }
     )
