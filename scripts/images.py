@@ -62,8 +62,8 @@ def find_tool(wanted: str | None) -> str:
         if subprocess.run(probe, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60).returncode == 0:
             return tool
     raise SystemExit(
-        f"{wanted or 'none of ' + ', '.join(TOOLS)} can build here: install one (Debian: apt-get install buildah), or start "
-        "docker's daemon"
+        f"{wanted + ' cannot' if wanted else 'none of ' + ', '.join(TOOLS) + ' can'} build here: install one "
+        "(Debian: apt-get install buildah), or start docker's daemon"
     )
 
 
@@ -105,7 +105,7 @@ def _bytes(text: str) -> int:
 
 
 def version() -> str:
-    """honed's version."""
+    """The version in pyproject.toml."""
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
     return next(line.split('"')[1] for line in lines if line.startswith("version = "))
 
