@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 
 from honed.settings import Positive, Seconds, ServerSettings
@@ -11,6 +13,7 @@ class PreferenceSettings(ServerSettings):
     """The preference service."""
 
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL. Unset: SQLite in <directory>.")
+    database_password_file: Path | None = Field(None, description="Password for the URL; read again for each new connection.")
     import_batch: Positive = 500
     migration_deadline_s: Seconds = Field(3600.0, description="The longest that a change of the schema may take.")
     erase_page: Positive = Field(5000, description="Judgements that one transaction of an erasure changes.")
