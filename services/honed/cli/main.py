@@ -11,7 +11,23 @@ from typing import Annotated
 import typer
 
 from honed import __version__
-from honed.cli import check, config, data, dead, generate, init, judge, prompts, run, scale, score, status, tokens, versions
+from honed.cli import (
+    check,
+    config,
+    data,
+    dead,
+    generate,
+    init,
+    judge,
+    prompts,
+    run,
+    scale,
+    score,
+    status,
+    tokens,
+    versions,
+    wait,
+)
 from honed.cli.failure import ReportingGroup
 
 app = typer.Typer(
@@ -40,7 +56,7 @@ def honed(
 
 
 run.register(app)
-for part in (init, check, generate, score, judge, status, scale, versions, prompts, dead, tokens, config, data):
+for part in (init, check, generate, score, judge, status, scale, versions, prompts, dead, tokens, config, data, wait):
     part.register(app)
 
 
