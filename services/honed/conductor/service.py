@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from honed.conductor import metrics
 from honed.conductor.roster import Roster
 from honed.conductor.run import Run
 from honed.conductor.state import PHASE_NAMES
@@ -25,6 +26,7 @@ REGISTERED_TIMEOUT_S = 15.0
 def conductor_server(run: Run, roster: Roster) -> Server:
     """The server of a run's conductor; nothing listens yet."""
     section = run.settings.conductor
+    metrics.observe(run)
     service = ConductorService(run, roster, Versions(run.settings, run.fleet, run.store, run.workspace))
     add = conductor_pb2_grpc.add_ConductorServiceServicer_to_server
     servicer = Servicer(SERVICES["conductor"].grpc_name, add, service)
