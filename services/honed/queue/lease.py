@@ -97,8 +97,8 @@ class Leases:
         fence, holder, left_ms, highest = await self._run("acquire", name, owner, 0, ttl_ms, above, term)
         if 0 < term < highest:
             raise TermOver(
-                f"the lease {name!r} was taken in term {highest}, and this process was chosen in term {term}: another one has been "
-                "chosen since; stop, or be chosen anew"
+                f"the lease {name!r} was taken in term {highest}, and this process was chosen in term {term}: another one "
+                "has been chosen since; stop, or be chosen anew"
             )
         if holder.decode() != owner:
             raise LeaseHeld(
