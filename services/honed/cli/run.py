@@ -94,7 +94,8 @@ def demo(
 def serve(service: Annotated[Service, typer.Argument(help="Which service.")], run_file: RunFile = None) -> None:
     """Serve one service until SIGTERM. This is what a container runs.
 
-    `honed serve conductor` drives a run whose services are started by others; it needs `conductor: {launcher: none}`.
+    `honed serve conductor` drives a run whose services are started by others: with `conductor: {launcher: none}` its jobs too,
+    with `kubernetes` they run as Jobs of the cluster.
     """
     import importlib
 
