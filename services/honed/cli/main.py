@@ -11,23 +11,7 @@ from typing import Annotated
 import typer
 
 from honed import __version__
-from honed.cli import (
-    check,
-    config,
-    data,
-    dead,
-    generate,
-    init,
-    judge,
-    prompts,
-    run,
-    scale,
-    score,
-    status,
-    tokens,
-    versions,
-    wait,
-)
+from honed.cli import check, config, data, dead, generate, init, judge, prompts, run, scale, score, status, tokens, versions
 from honed.cli.failure import ReportingGroup
 
 app = typer.Typer(
@@ -56,7 +40,7 @@ def honed(
 
 
 run.register(app)
-for part in (init, check, generate, score, judge, status, scale, versions, prompts, dead, tokens, config, data, wait):
+for part in (init, check, generate, score, judge, status, scale, versions, prompts, dead, tokens, config, data):
     part.register(app)
 
 
