@@ -11,7 +11,8 @@ import uuid
 from honed.config import RunSettings
 from honed.kit.errors import HonedError
 from honed.kit.server import Lifecycle, Listener, Server, Servicer, serve_until_signalled
-from honed.preference.database import DatabaseOptions
+from honed.preference.database import Database, DatabaseOptions
+from honed.preference.migrate import migrate
 from honed.preference.service import ImportBatch, PreferenceService
 from honed.preference.store import PreferenceStore, StoreOptions
 from honed.runtime import server_options
@@ -23,10 +24,26 @@ SERVICE = "honed.v1.PreferenceService"
 CHECK_EVERY_S = 5.0
 
 
+async def migrate_database(settings: RunSettings) -> str:
+    """Brings the database to this build's schema, and says where it is.
+
+    Raises:
+        FailedPrecondition: the schema is newer than this build.
+        Unavailable: the database cannot be reached.
+    """
+    options = DatabaseOptions(migration_deadline_s=settings.preference.migration_deadline_s)
+    database = Database(settings.database_url, options)
+    try:
+        return f"database {database.name} has schema revision {await migrate(database)}"
+    finally:
+        await database.close()
+
+
 async def run(settings: RunSettings) -> None:
     """Serves until SIGTERM.
 
     Raises:
+        FailedPrecondition: the database's schema is newer than this build.
         Unavailable: the database cannot be reached.
     """
     section = settings.preference
@@ -35,7 +52,9 @@ async def run(settings: RunSettings) -> None:
         clock=lambda: time.time_ns() // 1000,
         new_id=lambda: uuid.uuid4().hex,
         options=StoreOptions(
-            database=DatabaseOptions(migration_deadline_s=section.migration_deadline_s), erase_page=section.erase_page
+            database=DatabaseOptions(migration_deadline_s=section.migration_deadline_s),
+            erase_page=section.erase_page,
+            migrate=section.migrate == "start",
         ),
     )
     async with store:
