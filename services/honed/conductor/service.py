@@ -15,6 +15,7 @@ from honed.conductor.versions import Versions
 from honed.kit.errors import InvalidArgument, NotFound
 from honed.kit.idempotency import Once
 from honed.kit.server import Listener, Server, Servicer
+from honed.queue.members import Member
 from honed.runtime import server_options
 from honed.topology import REPLICATED, SERVICES
 from honed.v1 import conductor_pb2, conductor_pb2_grpc
@@ -165,13 +166,20 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
                     pid=process.pid or 0,
                     address=member.address if member else "",
                     version=member.version if member else "",
+                    metrics_port=_metrics_port(member) if member else 0,
                 )
             )
         others = (
-            conductor_pb2.ProcessStatus(name=m.name, healthy=m.ready, address=m.address, version=m.version)
+            conductor_pb2.ProcessStatus(
+                name=m.name, healthy=m.ready, address=m.address, version=m.version, metrics_port=_metrics_port(m)
+            )
             for m in members.values()
         )
         return [*rows, *others]
+
+
+def _metrics_port(member: Member) -> int:
+    return int(member.facts.get("metrics_port", 0))  # a replica of an older build does not say
 
 
 def _offset(token: str) -> int:

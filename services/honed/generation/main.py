@@ -176,7 +176,7 @@ class Generator:
             serving = self._engine.version
             version = serving.label
             troubles += [f"version {newer} is refused: {reason}" for newer, reason in refused.items() if newer > serving]
-        facts = {"replica": str(section.replica), "training": self._worker.state}
+        facts = {"replica": str(section.replica), "training": self._worker.state, "metrics_port": str(section.metrics_port)}
         if refused:
             facts["refused"] = "; ".join(f"{each}: {reason}" for each, reason in refused.items())
         if troubles:

@@ -14,7 +14,8 @@ from honed.config import RunSettings
 from honed.kit.errors import HonedError
 from honed.kit.from_files import FromFiles
 from honed.kit.server import Lifecycle, Listener, Server, Servicer, serve_until_signalled
-from honed.preference.database import DatabaseOptions
+from honed.preference.database import Database, DatabaseOptions
+from honed.preference.migrate import migrate
 from honed.preference.service import ImportBatch, PreferenceService
 from honed.preference.settings import PreferenceSettings
 from honed.preference.store import PreferenceStore, StoreOptions
@@ -55,10 +56,25 @@ def password_source(file: Path) -> Callable[[], str]:
     return FromFiles([file], read).get
 
 
+async def migrate_database(settings: RunSettings) -> str:
+    """Brings the database to this build's schema, and says where it is.
+
+    Raises:
+        FailedPrecondition: the schema is newer than this build.
+        Unavailable: the database cannot be reached.
+    """
+    database = Database(settings.database_url, database_options(settings.preference))
+    try:
+        return f"database {database.name} has schema revision {await migrate(database)}"
+    finally:
+        await database.close()
+
+
 async def run(settings: RunSettings) -> None:
     """Serves until SIGTERM.
 
     Raises:
+        FailedPrecondition: the database's schema is newer than this build.
         Unavailable: the database cannot be reached.
     """
     section = settings.preference
@@ -66,7 +82,9 @@ async def run(settings: RunSettings) -> None:
         settings.database_url,
         clock=lambda: time.time_ns() // 1000,
         new_id=lambda: uuid.uuid4().hex,
-        options=StoreOptions(database=database_options(section), erase_page=section.erase_page),
+        options=StoreOptions(
+            database=database_options(section), erase_page=section.erase_page, migrate=section.migrate == "start"
+        ),
     )
     async with store:
         service = PreferenceService(store, ImportBatch(section.import_batch))
