@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import pytest
 from tests.deploy.manifests import OVERLAYS, Tree, named, of_kind, overlay
 
+from honed.cluster import names
 from honed.conductor.cluster import api
+from honed.kit.scopes import LOCAL_TOKENS
 
 Right = tuple[str, str, str, str]
 """API group, resource, name (empty for all), verb."""
 
-PARTS = ("operator", "application", "generation", "reward", "preference", "learner", "conductor")
-MADE = ("honed-token-table", "honed-redis", "honed-database", "honed-object-store", *(f"honed-token-{part}" for part in PARTS))
+MADE = (names.TABLE, names.REDIS, names.DATABASE, *map(names.of_token, LOCAL_TOKENS))
 SECRETS = frozenset({("", "secrets", "", "create"), *(("", "secrets", name, "get") for name in MADE)})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import kubernetes_validate
 import pytest
 import yaml
@@ -9,6 +11,7 @@ from kubernetes_validate.utils import all_versions
 from packaging.version import Version
 from tests.deploy.manifests import CUSTOM, DEPLOY, OVERLAYS, named, of_kind, overlay, render, run_settings, run_tree
 
+from honed.check.cluster import check_cluster
 from honed.queue.keys import PROMPTS, ROLLOUTS, RunKeys
 from honed.queue.scripts import GROUP
 from honed.workspace import Workspace
@@ -44,8 +47,13 @@ def test_no_object_stands_there_twice(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_the_run_file_is_one_that_a_cluster_honours(name: str) -> None:
-    settings = run_settings(name)
+def test_the_run_file_is_one_that_a_cluster_honours(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(run_tree(name)))
+    settings, report = check_cluster(file)
+    assert report.errors == []
+    known = {"preference.database_url", "policy.url"}  # a volume where the overlay mounts one, and PostgreSQL by environment
+    assert {finding.where for finding in report.findings} <= known
     assert settings.conductor.launcher == "kubernetes"
     assert settings.learner.steps is None
     for part in ("generation", "reward", "preference", "learner", "conductor"):

@@ -153,7 +153,7 @@ def test_secrets_are_made_or_documented(workload: Workload) -> None:
     made = set()
     if workload.overlay not in BRINGS_SECRETS:
         [rule] = [r for r in named(trees, "Role", "honed-secrets")["rules"] if "resourceNames" in r]
-        made = set(rule["resourceNames"]) - {"honed-object-store"}
+        made = set(rule["resourceNames"])
     for name, _ in workload.secrets():
         assert name in certificates | made or f"`{name}`" in readme, name
 
