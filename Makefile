@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint protos check-protos test-fast lock clean
+.PHONY: help demo test lint protos check-protos check-deploy test-fast lock clean
 
 help: ## Show this.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,16 @@ check-protos: $(INSTALLED) ## buf lint, breaking changes, freshness of the stubs
 
 protos: $(INSTALLED) ## Write the stubs anew.
 	$(BIN)/python scripts/protos.py generate
+
+# checkov brings a hundred packages of its own: an environment apart, pinned as the other one is.
+build/checkov/.installed: requirements/checkov.lock
+	rm -rf build/checkov
+	$(PYTHON) -m venv build/checkov
+	build/checkov/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/checkov.lock
+	@touch $@
+
+check-deploy: $(INSTALLED) build/checkov/.installed ## checkov on every overlay; deploy/checkov.yaml says why a check is left out.
+	$(BIN)/python scripts/check_deploy.py
 
 clean: ## Remove the environment and everything that was made.
 	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache .hypothesis
