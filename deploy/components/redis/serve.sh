@@ -1,6 +1,6 @@
 #!/bin/sh
-# Starts Redis with the password of a file, and follows the file: a new password is added to the old one, so that clients that have
-# not read it yet go on; the old one ends with the next start. The password stands in no argument and no environment.
+# Starts Redis with the password of a file, and follows the file: a new password is added to the old one, so that clients that
+# have not read it yet go on; the old one ends with the next start. The password stands in no argument and no environment.
 set -eu
 here=$(dirname "$0")
 port=${PORT:-6379}
