@@ -1,4 +1,7 @@
-"""Runs checkov on every rendered overlay. A check that is left out has its reason beside it, in deploy/checkov.yaml or on the object."""
+"""Runs checkov on every rendered overlay.
+
+A check that is left out has its reason beside it, in deploy/checkov.yaml or on the object.
+"""
 
 from __future__ import annotations
 

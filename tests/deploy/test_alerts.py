@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import promql_parser
 import pytest
 import yaml
 from prometheus_client import REGISTRY
+from scripts.dashboards import DASHBOARDS, Panel
 from tests.deploy.manifests import DEPLOY, named, of_kind, overlay
 
 import honed.conductor.metrics
@@ -77,8 +79,13 @@ def test_the_exported_names_are_what_a_scrape_shows() -> None:
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
 def test_a_rule_reads_what_is_there(rule: dict[str, Any]) -> None:
+    check_series(rule["expr"])
+
+
+def check_series(expression: str) -> None:
+    """Every series that an expression reads is exported or recorded, with the labels that it asks for."""
     recorded, series = {row["record"] for row in rules() if "record" in row}, exported()
-    read = list(selectors(rule["expr"]))
+    read = list(selectors(expression))
     assert read
     for name, labels in read:
         assert name in recorded | OTHERS | set(series), name
@@ -95,6 +102,19 @@ def test_an_alert_has_a_page_that_says_what_to_do(alert: dict[str, Any]) -> None
     assert "## What it means" in page
     assert "## What to do" in page
     assert f"runbooks/{alert['alert']}.md" in (DEPLOY / "README.md").read_text()
+
+
+@pytest.mark.parametrize("panel", [p for d in DASHBOARDS for p in d.panels], ids=lambda panel: panel.title)
+def test_a_panel_reads_what_is_there(panel: Panel) -> None:
+    for expression in panel.expressions():
+        check_series(expression)
+
+
+def test_the_dashboards_are_fresh_and_in_the_overlay() -> None:
+    made = {f"{dashboard.uid}.json": dashboard.tree() for dashboard in DASHBOARDS}
+    config = named(overlay("production"), "ConfigMap", "honed-dashboards")
+    assert {name: json.loads(text) for name, text in config["data"].items()} == made
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
 def test_there_is_no_page_without_its_alert() -> None:
