@@ -1,4 +1,4 @@
-"""Claims about conductor processes on a cluster: one drives the run and starts its jobs, another one stands by and takes over."""
+"""Claims about conductor processes on a cluster: one drives the run and starts its jobs, another stands by and takes over."""
 
 from __future__ import annotations
 
