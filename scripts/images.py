@@ -44,6 +44,7 @@ KNOWN = {
     "honed-learner-cpu": Image("learner", {"DEVICE": "cpu"}),
     "honed-generation-cpu": Image("generation", {"DEVICE": "cpu"}),
     "honed-demo-data": Image("demo-data"),
+    "honed-redis": Image("redis"),
     "honed-learner-cuda": Image("learner", {"DEVICE": "cuda"}, default=False),
     "honed-generation-cuda": Image("generation", {"DEVICE": "cuda"}, default=False),
 }
