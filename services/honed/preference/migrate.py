@@ -78,7 +78,7 @@ async def check_schema(database: Database) -> Schema:
         FailedPrecondition: it is newer than this build can use.
         Unavailable: it is older than this build needs, or the database cannot be reached.
     """
-    if database.is_sqlite and not Path(database.url.database or "").exists():
+    if _is_missing(database):
         schema = Schema(None, _head())
     else:
         async with database.reading() as connection:
@@ -147,6 +147,11 @@ def _schema(connection: sa.Connection, name: str) -> Schema:
             "newer build; run that build, or restore a backup"
         ) from error
     return Schema(current, ours)
+
+
+def _is_missing(database: Database) -> bool:
+    """Whether there is no file yet: reading would make one."""
+    return database.is_sqlite and not Path(database.url.database or "").exists()
 
 
 def _head() -> str:
