@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.cluster.conftest import GRPC, Place
+from tests.integration.on_cluster.conftest import GRPC, Place
 from tests.support.authority import Authority
 from tests.support.kubernetes import KubernetesApi, kubernetes_api, pod
 

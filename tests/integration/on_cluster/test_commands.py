@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import start_http_server
 from tests.integration.client import served, top_served
 from tests.integration.client.test_dead import bury
-from tests.integration.cluster.conftest import GRPC, METRICS, REDIS, Place
+from tests.integration.on_cluster.conftest import GRPC, METRICS, REDIS, Place
 from tests.support.authority import Authority
 from tests.support.kubernetes import pod
 
