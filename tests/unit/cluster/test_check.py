@@ -120,7 +120,7 @@ def test_what_a_cluster_cannot_honour_is_refused_by_its_key(
     ("key", "value", "words"),
     [
         ("policy.url", "/var/lib/honed/policy", "needs the component store-volume"),
-        ("preference.database_url", None, "honed-preference must have one replica and a volume"),
+        ("preference.database_url", None, "honed-preference must have one replica, and a volume at /var/lib/honed"),
         ("generation.replicas", 3, "the replicas of Deployment honed-generation decide"),
         ("security.authentication", False, "whoever reaches a Pod may call everything"),
         ("learner.metrics_port", 9191, "name 9090: write 9090, or patch them, too"),
