@@ -192,8 +192,8 @@ def _check_database(settings: RunSettings, report: Report) -> None:
         else:
             report.warning(
                 where,
-                "is SQLite, unless the overlay sets another (component postgres): honed-preference must have one replica, and a "
-                f"volume at {STATE}",
+                "is SQLite, unless the overlay sets another (component postgres): honed-preference must have one replica, and "
+                f"a volume at {STATE}",
             )
     elif is_loopback(urlsplit(url).hostname or ""):
         report.error(where, f"is {_public(url)}, which leads the Pod to itself: name the server that the cluster reaches")
