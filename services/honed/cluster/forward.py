@@ -146,7 +146,7 @@ class Forward:
             raise
         with self._lock:
             self._streams.add(stream)
-            self._pod = pod.name
+            self._pod, self.trouble = pod.name, ""
         if self._closed.is_set():
             stream.end()
         return stream

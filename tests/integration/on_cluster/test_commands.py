@@ -156,7 +156,7 @@ def test_certificates_come_from_a_secret_where_mutual_tls_is_on(place: Place, tm
     from cryptography import x509
 
     (tmp_path / "certificates").mkdir()
-    authority = Authority(tmp_path / "certificates", "ours", x509.DNSName("honed-generation"))
+    authority = Authority(tmp_path / "certificates", "ours", x509.DNSName("honed"))
     options = ServerOptions(tokens=TokenTable.load(place.tokens / "table.json"), tls=authority.issue("server"))
     server = Server([Listener("127.0.0.1", 0, [served.Generation().servicer()])], options)
     place.loop.run(server.start())
@@ -165,6 +165,12 @@ def test_certificates_come_from_a_secret_where_mutual_tls_is_on(place: Place, tm
     tls = "{authority: /etc/honed/tls/ca.crt, certificate: /etc/honed/tls/tls.crt, key: /etc/honed/tls/tls.key}"
     place.api.put("configmaps", "honed-run-5f7c", {"data": {"run.yaml": f"security: {{tls: {tls}}}"}})
     assert "has no Secret honed-tls-operator with ca.crt, tls.crt, tls.key" in place.honed("generate", "x").stderr
+    # Who must not read the run file learns from the Pods, where the manifests set it.
+    place.api.forbidden.add(("get", "configmaps"))
+    with_tls = pod("generation")
+    variables = [{"name": f"HONED_SECURITY__TLS__{name}", "value": f"/etc/honed/tls/{name}"} for name in ("AUTHORITY", "KEY")]
+    with_tls["spec"]["containers"][0]["env"] = [*variables, {"name": "HONED_SECURITY__TLS__SERVER_NAME", "value": "honed"}]
+    place.api.put("pods", "honed-generation-a", with_tls)
     mine = authority.issue("operator")
     files = {"ca_crt": mine.authority, "tls_crt": mine.certificate, "tls_key": mine.key}
     place.api.secret("honed-tls-operator", **{key: path.read_text() for key, path in files.items()})
