@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +68,8 @@ class JobController:
         ran: The names of all pods that began.
         running: Pods that run now, with the digest of their template.
         overlaps: Pods that began while another one of their template ran.
-        results: Called when a pod succeeds.
+        succeeded: The names of all pods that succeeded.
+        publish: Called when a pod succeeds, before anybody knows.
     """
 
     cluster: Cluster
@@ -79,6 +80,7 @@ class JobController:
     running: dict[str, str] = field(default_factory=dict)
     overlaps: list[str] = field(default_factory=list)
     succeeded: list[str] = field(default_factory=list)
+    publish: Callable[[], None] = lambda: None
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -131,6 +133,7 @@ class JobController:
         code = self.exits.pop(0) if self.exits else 0
         del self.running[pod]
         if code == 0:
+            self.publish()
             self.succeeded.append(pod)
         await end_pod(self.cluster, pod, code)
         return code
