@@ -182,12 +182,19 @@ def _check_store(settings: RunSettings, report: Report) -> None:
 
 def _check_database(settings: RunSettings, report: Report) -> None:
     where, url = "preference.database_url", settings.database_url
+    file = getattr(settings.preference, "database_password_file", None)
+    if file is not None and not _under(file, CONFIGURATION):
+        report.error("preference.database_password_file", _elsewhere(file, f"{CONFIGURATION}/database/password", "a password"))
     if is_sqlite(settings):
         path = url.partition("///")[2]
         if not _under(path, STATE):
             report.error(where, f"is SQLite at {path}: write a file under {STATE}, or postgresql://… for more than one replica")
         else:
-            report.warning(where, "is SQLite: honed-preference must have one replica and a volume at /var/lib/honed")
+            report.warning(
+                where,
+                "is SQLite, unless the overlay sets another (component postgres): honed-preference must have one replica, and "
+                f"a volume at {STATE}",
+            )
     elif is_loopback(urlsplit(url).hostname or ""):
         report.error(where, f"is {_public(url)}, which leads the Pod to itself: name the server that the cluster reaches")
 

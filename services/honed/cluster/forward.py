@@ -23,7 +23,7 @@ _HERE: Final = "127.0.0.1"
 
 
 class Forward:
-    """Listens on loopback; each connection becomes a stream into a Pod.
+    """Listens on loopback, on `port`; each connection becomes a stream into a Pod.
 
     Invariants: a connection stays with its Pod. When that Pod goes, the connection ends, and the next one goes to another.
     At most `_MOST` streams are open. A connection that finds no ready Pod in `_PATIENCE_S` is closed, and `trouble` says why.
@@ -48,14 +48,9 @@ class Forward:
         self._closed = threading.Event()
         self._room = threading.Semaphore(_MOST)
         self._listener = socket.create_server((_HERE, 0))
+        self.port: int = self._listener.getsockname()[1]
         self._accepting = threading.Thread(target=self._accept, name=f"honed forward {component}", daemon=True)
         self._accepting.start()
-
-    @property
-    def port(self) -> int:
-        """The local port."""
-        port: int = self._listener.getsockname()[1]
-        return port
 
     @property
     def address(self) -> str:
@@ -151,7 +146,7 @@ class Forward:
             raise
         with self._lock:
             self._streams.add(stream)
-            self._pod = pod.name
+            self._pod, self.trouble = pod.name, ""
         if self._closed.is_set():
             stream.end()
         return stream

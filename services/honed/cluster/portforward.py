@@ -69,6 +69,7 @@ class Stream:
         try:
             self._web.settimeout(0)
             self._local.setblocking(False)
+            self._local.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # tokens go as they come
             with selectors.DefaultSelector() as ready:
                 while not self._over:
                     if not self._step():
@@ -88,8 +89,9 @@ class Stream:
     def end(self) -> None:
         """Ends `run`, from another thread."""
         for end in (self._local, self._web.sock):
-            with contextlib.suppress(OSError, AttributeError):
-                end.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError, TypeError):
+                # Not the method of a TLS socket, which forgets its keys first: `run` may be about to send.
+                socket.socket.shutdown(end, socket.SHUT_RDWR)
 
     def _step(self) -> bool:
         """Moves what can be moved now; False if that was nothing."""

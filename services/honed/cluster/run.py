@@ -66,8 +66,8 @@ class ClusterRun:
             PermissionDenied: the caller must not read the run file.
             FailedPrecondition: the Pods name none.
         """
-        for pod in sorted(self.pods, key=lambda pod: (not pod.ready, pod.component != "conductor")):
-            if (name := _run_map(pod)) and (found := self.cluster.find(self.cluster.core("configmaps", name))):
+        for pod in self._with_run_file():
+            if found := self.cluster.find(self.cluster.core("configmaps", _run_map(pod))):
                 return read_facts(found.get("data", {}).get(names.RUN_KEY, ""), _variables(pod))
         raise FailedPrecondition(
             f"no Pod in namespace {self.cluster.name} has a run file (ConfigMap {names.RUN_MAP}-…): is honed deployed there?"
@@ -148,11 +148,16 @@ class ClusterRun:
 
     @property
     def _known(self) -> Facts:
-        """The facts, or the defaults for who must not read the run file."""
+        """The facts; for who must not read the run file, those that the Pods themselves tell."""
         try:
             return self.facts
         except (PermissionDenied, FailedPrecondition):
-            return Facts()
+            return next((read_facts("", _variables(pod)) for pod in self._with_run_file()), Facts())
+
+    def _with_run_file(self) -> list[Pod]:
+        """The Pods that have one, those first that are ready, and the conductor's."""
+        found = [pod for pod in self.pods if _run_map(pod)]
+        return sorted(found, key=lambda pod: (not pod.ready, pod.component != "conductor"))
 
     @cached_property
     def _files(self) -> Path:

@@ -141,7 +141,9 @@ def _read_table(path: Path) -> dict[str, Identity]:
         rows = json.loads(path.read_text())["tokens"]
         return {row["sha256"]: Identity(row["name"], frozenset(row["scopes"])) for row in rows}
     except FileNotFoundError as error:
-        raise ValueError(f"token table {path} does not exist: `honed tokens {path.parent}` makes one") from error
+        raise ValueError(
+            f"token table {path} does not exist: `honed tokens {path.parent}` makes one, on a cluster `honed cluster secrets`"
+        ) from error
     except OSError as error:
         raise ValueError(f"token table {path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

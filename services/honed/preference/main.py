@@ -78,6 +78,7 @@ async def run(settings: RunSettings) -> None:
         Unavailable: the database cannot be reached.
     """
     section = settings.preference
+    options = server_options(settings, section)  # a token table that is missing is told before the database is touched
     store = PreferenceStore(
         settings.database_url,
         clock=lambda: time.time_ns() // 1000,
@@ -89,7 +90,7 @@ async def run(settings: RunSettings) -> None:
     async with store:
         service = PreferenceService(store, ImportBatch(section.import_batch))
         servicer = Servicer(SERVICE, preference_pb2_grpc.add_PreferenceServiceServicer_to_server, service)
-        server = Server([Listener(section.host, section.port, [servicer])], server_options(settings, section))
+        server = Server([Listener(section.host, section.port, [servicer])], options)
 
         async def work(stopping: Lifecycle) -> None:
             logger.info("serving", extra={"database": store.name})

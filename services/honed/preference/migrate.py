@@ -78,8 +78,11 @@ async def check_schema(database: Database) -> Schema:
         FailedPrecondition: it is newer than this build can use.
         Unavailable: it is older than this build needs, or the database cannot be reached.
     """
-    async with database.reading() as connection:
-        schema = await connection.run_sync(_schema, database.name)
+    if _is_missing(database):
+        schema = Schema(None, _head())
+    else:
+        async with database.reading() as connection:
+            schema = await connection.run_sync(_schema, database.name)
     if schema.behind:
         has = f"schema revision {schema.revision!r}" if schema.revision else "no schema"
         raise Unavailable(
@@ -130,9 +133,7 @@ def _upgrade(connection: sa.Connection, name: str) -> str:
 
 
 def _schema(connection: sa.Connection, name: str) -> Schema:
-    scripts = ScriptDirectory.from_config(alembic_config(connection))
-    ours = scripts.get_current_head()
-    assert ours is not None
+    scripts, ours = ScriptDirectory.from_config(alembic_config(connection)), _head()
     current = MigrationContext.configure(connection).get_current_revision()
     try:
         if current is not None:
@@ -146,6 +147,18 @@ def _schema(connection: sa.Connection, name: str) -> Schema:
             "newer build; run that build, or restore a backup"
         ) from error
     return Schema(current, ours)
+
+
+def _is_missing(database: Database) -> bool:
+    """Whether there is no file yet: reading would make one."""
+    return database.is_sqlite and not Path(database.url.database or "").exists()
+
+
+def _head() -> str:
+    """The newest revision of this build."""
+    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    assert head is not None
+    return head
 
 
 async def _write_ahead(database: Database) -> None:
