@@ -135,13 +135,8 @@ def _check_replicas(settings: RunSettings, workloads: Iterable[Workload], report
         if workload.name == "honed-preference" and workload.replicas > 1 and is_sqlite(settings):
             report.error(
                 "preference.database_url",
-<<<<<<< HEAD
-                f"is SQLite, which has one writer, and {workload.name} has {workload.replicas} replicas: set them to 1, or "
-                "name a PostgreSQL server",
-=======
                 f"is SQLite, which has one writer, and {workload.name} has {workload.replicas} replicas: set one, or name a "
                 "PostgreSQL server",
->>>>>>> h/deploy
             )
 
 
