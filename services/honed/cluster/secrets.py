@@ -61,7 +61,7 @@ def ensure_secrets(cluster: Cluster, new: Callable[[], str] = new_token) -> Made
 
 def _check_tokens(cluster: Cluster, made: Made) -> None:
     """The table has digests alone: a token that was deleted cannot be made again to fit it."""
-    missing = []
+    missing: list[str] = []
     for name in LOCAL_TOKENS:
         there = cluster.find(cluster.core("secrets", names.of_token(name))) is not None
         (made.found if there else missing).append(names.of_token(name))
