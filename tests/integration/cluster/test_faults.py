@@ -13,9 +13,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from tests.support.cluster import Cluster, Fault
-from tests.support.cluster_run import api_of, jobs_of, publish_base
+from tests.support.cluster_run import api_of, jobs_of, publish_base, section
 from tests.support.job_controller import PASSING, JobController, cron_job
 
+from honed.conductor.cluster.lease import ClusterLease
 from honed.kit.errors import may_pass
 
 WATCH = ("watch", "jobs")
@@ -114,3 +115,55 @@ def test_whatever_goes_wrong_a_job_runs_to_its_success_and_never_twice_at_once(
         assert attempts == list(range(1, len(attempts) + 1))
         assert [verdicts[n] for n in attempts] == ["Failed"] * (len(attempts) - 1) + ["Complete"]
         assert len(controller.ran) == len(set(controller.ran)) == len(exits) + 1
+
+
+def _lease_fault(verb: str, kind: str, status: int) -> Fault:
+    return Fault(kind, status, "", lambda asked, resource: (asked, resource) == (verb, "leases"))
+
+
+lease_faults = st.one_of(
+    st.builds(
+        _lease_fault,
+        st.sampled_from(("get", "create", "update")),
+        st.sampled_from(("refused",)),
+        st.sampled_from((409, 429, 500, 503)),
+    ),
+    st.builds(_lease_fault, st.sampled_from(("get", "create", "update")), st.sampled_from(("cut", "lost")), st.just(0)),
+)
+
+
+async def race(root: Path, cluster: Cluster, candidates: int) -> list[int]:
+    """Each of several holds the Lease for a while; returns their numbers in the order in which they were chosen."""
+    numbers: list[int] = []
+    holding = 0
+
+    async def stand(name: str) -> None:
+        nonlocal holding
+        own = root / name
+        own.mkdir()
+        chosen_by = section(own, cluster, identity=name).model_copy(update={"lease_s": 0.3})
+        async with api_of(own, cluster) as api:
+            lease = ClusterLease(api, chosen_by)
+            async with lease.held(lambda _: None, lambda _: None):
+                assert holding == 0, "one at a time"
+                holding += 1
+                numbers.append(lease.number)
+                await asyncio.sleep(0.25)  # some renewals
+                assert lease.number == numbers[-1]
+                holding -= 1
+
+    async with cluster.serving(), asyncio.timeout(30), asyncio.TaskGroup() as group:
+        for number in range(candidates):
+            group.create_task(stand(f"c{number}"))
+    return numbers
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(st.lists(lease_faults, max_size=10), st.integers(2, 4))
+def test_whatever_goes_wrong_one_conductor_is_chosen_at_a_time_and_each_has_a_higher_number(
+    planned: list[Fault], candidates: int
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        numbers = asyncio.run(race(Path(root), Cluster(faults=list(planned)), candidates))
+    assert len(numbers) == candidates
+    assert numbers == sorted(set(numbers))
