@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent
 OVERLAYS = ROOT / "deploy" / "overlays"
 RENDERED = ROOT / "build" / "deploy"
 CHECKOV = ROOT / "build" / "checkov" / "bin" / "checkov"
-KUBECTL = Path(sys.executable).with_name("kubectl")
 TIMEOUT_S = 600
 
 
@@ -24,10 +24,10 @@ def main() -> int:
     RENDERED.mkdir(parents=True, exist_ok=True)
     # Its command line asks its vendor's service for policies unless it is told not to.
     environment = os.environ | {"BC_SKIP_MAPPING": "TRUE", "CHECKOV_RUN_SCA_PACKAGE_SCAN_V2": "false"}
-    failed = 0
+    kubectl, failed = shutil.which("kubectl", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"), 0
     for overlay in sorted(path for path in OVERLAYS.iterdir() if path.is_dir()):
         file = RENDERED / f"{overlay.name}.yaml"
-        file.write_text(subprocess.check_output([KUBECTL, "kustomize", overlay], text=True, timeout=TIMEOUT_S))
+        file.write_text(subprocess.check_output([kubectl or "kubectl", "kustomize", overlay], text=True, timeout=TIMEOUT_S))
         command = [CHECKOV, "--config-file", ROOT / "deploy" / "checkov.yaml", "--file", file, "--output", "json"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
         if not done.stdout.strip():
