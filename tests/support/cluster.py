@@ -199,6 +199,8 @@ class Cluster:
                 assert request.transport is not None
                 request.transport.abort()
                 return web.Response()
+            except ConnectionResetError:  # whoever watched has gone
+                return web.Response()
             finally:
                 self._open.discard(task)
 

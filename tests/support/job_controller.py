@@ -104,6 +104,10 @@ class JobController:
     async def _run(self, job: Object) -> None:
         name, limit = job["metadata"]["name"], job["spec"]["backoffLimit"]
         for failed in itertools.count():
+            # Between the look and the pod's creation nothing is awaited: a controller whose view is older than that would
+            # start a pod of a deleted Job, which no client of the API can know of.
+            if not self._there(job):
+                return
             code = await self._pod(job, f"{name}-{job['metadata']['uid'][4:]}-{failed}")
             if not self._there(job):
                 return
@@ -111,6 +115,8 @@ class JobController:
                 await end_job(self.cluster, name, "Complete", succeeded=1)
                 return
             await self.cluster.change("jobs", name, failed=failed + 1)
+            if not self._there(job):
+                return
             if code not in PASSING:
                 message = f"Container job failed with exit code {code} matching FailJob rule at index 2"
                 await end_job(self.cluster, name, "Failed", "PodFailurePolicy", message)

@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,8 @@ async def test_two_conductors_race_and_the_queue_refuses_the_loser(tmp_path: Pat
         for _ in range(2):
             with pytest.raises(TermOver):
                 await leases.acquire("conductor", first.lease.identity, 60_000, above=1, term=1)
+            assert await leases.acquire("conductor", second.lease.identity, 60_000, term=2) == new, "nothing has changed"
             await leases.release(new)
+            new = replace(new, fence=new.fence + 1)
         with pytest.raises(LeaseTaken):
             await first.ended()
