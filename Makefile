@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint protos check-protos test-fast lock clean
+.PHONY: help demo test lint protos check-protos check-deploy test-fast images lock clean
 
 help: ## Show this.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,25 @@ check-protos: $(INSTALLED) ## buf lint, breaking changes, freshness of the stubs
 
 protos: $(INSTALLED) ## Write the stubs anew.
 	$(BIN)/python scripts/protos.py generate
+
+images: ## Container images with docker, podman or buildah; REGISTRY=, TAG=, BASE=, IMAGES=, TOOL=, BUILD_OPTIONS=.
+	@$(PYTHON) scripts/images.py $(IMAGES) $(if $(REGISTRY),--registry '$(REGISTRY)') $(if $(TAG),--tag '$(TAG)') \
+		$(if $(BASE),--base '$(BASE)') $(if $(TOOL),--tool $(TOOL)) \
+		$(if $(TOOL_OPTIONS),--tool-options='$(TOOL_OPTIONS)') $(if $(BUILD_OPTIONS),--build-options='$(BUILD_OPTIONS)')
+
+lock: $(INSTALLED) ## Resolve the images' locks anew from pyproject.toml and requirements/cpu.lock.
+	test -x build/uv/bin/uv || $(BIN)/python -m pip install --quiet --target build/uv uv
+	PATH="$$PWD/build/uv/bin:$$PATH" $(BIN)/python scripts/locks.py write
+
+# checkov brings a hundred packages of its own: an environment apart, pinned as the other one is.
+build/checkov/.installed: requirements/checkov.lock
+	rm -rf build/checkov
+	$(PYTHON) -m venv build/checkov
+	build/checkov/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/checkov.lock
+	@touch $@
+
+check-deploy: $(INSTALLED) build/checkov/.installed ## checkov on every overlay; deploy/checkov.yaml says why a check is left out.
+	$(BIN)/python scripts/check_deploy.py
 
 clean: ## Remove the environment and everything that was made.
 	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache .hypothesis

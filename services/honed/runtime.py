@@ -126,7 +126,7 @@ def check_addresses(settings: RunSettings) -> None:
         if section.address is None and leads_nowhere(section.host, section.port):
             raise FailedPrecondition(
                 f"{name}.address is not set, and {section.target} leads nowhere: services that run elsewhere "
-                "(conductor.launcher: none) are found by the addresses in the run file"
+                f"(conductor.launcher: {settings.conductor.launcher}) are found by the addresses in the run file"
             )
 
 

@@ -20,7 +20,7 @@ from honed.config import RunSettings
 
 Source = Literal["default", "file", "environment"]
 PREFIX = "HONED_"
-_NOT_SETTINGS = frozenset({"HONED_TOKEN", "HONED_ADDRESS", "HONED_RUN_FILE", "HONED_RUN_DIR", "HONED_DEBUG"})
+_NOT_SETTINGS = frozenset({"HONED_TOKEN", "HONED_ADDRESS", "HONED_RUN_FILE", "HONED_RUN_DIR", "HONED_DEBUG", "HONED_CLUSTER"})
 
 
 class SettingsError(ValueError):

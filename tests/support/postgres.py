@@ -65,10 +65,11 @@ class PostgresServer:
 
     def empty_database(self) -> str:
         """Empties the server's one database, which is cheaper than a new one, and returns its URL."""
-        self._execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        self.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         return f"postgresql://postgres@/postgres?host={self.folder}"
 
-    def _execute(self, statement: str) -> None:
+    def execute(self, statement: str) -> None:
+        """Runs a statement as the superuser."""
         self._run(["psql", "-X", "-h", str(self.folder), "-U", "postgres", "-d", "postgres", "-c", statement])
 
     def _wait(self) -> None:
@@ -77,7 +78,7 @@ class PostgresServer:
         until = time.monotonic() + START_S
         while time.monotonic() < until and process.poll() is None:
             with contextlib.suppress(RuntimeError):
-                self._execute("SELECT 1")
+                self.execute("SELECT 1")
                 return
             time.sleep(0.02)
         raise RuntimeError(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()}")
@@ -137,6 +138,11 @@ def postgres_server() -> Iterator[PostgresServer]:
     """One server for all tests; each finds its database empty. For tests marked `postgres`."""
     with running_postgres() as server:
         yield server
+
+
+def programs() -> Path:
+    """The folder of PostgreSQL's client programs."""
+    return _installed() / _PROGRAMS
 
 
 def _installed() -> Path:

@@ -37,11 +37,12 @@ class RequestError(Exception):
         *,
         retry_after_s: float | None = None,
         reason: str = "",
+        advice: str | None = None,
     ) -> None:
-        """See the attributes."""
+        """See the attributes; `advice` replaces what the code alone would advise."""
         super().__init__(code, message, field, request_id)
         self.code, self.message, self.field, self.request_id = code, message, field, request_id
-        self.retry_after_s, self.reason = retry_after_s, reason
+        self.retry_after_s, self.reason, self._advice = retry_after_s, reason, advice
 
     def __str__(self) -> str:
         """Message and advice in one line."""
@@ -49,18 +50,25 @@ class RequestError(Exception):
 
     def at(self, place: str) -> RequestError:
         """The same error, told of a place in what a person handed in, such as a line of a file."""
+        return self.retold(f"{place}: {self.message}")
+
+    def retold(self, message: str | None = None, *, advice: str | None = None) -> RequestError:
+        """The same error in other words, or with other advice."""
         return RequestError(
             self.code,
-            f"{place}: {self.message}",
+            self.message if message is None else message,
             self.field,
             self.request_id,
             retry_after_s=self.retry_after_s,
             reason=self.reason,
+            advice=self._advice if advice is None else advice,
         )
 
     @property
     def advice(self) -> str:
         """What to do about it; empty where the message itself says it."""
+        if self._advice is not None:
+            return self._advice
         if self.code == "RESOURCE_EXHAUSTED" and self.retry_after_s is not None:
             return f"the service asks to come back in {self.retry_after_s:g} s"
         return _ADVICE.get(self.code, "")

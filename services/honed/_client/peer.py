@@ -113,7 +113,7 @@ class Peer:
                     begun = True
                     yield message
             except grpc.RpcError as error:
-                failure = request_error(error, self.service, self.address, request_id)
+                failure = self._failed(error, request_id)
                 pause_s = None if begun else self._pause(failure, end, patient=False)
                 if pause_s is None:
                     raise failure from error
@@ -130,11 +130,15 @@ class Peer:
             try:
                 return call(timeout=end - self._environment.clock(), metadata=self._metadata(request_id))
             except grpc.RpcError as error:
-                failure = request_error(error, self.service, self.address, request_id)
+                failure = self._failed(error, request_id)
                 pause_s = self._pause(failure, end, patient=patient)
                 if pause_s is None:
                     raise failure from error
             self._environment.sleep(pause_s)
+
+    def _failed(self, error: grpc.RpcError, request_id: str) -> RequestError:
+        """What a failed call becomes for the caller."""
+        return request_error(error, self.service, self.address, request_id)
 
     def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
         return (*self._authorization, ("x-request-id", request_id))

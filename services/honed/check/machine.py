@@ -28,7 +28,7 @@ _REDIS_VERSION: Final = (6, 2)
 
 def check_machine(settings: RunSettings, report: Report, model: BaseModel | None) -> None:
     """Checks what can be checked without starting anything."""
-    if settings.conductor.launcher == "none":
+    if settings.conductor.services_elsewhere:
         _check_addresses(settings, report)  # the services have machines of their own
     else:
         if model is not None:
@@ -132,8 +132,9 @@ def _check_redis(settings: RunSettings, report: Report) -> None:
     from honed.runtime import redis_url
 
     if settings.queue.url is None:
-        if settings.conductor.launcher == "none":
-            report.error("queue.url", "is not set, and conductor.launcher is none: name the Redis that all services share")
+        if settings.conductor.services_elsewhere:
+            said = f"is not set, and conductor.launcher is {settings.conductor.launcher}"
+            report.error("queue.url", f"{said}: name the Redis that all services share")
             return
         try:
             redis_server_binary()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from honed.cli import output
+from honed.cli.connection import asked_cluster
 
 if TYPE_CHECKING:
     from honed.check.findings import Report
@@ -17,13 +18,21 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command(epilog="Example: honed check run.yaml --json")(check)
+    app.command(epilog="Example: honed check run.yaml, or honed check run.yaml --cluster --json")(check)
 
 
 def check(
     run_file: Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN_FILE")],
     json: output.JsonOption = False,
     fast: Annotated[bool, typer.Option("--fast", help="Only what takes a second or two, as `honed up` does.")] = False,
+    cluster: Annotated[
+        bool,
+        typer.Option(
+            "--cluster",
+            help="Whether Kubernetes can honour it, in place of this machine: paths, addresses, stores. Asks nobody; with "
+            "`honed --cluster CONTEXT/NAMESPACE check` also for Secrets, volumes, the store and Pods there.",
+        ),
+    ] = False,
 ) -> None:
     """Check a run file: data line by line, model, memory, disk, ports, Redis, database, store, scorers.
 
@@ -32,8 +41,10 @@ def check(
     """
     from honed.settings_file import load_settings
 
-    settings = load_settings(run_file)
-    report = _with_progress(settings, fast=fast)
+    context = asked_cluster()
+    report = _for_cluster(run_file, context) if cluster or context is not None else None
+    if report is None:
+        report = _with_progress(load_settings(run_file), fast=fast)
     if json:
         found = [asdict(finding) for finding in report.findings]
         output.show_json({"ok": not report.errors, "findings": found, "figures": report.figures})
@@ -57,6 +68,19 @@ def refuse_errors(settings: RunSettings) -> None:
             output.note(f"honed: {finding.where}: {finding.text}")
     if report.errors:
         raise ValueError("\n".join(f"{finding.where}: {finding.text}" for finding in report.errors))
+
+
+def _for_cluster(run_file: Path, context: str | None) -> Report:
+    """Whether a cluster can honour the run file, and what a namespace lacks if one is named."""
+    from honed.check.cluster import check_cluster
+
+    settings, report = check_cluster(run_file)
+    if context is not None:
+        from honed.check.cluster_state import check_state
+        from honed.cluster.api import Cluster
+
+        check_state(settings, Cluster.of(context), report)
+    return report
 
 
 def _with_progress(settings: RunSettings, *, fast: bool) -> Report:

@@ -1,4 +1,4 @@
-"""`honed data fetch`: brings the default run's human ratings to this machine."""
+"""`honed data`: brings the default run's human ratings to this machine, and makes a run's files of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def register(app: typer.Typer) -> None:
     """Adds the commands."""
     group = typer.Typer(no_args_is_help=True, help="The default run's data.")
     group.command(epilog="Example: honed data fetch --to /data/honed")(fetch)
+    group.command(epilog="Example: honed data prepare --to /data")(prepare)
     app.add_typer(group, name="data")
 
 
@@ -26,3 +27,21 @@ def fetch(
     directory = to if to is not None else dataset.default_directory()
     output.note(f"fetching {dataset.HUMAN_RATINGS.requirement} into {directory}")
     typer.echo(str(dataset.fetch(directory)))
+
+
+def prepare(
+    to: Annotated[Path, typer.Option("--to", help="Directory. What is there stays.")],
+    seed: Annotated[int, typer.Option(help="Of the split, and of which comparisons are drawn.")] = 1,
+) -> None:
+    """Write the files of the default run: texts, prompts, comparisons, and what is held out, each as JSON lines.
+
+    Prints the `data` section that names them in a run file. `honed demo` does all of this by itself.
+    """
+    import yaml
+
+    from honed.demo.material import demo_files, write_demo_files
+
+    output.note(f"writing the default run's files into {to}")
+    write_demo_files(to, seed)
+    section = demo_files(to).model_dump(mode="json", exclude_defaults=True)
+    typer.echo(yaml.safe_dump({"data": section}, sort_keys=False), nl=False)

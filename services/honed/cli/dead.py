@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from honed.cli import output
-from honed.cli.connection import RunOption, find_run
+from honed.cli.connection import RunOption, find_cluster, find_run
 
 if TYPE_CHECKING:
     from honed.queue.dead import DeadLetter, DeadLetters
@@ -168,31 +168,34 @@ def _on_redis(
     work: Callable[[dict[str, DeadLetters]], Awaitable[T]], stage: Stage | None, run: Path | None, run_file: Path | None
 ) -> T:
     """Opens the dead letters of the stages that are asked for and does the work on them."""
-
-    async def connected() -> T:
-        async with _stages(stage, run, run_file) as stages:
-            return await work(stages)
-
-    return asyncio.run(connected())
-
-
-@asynccontextmanager
-async def _stages(stage: Stage | None, run: Path | None, run_file: Path | None) -> AsyncIterator[dict[str, DeadLetters]]:
     from honed.queue.connection import RedisLink, RetryPolicy
     from honed.queue.dead import DeadLetters
-    from honed.queue.embedded import embedded_redis_url
     from honed.queue.keys import STAGES, RunKeys
+
+    async def connected(url: str, keys: RunKeys) -> T:
+        async with RedisLink(url, retry=RetryPolicy(deadline_s=_PATIENCE_S)) as link:
+            return await work({name: DeadLetters(link, keys, name) for name in STAGES if stage is None or stage.value == name})
+
+    with _redis(run, run_file) as (url, name):
+        return asyncio.run(connected(url, RunKeys(name)))
+
+
+@contextmanager
+def _redis(run: Path | None, run_file: Path | None) -> Iterator[tuple[str, str]]:
+    """The URL of the run's Redis and the run's name."""
+    from honed.queue.embedded import embedded_redis_url
     from honed.runtime import redis_url
     from honed.settings_file import load_settings
     from honed.workspace import Workspace
 
+    if cluster := find_cluster(run or run_file):
+        with cluster.redis() as url:
+            yield url, cluster.facts.run
+        return
     place = Workspace(find_run(run)) if run_file is None else None
     settings = load_settings(run_file if place is None else place.effective_settings)
     place = place or Workspace(settings.directory)
-    url = embedded_redis_url(place.redis) if settings.queue.url is None else redis_url(settings)
-    keys = RunKeys(settings.run)
-    async with RedisLink(url, retry=RetryPolicy(deadline_s=_PATIENCE_S)) as link:
-        yield {name: DeadLetters(link, keys, name) for name in STAGES if stage is None or stage.value == name}
+    yield (embedded_redis_url(place.redis) if settings.queue.url is None else redis_url(settings)), settings.run
 
 
 async def _letters(dead: DeadLetters, limit: int | None = None) -> list[DeadLetter]:

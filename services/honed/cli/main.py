@@ -6,13 +6,35 @@ is there at once.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from honed import __version__
-from honed.cli import check, config, data, dead, generate, init, judge, prompts, run, scale, score, status, tokens, versions
+from honed.cli import (
+    check,
+    cluster,
+    config,
+    data,
+    dead,
+    generate,
+    init,
+    judge,
+    prompts,
+    run,
+    scale,
+    score,
+    status,
+    tokens,
+    top,
+    versions,
+    wait,
+)
+from honed.cli.connection import ask_cluster
 from honed.cli.failure import ReportingGroup
+
+_OF_THIS_MACHINE: Final = frozenset({"init", "up", "demo", "serve", "job", "wait", "tokens", "config", "data"})
+"""Commands that talk to no run."""
 
 app = typer.Typer(
     name="honed",
@@ -29,18 +51,42 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Begin with `honed demo`, or `honed up --run-file run.yaml`. Each command's --help has an example.")
+@app.callback(
+    epilog="Begin with `honed demo`, or `honed up --run-file run.yaml`; on a cluster with `honed --cluster status`. "
+    "Each command's --help has an example."
+)
 def honed(
+    context: typer.Context,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            envvar="HONED_CLUSTER",
+            metavar="[CONTEXT/NAMESPACE]",
+            help="Talk to a run on Kubernetes: a context of your kubeconfig, a /NAMESPACE, or both. Left out: the current "
+            "context, its namespace or `honed`. Token and certificate come from the run's Secrets, if you may read them.",
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", envvar="HONED_DEBUG", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
     ] = False,
 ) -> None:
     """Keeps a language model sharp on live feedback while it serves."""
+    source = context.get_parameter_source("cluster")
+    explicit = source is not None and source.name == "COMMANDLINE"
+    if cluster is not None and explicit and context.invoked_subcommand in _OF_THIS_MACHINE:
+        raise typer.BadParameter(
+            f"`honed {context.invoked_subcommand}` works on this machine alone and talks to no cluster", param_hint="--cluster"
+        )
+    ask_cluster(cluster, explicit=explicit)
 
 
 run.register(app)
-for part in (init, check, generate, score, judge, status, scale, versions, prompts, dead, tokens, config, data):
+for part in (
+    *(init, check, generate, score, judge, status, top, scale, versions, prompts, dead),
+    *(cluster, wait, tokens, config, data),
+):
     part.register(app)
 
 

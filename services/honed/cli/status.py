@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from honed.cli import output
-from honed.cli.connection import RunOption, TokenFileOption, find_run, open_peer
+from honed.cli.connection import RunOption, TokenFileOption, find_cluster, find_run, open_peer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from honed._client.peer import Peer
+    from honed.cluster.run import ClusterRun
+    from honed.kit.errors import HonedError
     from honed.v1 import common_pb2
+
+    Peers = dict[str, Peer | HonedError]
 
 _TIMEOUT_S = 5.0
 
@@ -38,45 +42,75 @@ def status(
     """Show the run's phase and progress, its processes with their restarts, the learner, what serves, and the queues."""
     from rich.live import Live
 
-    directory = find_run(run)
+    cluster = find_cluster(run)
+    run = find_run(run) if cluster is None else None
+    where = {"directory": str(run)} if cluster is None else {"cluster": cluster.cluster.name}
     with ExitStack() as stack:
-        names = ("conductor", "learner", "generation")
-        peers = {name: stack.enter_context(open_peer(name, directory, None, token_file)) for name in names}
+        peers: Peers = {}
+
+        def found() -> dict[str, Any]:
+            if cluster is None:
+                connect(stack, peers, run, token_file)
+                return {**where, **look(peers)}
+            cluster.look_again()
+            connect(stack, peers, run, token_file)
+            return {**where, **look(peers), "pods": _pods(cluster)}
+
         if not watch:
-            found = look(peers, directory)
-            output.show_json(found) if json else output.show(render(found))
+            output.show_json(found()) if json else output.show(render(found()))
             return
         live = None if json else stack.enter_context(Live(console=output.console(), auto_refresh=False))
         while True:
-            found = look(peers, directory)
             if live is None:
-                output.show_json(found)
+                output.show_json(found())
             else:
-                live.update(render(found), refresh=True)
+                live.update(render(found()), refresh=True)
             time.sleep(every)
 
 
-def look(peers: dict[str, Peer], directory: Path) -> dict[str, Any]:
+def connect(stack: ExitStack, peers: Peers, run: Path | None, token_file: Path | None) -> None:
+    """Connects to each service that there is no connection to yet; where a cluster has no ready Pod, leaves the reason."""
+    from honed._client.peer import Peer
+    from honed.kit.errors import Unavailable
+
+    for name in ("conductor", "learner", "generation"):
+        if not isinstance(peers.get(name), Peer):
+            try:
+                peers[name] = stack.enter_context(open_peer(name, run, None, token_file))
+            except Unavailable as error:
+                peers[name] = error
+
+
+def look(peers: Peers) -> dict[str, Any]:
     """Asks all services at once. One that does not answer leaves its reason in place of its figures.
 
     Raises:
         RequestError: the conductor's, when nobody answers.
+        HonedError: why there is no connection to it, when nobody answers.
     """
     from honed.client import RequestError
+    from honed.kit.errors import HonedError
 
     asked: dict[str, Callable[[Peer], dict[str, Any]]] = {
         "conductor": _run,
         "learner": _learner,
         "generation": _generation,
     }
-    found: dict[str, Any] = {"directory": str(directory)}
-    failures: list[RequestError] = []
+
+    def ask(name: str) -> dict[str, Any]:
+        peer = peers[name]
+        if isinstance(peer, HonedError):
+            raise peer
+        return asked[name](peer)
+
+    found: dict[str, Any] = {}
+    failures: list[RequestError | HonedError] = []
     with ThreadPoolExecutor(len(asked)) as pool:
-        answers = {name: pool.submit(ask, peers[name]) for name, ask in asked.items()}
+        answers = {name: pool.submit(ask, name) for name in asked}
     for name, answer in answers.items():
         try:
             found["run" if name == "conductor" else name] = answer.result()
-        except RequestError as error:
+        except (RequestError, HonedError) as error:
             failures.append(error)
             found["run" if name == "conductor" else name] = {"error": str(error)}
     if len(failures) == len(asked):
@@ -84,12 +118,27 @@ def look(peers: dict[str, Peer], directory: Path) -> dict[str, Any]:
     return found
 
 
+def _pods(cluster: ClusterRun) -> list[dict[str, Any]]:
+    """The run's Pods, with why one is not ready."""
+    from honed.cluster.pods import trouble_of
+
+    return [
+        {
+            "name": pod.name,
+            "ready": pod.ready,
+            "restarts": pod.restarts,
+            "trouble": "" if pod.ready else trouble_of(cluster.cluster, pod),
+        }
+        for pod in cluster.pods
+    ]
+
+
 def render(found: dict[str, Any]) -> RenderableType:
     """The figures for a person."""
     from rich.console import Group
 
     run, learner, generation = found["run"], found["learner"], found["generation"]
-    shown = {"run": f"{run.get('run', '?')} in {found['directory']}"}
+    shown = {"run": f"{run.get('run', '?')} in {found.get('cluster') or found.get('directory')}"}
     if "error" in run:
         shown["conductor"] = run["error"]
     else:
@@ -119,7 +168,10 @@ def render(found: dict[str, Any]) -> RenderableType:
         for p in run.get("processes", ())
     ]
     columns = ["process", "ready", "restarts", "version", "last exit"]
-    return Group(output.pairs(shown), *([output.table(columns, rows, numbers=["restarts"])] if rows else []))
+    tables = [output.table(columns, rows, numbers=["restarts"])] if rows else []
+    if pods := [(p["name"], "yes" if p["ready"] else "no", str(p["restarts"]), p["trouble"]) for p in found.get("pods", ())]:
+        tables.append(output.table(["pod", "ready", "restarts", "why not"], pods, numbers=["restarts"]))
+    return Group(output.pairs(shown), *tables)
 
 
 def _run(peer: Peer) -> dict[str, Any]:
@@ -149,6 +201,7 @@ def _run(peer: Peer) -> dict[str, Any]:
                 "pid": p.pid,
                 "address": p.address,
                 "version": p.version,
+                "metrics_port": p.metrics_port,
             }
             for p in run.processes
         ],

@@ -10,17 +10,19 @@ from dataclasses import replace
 from typing import Protocol
 
 from honed.conductor.endpoints import joint_target, replica_section, write_endpoints
+from honed.conductor.jobs import ProcessJobs
 from honed.conductor.launcher import Launcher, ProcessState
 from honed.conductor.processes import Processes, replica_name
 from honed.config import RunSettings
 from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, InvalidArgument, Unavailable
+from honed.kit.progress import JobProgress
 from honed.settings import ReplicatedSettings
 from honed.topology import REPLICATED, SERVICES
+from honed.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 Write = Callable[[RunSettings], None]
-JOB_TIMEOUT_S = 24 * 3600.0
 
 
 class Fleet(Protocol):
@@ -48,6 +50,9 @@ class Fleet(Protocol):
             Unavailable: the job failed for a reason that may pass.
             HonedError: it failed by itself.
         """
+
+    def job_progress(self, job: str) -> JobProgress | None:
+        """How far the job is; None before it has said anything."""
 
     def target(self, service: str) -> str:
         """The gRPC target of a service: all its processes."""
@@ -83,6 +88,7 @@ class LocalFleet:
             write: keeps the settings for processes that start later.
         """
         self._settings, self._launcher, self._processes, self._write = settings, launcher, processes, write
+        self._jobs = ProcessJobs(launcher, processes, Workspace(settings.directory).progress)
         self._lock = asyncio.Lock()
         self._starting: set[asyncio.Future[None]] = set()
         self._sections: dict[str, list[ReplicatedSettings]] = {}
@@ -116,7 +122,11 @@ class LocalFleet:
 
     async def run_job(self, job: str) -> None:
         """See `Fleet`."""
-        await self._launcher.run_job(self._processes.job(job), JOB_TIMEOUT_S)
+        await self._jobs.run_job(job)
+
+    def job_progress(self, job: str) -> JobProgress | None:
+        """See `Fleet`."""
+        return self._jobs.progress(job)
 
     def target(self, service: str) -> str:
         """See `Fleet`."""

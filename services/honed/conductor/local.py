@@ -46,10 +46,10 @@ async def local_run(settings: RunSettings, *, fresh: bool = False, expendable: C
         FailedPrecondition: another process runs in the same directory, or the directory cannot be used.
     """
     workspace = Workspace(settings.directory)
-    if settings.conductor.launcher == "none":
+    if settings.conductor.services_elsewhere:
         raise FailedPrecondition(
-            "conductor.launcher is none, and this command starts processes: take out that line, or run `honed serve conductor` "
-            "beside services that run elsewhere"
+            f"conductor.launcher is {settings.conductor.launcher}, and this command starts processes: take out that line, or "
+            "run `honed serve conductor` beside services that run elsewhere"
         )
     _check_ours(workspace)
     with alone(workspace):

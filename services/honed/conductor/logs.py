@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from honed.kit.progress import logged_progress
+
+LINES = 8
 _TAIL_BYTES = 16 << 10
 
 
@@ -27,7 +31,7 @@ def rotate(path: Path, limit_bytes: int) -> bool:
     return True
 
 
-def tail(path: Path, lines: int = 8) -> str:
+def tail(path: Path, lines: int = LINES) -> str:
     """The last lines of a log, under a heading that names it."""
     try:
         with path.open("rb") as file:
@@ -36,4 +40,9 @@ def tail(path: Path, lines: int = 8) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         text = ""
-    return f"the end of {path}:\n" + "\n".join(text.strip().splitlines()[-lines:])
+    return f"the end of {path}:\n" + "\n".join(last_lines(text, lines))
+
+
+def last_lines(text: str, lines: int = LINES) -> Sequence[str]:
+    """The last lines of a log that say more than how far a job is."""
+    return [line for line in text.strip().splitlines() if logged_progress(line) is None][-lines:]

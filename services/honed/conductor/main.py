@@ -1,23 +1,31 @@
-"""The conductor process by itself: drives a run whose services run elsewhere, and launches nothing."""
+"""The conductor process by itself: drives a run whose services run elsewhere.
+
+With `conductor.launcher: kubernetes` it also starts the run's jobs, and of several conductors the holder of the cluster's Lease
+drives the run. The others stand by, alive and not ready. Who loses the Lease ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 from honed.artifacts.store import PolicyStore
 from honed.conductor.endpoints import write_endpoints
 from honed.conductor.external import ExternalFleet
+from honed.conductor.jobs import AwaitedJobs, JobLauncher
+from honed.conductor.leadership import Leadership, Unopposed
 from honed.conductor.local import alone
+from honed.conductor.results import Results
 from honed.conductor.roster import Roster
 from honed.conductor.run import Run
 from honed.conductor.service import conductor_server
 from honed.conductor.summary import write_summary
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, root_cause
-from honed.kit.server import serve_until_signalled
+from honed.kit.server import Server, serve_until_signalled
 from honed.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -28,35 +36,82 @@ async def run(settings: RunSettings) -> None:
 
     Raises:
         FailedPrecondition: the settings ask for processes, or name no Redis or not every service; or another process runs in
-            the directory.
+            the directory; or there is no way to the cluster; or another conductor has been chosen.
     """
-    if settings.conductor.launcher != "none":
+    if not settings.conductor.services_elsewhere:
         raise FailedPrecondition(
-            "conductor.launcher is process, and this command starts none: run `honed up`, or set it to none to drive services "
-            "that run elsewhere"
+            "conductor.launcher is process, and this command starts none: run `honed up`, or set it to none or kubernetes, to "
+            "drive services that run elsewhere"
         )
     store = PolicyStore(settings.policy_url, settings.run)
-    fleet = ExternalFleet(settings, store)
-    driven = Run(settings, fleet, store)
-    roster = Roster(settings, fleet)
-    server = conductor_server(driven, roster)
+    async with _launching(settings, Results(settings, store)) as (jobs, leadership):
+        fleet = ExternalFleet(settings, jobs)
+        driven = Run(settings, fleet, store, leadership)
+        roster = Roster(settings, fleet)
+        server = conductor_server(driven, roster)
 
-    async def work(stopping: asyncio.Event) -> None:
-        await server.ready()
-        executing = asyncio.ensure_future(_execute(driven))
-        asked = [asyncio.ensure_future(stopping.wait()), asyncio.ensure_future(driven.stopping.wait())]
-        try:
-            with _announced(settings):
-                await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-                driven.stopping.set()
-                await executing
-        finally:
-            for task in asked:
-                task.cancel()
+        async def work(stopping: asyncio.Event) -> None:
+            await _lead(driven, leadership, server, stopping)
 
-    with alone(driven.workspace):
-        async with roster.running(), fleet.watched():
-            await serve_until_signalled(server, work)
+        with alone(driven.workspace):
+            async with roster.running(), fleet.watched():
+                await serve_until_signalled(server, work)
+
+
+@asynccontextmanager
+async def _launching(settings: RunSettings, results: Results) -> AsyncIterator[tuple[JobLauncher, Leadership]]:
+    """What runs the jobs, and who chooses the conductor."""
+    if settings.conductor.launcher == "none":
+        yield AwaitedJobs(settings, results), Unopposed()
+        return
+    # Here, because whoever has no cluster has no client of one.
+    from honed.conductor.cluster.api import connected
+    from honed.conductor.cluster.jobs import KubernetesJobs
+    from honed.conductor.cluster.lease import ClusterLease
+
+    section = settings.conductor.kubernetes
+    async with connected(section) as api:
+        yield KubernetesJobs(api, settings, results), ClusterLease(api, section)
+
+
+async def _lead(driven: Run, leadership: Leadership, server: Server, stopping: asyncio.Event) -> None:
+    """Drives the run once this process is chosen, and as long as it is; ends at once if it is to stop before."""
+    doing, chosen = driven.state.doing, asyncio.Event()
+
+    def wait(reason: str) -> None:
+        driven.state.doing = f"standing by: {reason}"
+
+    async def lead() -> None:
+        async with leadership.held(wait, partial(driven.state.alarm, "lease")):
+            chosen.set()
+            driven.state.doing = doing
+            await server.ready()
+            await _drive(driven, stopping)
+
+    leading, stop = asyncio.ensure_future(lead()), asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({leading, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if chosen.is_set() or leading.done():
+            await leading
+    finally:
+        for task in (leading, stop):
+            task.cancel()
+        await asyncio.gather(leading, stop, return_exceptions=True)
+
+
+async def _drive(driven: Run, stopping: asyncio.Event) -> None:
+    """Returns when the run has been stopped, here or by a call."""
+    executing = asyncio.ensure_future(_execute(driven))
+    asked = [asyncio.ensure_future(stopping.wait()), asyncio.ensure_future(driven.stopping.wait())]
+    try:
+        with _announced(driven.settings):
+            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            driven.stopping.set()
+            await executing
+    finally:
+        for task in (*asked, executing):
+            task.cancel()
+        await asyncio.gather(*asked, executing, return_exceptions=True)
 
 
 @contextmanager

@@ -6,12 +6,15 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 
 from honed.conductor.feeder import Feeder
 from honed.conductor.fleet import Fleet
+from honed.conductor.leadership import Leadership, Unopposed
 from honed.conductor.prompt_file import PromptFile
 from honed.conductor.prompts import PromptMix
 from honed.conductor.rates import Growth
@@ -24,7 +27,7 @@ from honed.queue.admission import AdmissionPolicy
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.inbox import PromptInbox
 from honed.queue.keys import RunKeys
-from honed.queue.lease import LeaseHeld, Leases
+from honed.queue.lease import HeldLease, LeaseHeld, LeaseLost, Leases, TermOver
 from honed.runtime import consumer_name, internal_channel, redis_url
 from honed.v1 import common_pb2, conductor_pb2, learner_pb2, learner_pb2_grpc
 
@@ -44,9 +47,10 @@ SUBMIT_TIMEOUT_S = 5.0
 class OnlineLoop:
     """Feeds the loop until the learner has made its updates."""
 
-    def __init__(self, settings: RunSettings, fleet: Fleet, state: RunState) -> None:
-        """Connects to nothing yet."""
+    def __init__(self, settings: RunSettings, fleet: Fleet, state: RunState, leadership: Leadership | None = None) -> None:
+        """Connects to nothing yet. Without `leadership` the lease in Redis alone decides who feeds the run."""
         self._settings, self._fleet, self._state = settings, fleet, state
+        self._leadership = leadership or Unopposed()
         self._submissions: tuple[PromptInbox, PromptEncoder] | None = None
 
     async def run(self, prompts: Path, tokenizer: Path) -> None:
@@ -60,6 +64,7 @@ class OnlineLoop:
 
         Raises:
             LeaseLost: another conductor has taken the run over.
+            TermOver: another conductor has been chosen.
             ValueError: a prompt cannot be used; names file and line.
             FailedPrecondition: the streams do not become empty.
         """
@@ -70,9 +75,7 @@ class OnlineLoop:
         doing = self._state.doing
         async with (
             RedisLink(self._fleet.redis_url or redis_url(settings), retry=RetryPolicy(math.inf)) as link,
-            Leases(link, keys).held(
-                "conductor", consumer_name("conductor"), LEASE_MS, wait_s=math.inf, on_wait=self._waits
-            ) as lease,
+            self._lease(Leases(link, keys)) as lease,
         ):
             self._state.doing = doing
             policy = AdmissionPolicy(
@@ -101,6 +104,20 @@ class OnlineLoop:
             raise FailedPrecondition("prompts can be submitted while the online loop runs: `honed status` shows the phase")
         inbox, encoder = self._submissions
         return await submit_prompts(request, inbox, encoder, self._settings.conductor.prompt_mix)
+
+    @asynccontextmanager
+    async def _lease(self, leases: Leases) -> AsyncIterator[HeldLease]:
+        """The run's lease. The queue takes prompts from its holder, and from nobody whose term is over."""
+        name = "conductor"
+        term = await self._leadership.above(await leases.term(name))
+        try:
+            async with leases.held(
+                name, consumer_name(name), LEASE_MS, above=term, term=term, wait_s=math.inf, on_wait=self._waits
+            ) as lease:
+                yield lease
+        except (LeaseLost, TermOver):
+            self._leadership.doubt()
+            raise
 
     def _waits(self, reason: LeaseHeld) -> None:
         self._state.doing = f"waiting: another conductor feeds this run, and this one goes on after it ({reason})"

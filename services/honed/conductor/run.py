@@ -22,13 +22,14 @@ from honed.artifacts.tokenizer import fetch_tokenizer
 from honed.conductor.evaluation import Evaluation
 from honed.conductor.fleet import Fleet
 from honed.conductor.judgements import import_judgements
+from honed.conductor.leadership import Leadership
 from honed.conductor.online import OnlineLoop
 from honed.conductor.prompt_file import check_prompts
 from honed.conductor.state import PHASE_NAMES, RunState
 from honed.config import RunSettings
 from honed.kit.aio import raise_if_cancelled
 from honed.kit.errors import FailedPrecondition, Unavailable, may_pass, root_cause
-from honed.kit.progress import JobProgress, read_progress
+from honed.kit.progress import JobProgress
 from honed.runtime import internal_channel
 from honed.v1 import common_pb2, conductor_pb2, preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace
@@ -46,13 +47,20 @@ Hook = Callable[[], Awaitable[None]]
 class Run:
     """One run over one fleet of services."""
 
-    def __init__(self, settings: RunSettings, fleet: Fleet, store: PolicyStore) -> None:
-        """Starts nothing yet; `settings` have every port chosen."""
+    def __init__(self, settings: RunSettings, fleet: Fleet, store: PolicyStore, leadership: Leadership | None = None) -> None:
+        """Starts nothing yet.
+
+        Args:
+            settings: with every port chosen.
+            fleet: the services and jobs.
+            store: the policy store.
+            leadership: who chooses one conductor of several; None where the lease in Redis does.
+        """
         self.settings, self.fleet, self.store = settings, fleet, store
         self.state = RunState()
         self.stopping = asyncio.Event()
         self.workspace = Workspace(settings.directory)
-        self.loop = OnlineLoop(settings, fleet, self.state)
+        self.loop = OnlineLoop(settings, fleet, self.state, leadership)
         self.evaluation = Evaluation(settings, fleet, self.workspace)
         self._end_on_failure = False
         self.kept: Path | None = None  # where a fresh run put people's judgements aside
@@ -154,7 +162,7 @@ class Run:
         """How far the job of the phase is."""
         name = PHASE_NAMES[self.state.phase]
         jobs = (conductor_pb2.RUN_PHASE_PRETRAIN, conductor_pb2.RUN_PHASE_REWARD_MODEL)
-        return read_progress(self.workspace.progress / f"{name}.json") if self.state.phase in jobs else None
+        return self.fleet.job_progress(name) if self.state.phase in jobs else None
 
     def alarms(self) -> list[str]:
         """What needs a person; empty when all is well."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from honed.conductor import metrics
 from honed.conductor.roster import Roster
 from honed.conductor.run import Run
 from honed.conductor.state import PHASE_NAMES
@@ -14,6 +15,7 @@ from honed.conductor.versions import Versions
 from honed.kit.errors import InvalidArgument, NotFound
 from honed.kit.idempotency import Once
 from honed.kit.server import Listener, Server, Servicer
+from honed.queue.members import Member
 from honed.runtime import server_options
 from honed.topology import REPLICATED, SERVICES
 from honed.v1 import conductor_pb2, conductor_pb2_grpc
@@ -25,6 +27,7 @@ REGISTERED_TIMEOUT_S = 15.0
 def conductor_server(run: Run, roster: Roster) -> Server:
     """The server of a run's conductor; nothing listens yet."""
     section = run.settings.conductor
+    metrics.observe(run)
     service = ConductorService(run, roster, Versions(run.settings, run.fleet, run.store, run.workspace))
     add = conductor_pb2_grpc.add_ConductorServiceServicer_to_server
     servicer = Servicer(SERVICES["conductor"].grpc_name, add, service)
@@ -163,13 +166,20 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
                     pid=process.pid or 0,
                     address=member.address if member else "",
                     version=member.version if member else "",
+                    metrics_port=_metrics_port(member) if member else 0,
                 )
             )
         others = (
-            conductor_pb2.ProcessStatus(name=m.name, healthy=m.ready, address=m.address, version=m.version)
+            conductor_pb2.ProcessStatus(
+                name=m.name, healthy=m.ready, address=m.address, version=m.version, metrics_port=_metrics_port(m)
+            )
             for m in members.values()
         )
         return [*rows, *others]
+
+
+def _metrics_port(member: Member) -> int:
+    return int(member.facts.get("metrics_port", 0))  # a replica of an older build does not say
 
 
 def _offset(token: str) -> int:

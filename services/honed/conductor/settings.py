@@ -20,12 +20,29 @@ class PromptMixSettings(Section):
     submitted_limit: Positive = Field(10_000, description="Submitted prompts that wait at most; beyond is RESOURCE_EXHAUSTED.")
 
 
+class KubernetesSettings(Section):
+    """The cluster whose Jobs train, with `conductor.launcher: kubernetes`."""
+
+    namespace: str | None = Field(None, description="Unset: the pod's own; with a kubeconfig, that of its context.")
+    kubeconfig: Path | None = Field(None, description="For a conductor outside of the cluster. Unset: the pod's account.")
+    context: str | None = Field(None, description="Of the kubeconfig. Unset: its current one.")
+    identity: str | None = Field(
+        None, description="Holder of the Lease: the pod's name and uid. Unset: the host's name and a random part."
+    )
+    lease_s: Annotated[float, Field(ge=1)] = Field(15.0, description="A conductor silent for longer may lose its Lease.")
+    request_timeout_s: Seconds = Field(10.0, description="How long one call of the API may take.")
+    job_deadline_s: Positive = Field(86_400, description="activeDeadlineSeconds of a job whose template names none.")
+
+
 class ConductorSettings(ServerSettings):
     """The run."""
 
-    launcher: Literal["process", "none"] = Field(
-        "process", description="process: services are child processes. none: they run elsewhere and register themselves."
+    launcher: Literal["process", "kubernetes", "none"] = Field(
+        "process",
+        description="process: services and jobs are child processes. none: they run elsewhere; services register themselves. "
+        "kubernetes: as none, and jobs are started as Jobs.",
     )
+    kubernetes: KubernetesSettings = KubernetesSettings()
     start_from: str | None = Field(None, description="Hugging Face model directory; unset: pretrain one on data.texts.")
     max_in_flight: Positive = Field(1024, description="Rollouts between admission and scoring at most.")
     samples_per_prompt: Positive = 1
@@ -42,6 +59,11 @@ class ConductorSettings(ServerSettings):
     start_timeout_s: Seconds = 180.0
     drain_timeout_s: Seconds = Field(300.0, description="How long the streams may take to empty after the last update.")
     log_mb: Positive = Field(64, description="Size of one log file before it is rotated; one older one is kept.")
+
+    @property
+    def services_elsewhere(self) -> bool:
+        """Whether others start the services, so that they are found by their addresses and in Redis."""
+        return self.launcher != "process"
 
 
 class JudgementsFile(Section):

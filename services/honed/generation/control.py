@@ -160,6 +160,7 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
                 )
             before = self._engine.version
             report = await self._engine.commit(version)
+            self._frontend.pauses.append(report.pause_s)
             self._on_change()
             await asyncio.to_thread(self._clear, before, version)
         logger.info(

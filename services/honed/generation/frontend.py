@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from honed.v1 import common_pb2, generation_pb2
 
 _INLINE_BYTES: Final = 4096
 """A text up to here is tokenised on the event loop, in about a millisecond: cheaper than a thread."""
+
+_PAUSES: Final = 64
+"""Changes of weights whose pauses are remembered."""
 
 RenderChat = Callable[[Sequence[generation_pb2.ChatMessage]], list[int]]
 """Token ids of a conversation, by the policy's chat template. Blocks."""
@@ -43,7 +47,11 @@ class RequestLimits:
 
 
 class SamplingFrontend:
-    """Draws samples for applications and for training alike, and counts them."""
+    """Draws samples for applications and for training alike, and counts them.
+
+    Attributes:
+        pauses: How long requests stood still at the last changes of weights, seconds.
+    """
 
     def __init__(
         self,
@@ -74,6 +82,7 @@ class SamplingFrontend:
         self.failed = 0
         self.tokens = 0
         self.draining = False
+        self.pauses: deque[float] = deque(maxlen=_PAUSES)
         self._render_chat = render_chat
         self._on_prompt = on_prompt
         self._ids = itertools.count()

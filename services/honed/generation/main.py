@@ -176,7 +176,7 @@ class Generator:
             serving = self._engine.version
             version = serving.label
             troubles += [f"version {newer} is refused: {reason}" for newer, reason in refused.items() if newer > serving]
-        facts = {"replica": str(section.replica), "training": self._worker.state}
+        facts = {"replica": str(section.replica), "training": self._worker.state, "metrics_port": str(section.metrics_port)}
         if refused:
             facts["refused"] = "; ".join(f"{each}: {reason}" for each, reason in refused.items())
         if troubles:
@@ -231,7 +231,7 @@ def make_gate(section: GenerationSettings) -> RequestGate:
 
 def _check_control_address(settings: RunSettings) -> None:
     section = settings.generation
-    elsewhere = settings.conductor.launcher == "none"
+    elsewhere = settings.conductor.services_elsewhere
     if elsewhere and section.control_address is None and leads_nowhere(section.host, section.control_port):
         raise FailedPrecondition(
             f"generation.control_address is not set, and {section.host}:{section.control_port} leads nowhere: say where the "

@@ -7,6 +7,7 @@ from typing import Any
 
 from honed.generation.frontend import SamplingFrontend
 from honed.generation.gate import RequestKind
+from honed.report.measures import percentile
 from honed.v1 import generation_pb2, generation_pb2_grpc
 
 
@@ -55,4 +56,6 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             replica=self._replica,
             draining=frontend.draining,
             training_in_flight=frontend.gate.in_flight_of(RequestKind.TRAINING),
+            waiting=frontend.gate.in_flight - frontend.gate.running,
+            pause_p95_seconds=percentile(frontend.pauses, 0.95) if frontend.pauses else 0.0,
         )

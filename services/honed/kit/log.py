@@ -45,10 +45,11 @@ def configure_logging(service: str, level: str = "INFO") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    for chatty in ("httpx", "httpcore", "filelock", "urllib3", "fsspec"):
+    for chatty in ("httpx", "httpcore", "filelock", "urllib3", "fsspec", "alembic.runtime.plugins"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    # Whatever the level of the rest is, who changed the system is always written.
-    logging.getLogger("honed.audit").setLevel(logging.INFO)
+    # Whatever the level of the rest is: who changed the system, and how far a job is, for whoever follows its log.
+    for always in ("honed.audit", "honed.kit.progress"):
+        logging.getLogger(always).setLevel(logging.INFO)
 
 
 def log_to(path: Path) -> None:

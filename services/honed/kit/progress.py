@@ -1,14 +1,23 @@
-"""How far a job is, in a small file that whoever shows it can read at any moment."""
+"""How far a job is: in a small file that whoever shows it can read at any moment, and in the job's log.
+
+The log is for those who cannot read the job's files, because it runs on another machine.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Final
+
+logger = logging.getLogger(__name__)
 
 SHORTEST_INTERVAL_S = 0.25
+LOG_EVERY_S = 5.0
+_KEY: Final = "job_progress"
 
 
 @dataclass(frozen=True)
@@ -21,19 +30,23 @@ class JobProgress:
 
 
 class ProgressFile:
-    """Written by the job, whole at each moment."""
+    """Written by the job, whole at each moment; a line of the log every few seconds."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` gives seconds."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._clock = path, clock
-        self._due = clock()
+        self._due = self._log_due = clock()
 
     def report(self, progress: JobProgress, *, final: bool = False) -> None:
         """Writes the progress, at most a few times a second."""
-        if not final and self._clock() < self._due:
+        now = self._clock()
+        if not final and now < self._due:
             return
-        self._due = self._clock() + SHORTEST_INTERVAL_S
+        self._due = now + SHORTEST_INTERVAL_S
+        if final or now >= self._log_due:
+            self._log_due = now + LOG_EVERY_S
+            logger.info(progress.doing, extra={_KEY: asdict(progress)})
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(progress)))
         partial.rename(self._path)
@@ -44,4 +57,16 @@ def read_progress(path: Path) -> JobProgress | None:
     try:
         return JobProgress(**json.loads(path.read_text()))
     except FileNotFoundError:
+        return None
+
+
+def logged_progress(line: str) -> JobProgress | None:
+    """The progress that a line of a job's log tells; None for every other line."""
+    if f'"{_KEY}"' not in line:
+        return None
+    try:
+        found = json.loads(line)[_KEY]
+        figures = {str(name): float(value) for name, value in found["figures"].items()}
+        return JobProgress(float(found["done"]), str(found["doing"]), figures)
+    except (ValueError, TypeError, KeyError, AttributeError):  # a line that was cut, or of another program
         return None

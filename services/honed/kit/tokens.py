@@ -73,6 +73,17 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def new_token() -> str:
+    """A token that nobody can guess."""
+    return f"honed_{secrets.token_urlsafe(32)}"
+
+
+def table_text(tokens: Mapping[str, str]) -> str:
+    """A token table of tokens by name, each with the scopes that its name has in a run."""
+    rows = [{"name": name, "sha256": digest(token), "scopes": list(LOCAL_TOKENS[name])} for name, token in tokens.items()]
+    return json.dumps({"tokens": rows}, indent=2) + "\n"
+
+
 def ensure_local_tokens(directory: Path) -> None:
     """Makes the tokens of a local run, once, however many processes ask; files are readable by their owner only."""
     import fcntl  # only where runs are started: clients import this module on every system
@@ -86,13 +97,11 @@ def ensure_local_tokens(directory: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if table.exists():
             return
-        rows = []
-        for name, scopes in LOCAL_TOKENS.items():
-            token = f"honed_{secrets.token_urlsafe(32)}"
+        tokens = {name: new_token() for name in LOCAL_TOKENS}
+        for name, token in tokens.items():
             _write_private(directory / f"{name}.token", token + "\n")
-            rows.append({"name": name, "sha256": digest(token), "scopes": list(scopes)})
         # The table comes last: with it, the set is complete.
-        _write_private(table, json.dumps({"tokens": rows}, indent=2) + "\n")
+        _write_private(table, table_text(tokens))
 
 
 def local_token_file(directory: Path, name: str) -> Path:
@@ -132,7 +141,9 @@ def _read_table(path: Path) -> dict[str, Identity]:
         rows = json.loads(path.read_text())["tokens"]
         return {row["sha256"]: Identity(row["name"], frozenset(row["scopes"])) for row in rows}
     except FileNotFoundError as error:
-        raise ValueError(f"token table {path} does not exist: `honed tokens {path.parent}` makes one") from error
+        raise ValueError(
+            f"token table {path} does not exist: `honed tokens {path.parent}` makes one, on a cluster `honed cluster secrets`"
+        ) from error
     except OSError as error:
         raise ValueError(f"token table {path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

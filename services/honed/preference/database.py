@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ class DatabaseOptions:
         connections: open connections at most.
         migration_deadline_s: the longest that a change of the schema may take, which may rewrite every row.
         cleaning_deadline_s: the longest that clearing away after an erasure may take.
+        password: returns the password for a server's URL as it is now; asked at each new connection. None: the URL's own.
     """
 
     deadline_s: float = 30.0
@@ -45,6 +46,7 @@ class DatabaseOptions:
     connections: int = 5
     migration_deadline_s: float = 3600.0
     cleaning_deadline_s: float = 300.0
+    password: Callable[[], str] | None = None
 
 
 class Database:
@@ -251,6 +253,7 @@ def _postgresql(url: URL, options: DatabaseOptions) -> AsyncEngine:
         pool_pre_ping=True,
         connect_args={
             "timeout": options.lock_wait_s,
+            **({} if options.password is None else {"password": options.password}),
             "server_settings": {
                 "application_name": "honed-preference",
                 "synchronous_commit": "on",

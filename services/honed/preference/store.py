@@ -22,7 +22,7 @@ from honed.preference.content import ERASED, Entry, Row, SnapshotHash, canonical
 from honed.preference.database import Database, DatabaseOptions
 from honed.preference.erasure import Erased
 from honed.preference.group_commit import GroupCommit, GroupOptions, Outcome
-from honed.preference.migrate import migrate
+from honed.preference.migrate import migrate, wait_for_schema
 from honed.preference.stats import Stats, read_stats
 from honed.preference.tables import erasures, record_state, snapshots
 from honed.v1 import preference_pb2 as pb
@@ -32,12 +32,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """Limits of a store; see the parts. `erase_page` is how many judgements one transaction of an erasure changes."""
+    """Limits of a store; see the parts.
+
+    Attributes:
+        erase_page: how many judgements one transaction of an erasure changes.
+        migrate: bring the schema up to date; otherwise wait until a job has, as long as a migration may take.
+    """
 
     database: DatabaseOptions = field(default_factory=DatabaseOptions)
     writer: GroupOptions = field(default_factory=GroupOptions)
     page: select.PageSize = field(default_factory=select.PageSize)
     erase_page: int = 5000
+    migrate: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,14 +90,17 @@ class PreferenceStore:
         return self._database.name
 
     async def __aenter__(self) -> Self:
-        """Brings the schema up to date and starts the writer.
+        """Brings the schema up to date, or waits for who does, and starts the writer.
 
         Raises:
             FailedPrecondition: the schema is newer than this build.
-            Unavailable: the database cannot be reached.
+            Unavailable: the database cannot be reached, or nobody has migrated it in time.
         """
         try:
-            await migrate(self._database)
+            if self._options.migrate:
+                await migrate(self._database)
+            else:
+                await wait_for_schema(self._database, self._options.database.migration_deadline_s)
         except BaseException:
             await self._database.close()
             raise

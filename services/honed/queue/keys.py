@@ -86,6 +86,10 @@ class RunKeys:
         """A counter that rises each time the lease changes hands; it never expires."""
         return self._key("fence", _checked("lease", name))
 
+    def term(self, name: str) -> str:
+        """The highest term in which a lease was taken; it never expires."""
+        return self._key("term", _checked("lease", name))
+
     def members(self, role: str) -> str:
         """A hash of the processes of a service that are there, each with the end of its lease."""
         return self._key("members", _checked("role", role))

@@ -2,6 +2,9 @@
 
 The fence number rises each time the lease changes hands, and goes into every policy version. A lease alone cannot stop a
 holder that slept through its expiry; the number can: whoever checks it sees that a higher one exists.
+
+Where holders are chosen outside of Redis (a cluster's Lease), the number of that choice is the *term*. The holder of a new term
+takes the lease from any other, and one whose term is over never gets it again, however late it wakes.
 """
 
 from __future__ import annotations
@@ -47,6 +50,10 @@ class LeaseLost(FailedPrecondition):
         self.fence = fence
 
 
+class TermOver(FailedPrecondition):
+    """The lease was taken in a later term."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """What a holder shows: pass it to whoever checks.
@@ -70,7 +77,7 @@ class Leases:
         self._keys = keys
         self._scripts = Scripts(link, "run.lua")
 
-    async def acquire(self, name: str, owner: str, ttl_ms: int, above: int = 0) -> Claim:
+    async def acquire(self, name: str, owner: str, ttl_ms: int, above: int = 0, term: int = 0) -> Claim:
         """Takes the lease if nobody holds it; its own holder gets it again with the same fence.
 
         Args:
@@ -79,19 +86,30 @@ class Leases:
             ttl_ms: Life without renewal.
             above: The highest fence known from elsewhere (policy store, checkpoint). The new one exceeds it, even if
                 Redis lost its counter.
+            term: The number under which this process was chosen as the holder elsewhere; 0 if holders are chosen here.
 
         Raises:
             LeaseHeld: another owner holds it; the message says who and for how long.
+            TermOver: it was taken in a later term.
         """
         if ttl_ms < 1 or not owner:
             raise InvalidArgument("ttl_ms" if owner else "owner", "a lease needs an owner and a life of at least 1 ms")
-        fence, holder, left_ms = await self._run("acquire", name, owner, 0, ttl_ms, above)
+        fence, holder, left_ms, highest = await self._run("acquire", name, owner, 0, ttl_ms, above, term)
+        if 0 < term < highest:
+            raise TermOver(
+                f"the lease {name!r} was taken in term {highest}, and this process was chosen in term {term}: another one "
+                "has been chosen since; stop, or be chosen anew"
+            )
         if holder.decode() != owner:
             raise LeaseHeld(
                 f"the lease {name!r} is held by {holder.decode()} with fence {fence} for another {left_ms} ms: "
                 "stop that process, or wait until its lease runs out"
             )
         return Claim(name, owner, fence)
+
+    async def term(self, name: str) -> int:
+        """The highest term in which the lease was taken; 0 if it never was in any."""
+        return int(await self._run("term", name, "", 0))
 
     async def renew(self, claim: Claim, ttl_ms: int) -> None:
         """Lives on for `ttl_ms`. A lease that ran out during an outage is renewed too, if nobody took it over.
@@ -135,6 +153,7 @@ class Leases:
         owner: str,
         ttl_ms: int,
         above: int = 0,
+        term: int = 0,
         wait_s: float | None = None,
         on_wait: Callable[[LeaseHeld], object] = lambda _: None,
     ) -> AsyncIterator[HeldLease]:
@@ -148,11 +167,13 @@ class Leases:
             owner: As for `acquire`.
             ttl_ms: As for `acquire`; renewed at a third of it.
             above: As for `acquire`.
+            term: As for `acquire`.
             wait_s: How long to wait for another owner's lease to run out; by default three lives.
             on_wait: Called with the reason at each try that finds another owner.
 
         Raises:
             LeaseHeld: another owner still held it after `wait_s`.
+            TermOver: it was taken in a later term.
             LeaseLost: another owner took over; the block was cancelled.
             Unavailable: Redis did not answer the first request within the outage deadline.
         """
@@ -161,7 +182,7 @@ class Leases:
         waiting = False
         while True:
             try:
-                lease = HeldLease(self, await self.acquire(name, owner, ttl_ms, above), ttl_ms)
+                lease = HeldLease(self, await self.acquire(name, owner, ttl_ms, above, term), ttl_ms)
                 break
             except LeaseHeld as error:
                 if loop.time() >= end:
@@ -181,7 +202,8 @@ class Leases:
                     await self.release(lease.claim)
 
     async def _run(self, operation: str, name: str, *arguments: Argument) -> Any:
-        return await self._scripts.run(operation, [self._keys.lease(name), self._keys.fence(name)], arguments)
+        keys = [self._keys.lease(name), self._keys.fence(name), self._keys.term(name)]
+        return await self._scripts.run(operation, keys, arguments)
 
 
 class HeldLease:

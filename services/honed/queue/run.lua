@@ -33,12 +33,25 @@ local function stands()
 end
 
 -- @operation acquire
--- ARGV 3 life in ms, 4 a fence that the new one must exceed. Returns {fence, owner, ms left}: the caller's if it got it.
+-- KEYS 3 term. ARGV 3 life in ms, 4 a fence that the new one must exceed, 5 the caller's term (0: none). Returns {fence, owner,
+-- ms left, highest term}: the caller's if it got it. A term that is over gets nothing; a new one takes the lease from whoever
+-- holds it, because holders are chosen elsewhere.
+local term, highest = tonumber(ARGV[5]), tonumber(redis.call('GET', KEYS[3]) or '0')
 local who, with = holder()
-if who and who ~= owner then return {with, who, redis.call('PTTL', lease)} end
-if not who or with <= tonumber(ARGV[4]) then with = math.max(current(), tonumber(ARGV[4])) + 1 end
+if term > 0 and term < highest then return {with, who or '', 0, highest} end
+if term > highest then
+  redis.call('SET', KEYS[3], term)
+  highest = term
+  if who ~= owner then who = false end
+end
+if who and who ~= owner then return {with, who, redis.call('PTTL', lease), highest} end
+if not who or with <= tonumber(ARGV[4]) then with = math.max(current(), with, tonumber(ARGV[4])) + 1 end
 take(with, ARGV[3])
-return {with, owner, tonumber(ARGV[3])}
+return {with, owner, tonumber(ARGV[3]), highest}
+
+-- @operation term
+-- KEYS 3 term. Returns the highest term in which the lease was taken.
+return tonumber(redis.call('GET', KEYS[3]) or '0')
 
 -- @operation renew
 -- ARGV 3 life in ms. Returns {1 or 0, current fence}.

@@ -170,8 +170,9 @@ class _Process:
 
     def _describe(self) -> Member:
         working = "yes" if self._worker is not None and self._worker.working else "no"
-        facts = {**self._follower.facts(), "working": working}
-        return Member(self._name, self._settings.reward.target, ready=self._ready, facts=facts)
+        section = self._settings.reward
+        facts = {**self._follower.facts(), "working": working, "metrics_port": str(section.metrics_port)}
+        return Member(self._name, section.target, ready=self._ready, facts=facts)
 
     def _policy_tokenizer(self) -> ScoringTokenizer:
         if self._tokenizer is None:

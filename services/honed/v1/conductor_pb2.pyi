@@ -79,6 +79,7 @@ class ProcessStatus(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    METRICS_PORT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The service or job."""
     healthy: _builtins.bool
@@ -93,6 +94,8 @@ class ProcessStatus(_message.Message):
     """Where it answers, for a service that has registered."""
     version: _builtins.str
     """The policy version that it serves, as `fence.step`, for a generator that has registered."""
+    metrics_port: _builtins.int
+    """Port of its `/metrics` on the host of `address`; 0 if it has none."""
     def __init__(
         self,
         *,
@@ -103,10 +106,11 @@ class ProcessStatus(_message.Message):
         pid: _builtins.int = ...,
         address: _builtins.str = ...,
         version: _builtins.str = ...,
+        metrics_port: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "healthy", b"healthy", "last_exit", b"last_exit", "name", b"name", "pid", b"pid", "restarts", b"restarts", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "healthy", b"healthy", "last_exit", b"last_exit", "metrics_port", b"metrics_port", "name", b"name", "pid", b"pid", "restarts", b"restarts", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

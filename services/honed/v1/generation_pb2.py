@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from honed.v1 import common_pb2 as honed_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19honed/v1/generation.proto\x12\x08honed.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x15honed/v1/common.proto\"\x8b\x01\n\x06Prompt\x12\x1a\n\x04text\x18\x01 \x01(\tB\n\xbaH\x07r\x05(\x80\x80\x80\x02H\x00\x12\'\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x12.honed.v1.TokenIdsH\x00\x12*\n\x08messages\x18\x03 \x01(\x0b\x32\x16.honed.v1.ChatMessagesH\x00\x42\x10\n\x07\x63ontent\x12\x05\xbaH\x02\x08\x01\"D\n\x0c\x43hatMessages\x12\x34\n\x08messages\x18\x01 \x03(\x0b\x32\x15.honed.v1.ChatMessageB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80 \"C\n\x0b\x43hatMessage\x12\x17\n\x04role\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\x07\x63ontent\x18\x02 \x01(\tB\n\xbaH\x07r\x05(\x80\x80\x80\x02\"%\n\x08TokenIds\x12\x19\n\x03ids\x18\x01 \x03(\rB\x0c\xbaH\t\x92\x01\x06\x08\x01\x10\x80\x80@\"\xa7\x01\n\x06Sample\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x10\n\x08logprobs\x18\x04 \x03(\x02\x12,\n\rversion_spans\x18\x05 \x03(\x0b\x32\x15.honed.v1.VersionSpan\x12-\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x16.honed.v1.FinishReason\"\x8e\x01\n\x0fGenerateRequest\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x10.honed.v1.PromptB\x06\xbaH\x03\xc8\x01\x01\x12*\n\x08sampling\x18\x02 \x01(\x0b\x32\x18.honed.v1.SamplingParams\x12\x13\n\x01n\x18\x03 \x01(\rB\x08\xbaH\x05*\x03\x18\x80\x02\x12\x10\n\x08logprobs\x18\x04 \x01(\x08\"O\n\x10GenerateResponse\x12!\n\x07samples\x18\x01 \x03(\x0b\x32\x10.honed.v1.Sample\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\"\x94\x01\n\x15StreamGenerateRequest\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x10.honed.v1.PromptB\x06\xbaH\x03\xc8\x01\x01\x12*\n\x08sampling\x18\x02 \x01(\x0b\x32\x18.honed.v1.SamplingParams\x12\x13\n\x01n\x18\x03 \x01(\rB\x08\xbaH\x05*\x03\x18\x80\x02\x12\x10\n\x08logprobs\x18\x04 \x01(\x08\"9\n\x16StreamGenerateResponse\x12\x1f\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x10.honed.v1.Sample\"\x12\n\x10GetPolicyRequest\"\xad\x02\n\x11GetPolicyResponse\x12(\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersion\x12\x18\n\x10max_model_tokens\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x18\n\x10samples_finished\x18\x06 \x01(\x04\x12\x16\n\x0esamples_failed\x18\x07 \x01(\x04\x12\x16\n\x0etokens_sampled\x18\x08 \x01(\x04\x12\x14\n\x0c\x62usy_seconds\x18\t \x01(\x01\x12\x0f\n\x07replica\x18\n \x01(\t\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\x12\x1a\n\x12training_in_flight\x18\x0c \x01(\r\"\x9c\x01\n\x15PrepareVersionRequest\x12\x30\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersionB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x0fmanifest_sha256\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12!\n\x0fidempotency_key\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"[\n\x16PrepareVersionResponse\x12\x15\n\rbytes_fetched\x18\x01 \x01(\x04\x12*\n\x07\x65lapsed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"k\n\x14\x43ommitVersionRequest\x12\x30\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersionB\x06\xbaH\x03\xc8\x01\x01\x12!\n\x0fidempotency_key\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x9f\x01\n\x15\x43ommitVersionResponse\x12(\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersion\x12(\n\x05pause\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10\x63\x61nary_max_error\x18\x03 \x01(\x01\x12\x18\n\x10requests_carried\x18\x04 \x01(\r\"j\n\x13\x41\x62ortVersionRequest\x12\x30\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersionB\x06\xbaH\x03\xc8\x01\x01\x12!\n\x0fidempotency_key\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x16\n\x14\x41\x62ortVersionResponse\"1\n\x0cPauseRequest\x12!\n\x0fidempotency_key\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x0f\n\rPauseResponse\"2\n\rResumeRequest\x12!\n\x0fidempotency_key\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x10\n\x0eResumeResponse\"]\n\x0c\x44rainRequest\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x0fidempotency_key\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\"\n\rDrainResponse\x12\x11\n\tremaining\x18\x01 \x01(\r2\xf3\x01\n\x11GenerationService\x12\x41\n\x08Generate\x12\x19.honed.v1.GenerateRequest\x1a\x1a.honed.v1.GenerateResponse\x12U\n\x0eStreamGenerate\x12\x1f.honed.v1.StreamGenerateRequest\x1a .honed.v1.StreamGenerateResponse0\x01\x12\x44\n\tGetPolicy\x12\x1a.honed.v1.GetPolicyRequest\x1a\x1b.honed.v1.GetPolicyResponse2\xc1\x03\n\x18GenerationControlService\x12S\n\x0ePrepareVersion\x12\x1f.honed.v1.PrepareVersionRequest\x1a .honed.v1.PrepareVersionResponse\x12P\n\rCommitVersion\x12\x1e.honed.v1.CommitVersionRequest\x1a\x1f.honed.v1.CommitVersionResponse\x12M\n\x0c\x41\x62ortVersion\x12\x1d.honed.v1.AbortVersionRequest\x1a\x1e.honed.v1.AbortVersionResponse\x12\x38\n\x05Pause\x12\x16.honed.v1.PauseRequest\x1a\x17.honed.v1.PauseResponse\x12;\n\x06Resume\x12\x17.honed.v1.ResumeRequest\x1a\x18.honed.v1.ResumeResponse\x12\x38\n\x05\x44rain\x12\x16.honed.v1.DrainRequest\x1a\x17.honed.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19honed/v1/generation.proto\x12\x08honed.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x15honed/v1/common.proto\"\x8b\x01\n\x06Prompt\x12\x1a\n\x04text\x18\x01 \x01(\tB\n\xbaH\x07r\x05(\x80\x80\x80\x02H\x00\x12\'\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x12.honed.v1.TokenIdsH\x00\x12*\n\x08messages\x18\x03 \x01(\x0b\x32\x16.honed.v1.ChatMessagesH\x00\x42\x10\n\x07\x63ontent\x12\x05\xbaH\x02\x08\x01\"D\n\x0c\x43hatMessages\x12\x34\n\x08messages\x18\x01 \x03(\x0b\x32\x15.honed.v1.ChatMessageB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80 \"C\n\x0b\x43hatMessage\x12\x17\n\x04role\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\x07\x63ontent\x18\x02 \x01(\tB\n\xbaH\x07r\x05(\x80\x80\x80\x02\"%\n\x08TokenIds\x12\x19\n\x03ids\x18\x01 \x03(\rB\x0c\xbaH\t\x92\x01\x06\x08\x01\x10\x80\x80@\"\xa7\x01\n\x06Sample\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x10\n\x08logprobs\x18\x04 \x03(\x02\x12,\n\rversion_spans\x18\x05 \x03(\x0b\x32\x15.honed.v1.VersionSpan\x12-\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x16.honed.v1.FinishReason\"\x8e\x01\n\x0fGenerateRequest\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x10.honed.v1.PromptB\x06\xbaH\x03\xc8\x01\x01\x12*\n\x08sampling\x18\x02 \x01(\x0b\x32\x18.honed.v1.SamplingParams\x12\x13\n\x01n\x18\x03 \x01(\rB\x08\xbaH\x05*\x03\x18\x80\x02\x12\x10\n\x08logprobs\x18\x04 \x01(\x08\"O\n\x10GenerateResponse\x12!\n\x07samples\x18\x01 \x03(\x0b\x32\x10.honed.v1.Sample\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\"\x94\x01\n\x15StreamGenerateRequest\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x10.honed.v1.PromptB\x06\xbaH\x03\xc8\x01\x01\x12*\n\x08sampling\x18\x02 \x01(\x0b\x32\x18.honed.v1.SamplingParams\x12\x13\n\x01n\x18\x03 \x01(\rB\x08\xbaH\x05*\x03\x18\x80\x02\x12\x10\n\x08logprobs\x18\x04 \x01(\x08\"9\n\x16StreamGenerateResponse\x12\x1f\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x10.honed.v1.Sample\"\x12\n\x10GetPolicyRequest\"\xd9\x02\n\x11GetPolicyResponse\x12(\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersion\x12\x18\n\x10max_model_tokens\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x18\n\x10samples_finished\x18\x06 \x01(\x04\x12\x16\n\x0esamples_failed\x18\x07 \x01(\x04\x12\x16\n\x0etokens_sampled\x18\x08 \x01(\x04\x12\x14\n\x0c\x62usy_seconds\x18\t \x01(\x01\x12\x0f\n\x07replica\x18\n \x01(\t\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\x12\x1a\n\x12training_in_flight\x18\x0c \x01(\r\x12\x0f\n\x07waiting\x18\r \x01(\r\x12\x19\n\x11pause_p95_seconds\x18\x0e \x01(\x01\"\x9c\x01\n\x15PrepareVersionRequest\x12\x30\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersionB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x0fmanifest_sha256\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12!\n\x0fidempotency_key\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"[\n\x16PrepareVersionResponse\x12\x15\n\rbytes_fetched\x18\x01 \x01(\x04\x12*\n\x07\x65lapsed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"k\n\x14\x43ommitVersionRequest\x12\x30\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersionB\x06\xbaH\x03\xc8\x01\x01\x12!\n\x0fidempotency_key\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x9f\x01\n\x15\x43ommitVersionResponse\x12(\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersion\x12(\n\x05pause\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10\x63\x61nary_max_error\x18\x03 \x01(\x01\x12\x18\n\x10requests_carried\x18\x04 \x01(\r\"j\n\x13\x41\x62ortVersionRequest\x12\x30\n\x07version\x18\x01 \x01(\x0b\x32\x17.honed.v1.PolicyVersionB\x06\xbaH\x03\xc8\x01\x01\x12!\n\x0fidempotency_key\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x16\n\x14\x41\x62ortVersionResponse\"1\n\x0cPauseRequest\x12!\n\x0fidempotency_key\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x0f\n\rPauseResponse\"2\n\rResumeRequest\x12!\n\x0fidempotency_key\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\x10\n\x0eResumeResponse\"]\n\x0c\x44rainRequest\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x0fidempotency_key\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"\"\n\rDrainResponse\x12\x11\n\tremaining\x18\x01 \x01(\r2\xf3\x01\n\x11GenerationService\x12\x41\n\x08Generate\x12\x19.honed.v1.GenerateRequest\x1a\x1a.honed.v1.GenerateResponse\x12U\n\x0eStreamGenerate\x12\x1f.honed.v1.StreamGenerateRequest\x1a .honed.v1.StreamGenerateResponse0\x01\x12\x44\n\tGetPolicy\x12\x1a.honed.v1.GetPolicyRequest\x1a\x1b.honed.v1.GetPolicyResponse2\xc1\x03\n\x18GenerationControlService\x12S\n\x0ePrepareVersion\x12\x1f.honed.v1.PrepareVersionRequest\x1a .honed.v1.PrepareVersionResponse\x12P\n\rCommitVersion\x12\x1e.honed.v1.CommitVersionRequest\x1a\x1f.honed.v1.CommitVersionResponse\x12M\n\x0c\x41\x62ortVersion\x12\x1d.honed.v1.AbortVersionRequest\x1a\x1e.honed.v1.AbortVersionResponse\x12\x38\n\x05Pause\x12\x16.honed.v1.PauseRequest\x1a\x17.honed.v1.PauseResponse\x12;\n\x06Resume\x12\x17.honed.v1.ResumeRequest\x1a\x18.honed.v1.ResumeResponse\x12\x38\n\x05\x44rain\x12\x16.honed.v1.DrainRequest\x1a\x17.honed.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -95,33 +95,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETPOLICYREQUEST']._serialized_start=1049
   _globals['_GETPOLICYREQUEST']._serialized_end=1067
   _globals['_GETPOLICYRESPONSE']._serialized_start=1070
-  _globals['_GETPOLICYRESPONSE']._serialized_end=1371
-  _globals['_PREPAREVERSIONREQUEST']._serialized_start=1374
-  _globals['_PREPAREVERSIONREQUEST']._serialized_end=1530
-  _globals['_PREPAREVERSIONRESPONSE']._serialized_start=1532
-  _globals['_PREPAREVERSIONRESPONSE']._serialized_end=1623
-  _globals['_COMMITVERSIONREQUEST']._serialized_start=1625
-  _globals['_COMMITVERSIONREQUEST']._serialized_end=1732
-  _globals['_COMMITVERSIONRESPONSE']._serialized_start=1735
-  _globals['_COMMITVERSIONRESPONSE']._serialized_end=1894
-  _globals['_ABORTVERSIONREQUEST']._serialized_start=1896
-  _globals['_ABORTVERSIONREQUEST']._serialized_end=2002
-  _globals['_ABORTVERSIONRESPONSE']._serialized_start=2004
-  _globals['_ABORTVERSIONRESPONSE']._serialized_end=2026
-  _globals['_PAUSEREQUEST']._serialized_start=2028
-  _globals['_PAUSEREQUEST']._serialized_end=2077
-  _globals['_PAUSERESPONSE']._serialized_start=2079
-  _globals['_PAUSERESPONSE']._serialized_end=2094
-  _globals['_RESUMEREQUEST']._serialized_start=2096
-  _globals['_RESUMEREQUEST']._serialized_end=2146
-  _globals['_RESUMERESPONSE']._serialized_start=2148
-  _globals['_RESUMERESPONSE']._serialized_end=2164
-  _globals['_DRAINREQUEST']._serialized_start=2166
-  _globals['_DRAINREQUEST']._serialized_end=2259
-  _globals['_DRAINRESPONSE']._serialized_start=2261
-  _globals['_DRAINRESPONSE']._serialized_end=2295
-  _globals['_GENERATIONSERVICE']._serialized_start=2298
-  _globals['_GENERATIONSERVICE']._serialized_end=2541
-  _globals['_GENERATIONCONTROLSERVICE']._serialized_start=2544
-  _globals['_GENERATIONCONTROLSERVICE']._serialized_end=2993
+  _globals['_GETPOLICYRESPONSE']._serialized_end=1415
+  _globals['_PREPAREVERSIONREQUEST']._serialized_start=1418
+  _globals['_PREPAREVERSIONREQUEST']._serialized_end=1574
+  _globals['_PREPAREVERSIONRESPONSE']._serialized_start=1576
+  _globals['_PREPAREVERSIONRESPONSE']._serialized_end=1667
+  _globals['_COMMITVERSIONREQUEST']._serialized_start=1669
+  _globals['_COMMITVERSIONREQUEST']._serialized_end=1776
+  _globals['_COMMITVERSIONRESPONSE']._serialized_start=1779
+  _globals['_COMMITVERSIONRESPONSE']._serialized_end=1938
+  _globals['_ABORTVERSIONREQUEST']._serialized_start=1940
+  _globals['_ABORTVERSIONREQUEST']._serialized_end=2046
+  _globals['_ABORTVERSIONRESPONSE']._serialized_start=2048
+  _globals['_ABORTVERSIONRESPONSE']._serialized_end=2070
+  _globals['_PAUSEREQUEST']._serialized_start=2072
+  _globals['_PAUSEREQUEST']._serialized_end=2121
+  _globals['_PAUSERESPONSE']._serialized_start=2123
+  _globals['_PAUSERESPONSE']._serialized_end=2138
+  _globals['_RESUMEREQUEST']._serialized_start=2140
+  _globals['_RESUMEREQUEST']._serialized_end=2190
+  _globals['_RESUMERESPONSE']._serialized_start=2192
+  _globals['_RESUMERESPONSE']._serialized_end=2208
+  _globals['_DRAINREQUEST']._serialized_start=2210
+  _globals['_DRAINREQUEST']._serialized_end=2303
+  _globals['_DRAINRESPONSE']._serialized_start=2305
+  _globals['_DRAINRESPONSE']._serialized_end=2339
+  _globals['_GENERATIONSERVICE']._serialized_start=2342
+  _globals['_GENERATIONSERVICE']._serialized_end=2585
+  _globals['_GENERATIONCONTROLSERVICE']._serialized_start=2588
+  _globals['_GENERATIONCONTROLSERVICE']._serialized_end=3037
 # @@protoc_insertion_point(module_scope)

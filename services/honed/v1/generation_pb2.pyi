@@ -345,6 +345,8 @@ class GetPolicyResponse(_message.Message):
     REPLICA_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     TRAINING_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    PAUSE_P95_SECONDS_FIELD_NUMBER: _builtins.int
     max_model_tokens: _builtins.int
     """The most tokens of prompt and response together."""
     vocab_size: _builtins.int
@@ -367,6 +369,10 @@ class GetPolicyResponse(_message.Message):
     """No new work is taken."""
     training_in_flight: _builtins.int
     """Of `in_flight`, those for training."""
+    waiting: _builtins.int
+    """Of `in_flight`, those that wait for the engine."""
+    pause_p95_seconds: _builtins.float
+    """95th percentile of how long requests stood still at the last changes of weights, 64 at most; 0 before the first."""
     @_builtins.property
     def version(self) -> _common_pb2.PolicyVersion:
         """The committed version."""
@@ -386,10 +392,12 @@ class GetPolicyResponse(_message.Message):
         replica: _builtins.str = ...,
         draining: _builtins.bool = ...,
         training_in_flight: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        pause_p95_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "draining", b"draining", "engine", b"engine", "in_flight", b"in_flight", "max_model_tokens", b"max_model_tokens", "replica", b"replica", "samples_failed", b"samples_failed", "samples_finished", b"samples_finished", "tokens_sampled", b"tokens_sampled", "training_in_flight", b"training_in_flight", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "draining", b"draining", "engine", b"engine", "in_flight", b"in_flight", "max_model_tokens", b"max_model_tokens", "pause_p95_seconds", b"pause_p95_seconds", "replica", b"replica", "samples_failed", b"samples_failed", "samples_finished", b"samples_finished", "tokens_sampled", b"tokens_sampled", "training_in_flight", b"training_in_flight", "version", b"version", "vocab_size", b"vocab_size", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

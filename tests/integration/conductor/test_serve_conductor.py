@@ -115,7 +115,7 @@ class Machine:
         try:
             with contextlib.ExitStack() as stack:
                 names = ("conductor", "learner", "generation")
-                return look({name: stack.enter_context(open_peer(name, self.run, None, None)) for name in names}, self.run)
+                return look({name: stack.enter_context(open_peer(name, self.run, None, None)) for name in names})
         except (ValueError, RequestError):
             return {}
 

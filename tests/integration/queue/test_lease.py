@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from honed.kit.errors import FailedPrecondition, Unavailable
-from honed.queue.lease import Claim, LeaseHeld, LeaseLost, Leases
+from honed.queue.lease import Claim, LeaseHeld, LeaseLost, Leases, TermOver
 
 pytestmark = pytest.mark.redis
 
@@ -175,3 +175,40 @@ async def test_the_holder_raises_its_own_fence_while_it_renews(leases):
         assert (await lease.raise_fence(above=40)).fence == 41
         await asyncio.sleep(0.03)
         await lease.check()
+
+
+async def test_a_new_term_takes_the_lease_from_its_holder_at_once(leases):
+    old = await leases.acquire("conductor", "a", LONG, above=3, term=3)
+    assert (old.fence, await leases.term("conductor")) == (4, 3)
+    new = await leases.acquire("conductor", "b", LONG, above=4, term=4)
+    assert (new.fence, await leases.term("conductor")) == (5, 4)
+    for asked in (leases.check(old), leases.renew(old, LONG)):
+        with pytest.raises(LeaseLost):
+            await asked
+    await leases.check(new)
+
+
+async def test_a_term_that_is_over_gets_nothing_even_if_the_lease_is_free(leases):
+    new = await leases.acquire("conductor", "b", LONG, term=4)
+    for _ in range(2):
+        with pytest.raises(TermOver, match="was taken in term 4, and this process was chosen in term 3"):
+            await leases.acquire("conductor", "a", LONG, term=3)
+        await leases.release(new)
+    assert await leases.term("conductor") == 4
+
+
+async def test_within_a_term_the_lease_is_held_as_ever(leases):
+    first = await leases.acquire("conductor", "a", LONG, term=4)
+    assert await leases.acquire("conductor", "a", LONG, term=4) == first
+    with pytest.raises(LeaseHeld, match="held by a"):
+        await leases.acquire("conductor", "b", LONG, term=4)
+    assert await leases.acquire("conductor", "a", LONG, term=5) == first, "its own holder goes on"
+
+
+async def test_a_new_term_outnumbers_a_holder_whose_counter_redis_lost(leases, link, keys):
+    old = await leases.acquire("conductor", "a", LONG, above=7, term=1)
+    await link.command("DEL", keys.fence("conductor"))
+    new = await leases.acquire("conductor", "b", LONG, above=2, term=2)
+    assert new.fence > old.fence
+    with pytest.raises(LeaseLost):
+        await leases.renew(old, LONG)

@@ -41,6 +41,12 @@ def test_a_command_whose_packages_are_missing_names_their_extra(tmp_path: Path) 
     assert "the package sqlalchemy is not installed: install honed[preference]" in done.stderr
 
 
+def test_without_the_client_of_kubernetes_it_names_the_extra() -> None:
+    done = honed_without("kubernetes", "--cluster", "status")
+    assert done.returncode == 1
+    assert "the package kubernetes is not installed: install honed[cluster]" in done.stderr
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -14,6 +14,8 @@ from tests.support.run import run_tree, settings_of, until
 from honed.artifacts.store import PolicyStore
 from honed.conductor import main
 from honed.conductor.external import ExternalFleet
+from honed.conductor.jobs import AwaitedJobs
+from honed.conductor.results import Results
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.v1 import learner_pb2, learner_pb2_grpc
@@ -26,9 +28,13 @@ def settings(root: Path, learner: int = 1, **queue: str) -> RunSettings:
     return settings_of({**tree, "queue": queue, "security": {"authentication": False}})
 
 
+def awaited(found: RunSettings) -> AwaitedJobs:
+    return AwaitedJobs(found, Results(found, PolicyStore(found.policy_url, found.run)))
+
+
 def make_fleet(root: Path, learner: int = 1) -> ExternalFleet:
     found = settings(root, learner, url="redis://127.0.0.1:1/0")
-    return ExternalFleet(found, PolicyStore(found.policy_url, found.run))
+    return ExternalFleet(found, awaited(found))
 
 
 class FakeLearner(learner_pb2_grpc.LearnerServiceServicer):
@@ -55,8 +61,8 @@ async def learner() -> AsyncIterator[tuple[FakeLearner, int]]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("POLL_S", "WATCH_S"):
-        monkeypatch.setattr(f"honed.conductor.external.{name}", 0.01)
+    monkeypatch.setattr("honed.conductor.waiting.POLL_S", 0.01)
+    monkeypatch.setattr("honed.conductor.external.WATCH_S", 0.01)
 
 
 async def test_it_starts_and_ends_nothing(tmp_path: Path) -> None:
@@ -118,7 +124,7 @@ async def test_a_service_that_is_lost_later_is_not_ready_until_it_is_back(
 async def test_without_the_address_of_a_service_it_says_which_one_to_set(tmp_path: Path) -> None:
     found = settings(tmp_path, 0, url="redis://127.0.0.1:1/0")
     with pytest.raises(FailedPrecondition, match=r"learner\.address is not set, and 127\.0\.0\.1:0 leads nowhere"):
-        ExternalFleet(found, PolicyStore(found.policy_url, found.run))
+        ExternalFleet(found, awaited(found))
 
 
 async def test_pretraining_elsewhere_is_done_when_the_base_version_is_in_the_store(tmp_path: Path) -> None:
@@ -138,6 +144,6 @@ async def test_pretraining_elsewhere_is_done_when_the_base_version_is_in_the_sto
 async def test_without_a_redis_of_its_own_or_with_processes_it_says_what_to_set(tmp_path: Path) -> None:
     found = settings(tmp_path)
     with pytest.raises(FailedPrecondition, match=r"queue\.url is not set"):
-        ExternalFleet(found, PolicyStore(found.policy_url, found.run))
+        ExternalFleet(found, awaited(found))
     with pytest.raises(FailedPrecondition, match=r"conductor\.launcher is process"):
         await main.run(settings_of(run_tree(tmp_path)))

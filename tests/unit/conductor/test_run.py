@@ -17,6 +17,7 @@ from honed.cli.run import _up
 from honed.conductor.launcher import ProcessState
 from honed.conductor.run import Run
 from honed.kit.errors import FailedPrecondition, HonedError, Unavailable
+from honed.kit.progress import JobProgress
 from honed.v1 import (
     common_pb2,
     conductor_pb2,
@@ -49,6 +50,9 @@ class FakeFleet:
         self.jobs.append(job)
         if self.failing.get(job):
             raise self.failing[job].pop(0)
+
+    def job_progress(self, job: str) -> JobProgress | None:
+        return None
 
     def target(self, service: str) -> str:
         return self.preference

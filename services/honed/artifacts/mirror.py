@@ -1,0 +1,148 @@
+"""Copies a run's store; a backup is such a copy, a restore its reverse.
+
+    python3 -m honed.artifacts.mirror FROM TO --run NAME [--remove]
+
+Every byte is verified against its manifest on the way, and a version's manifest is written last: a copy that was broken off
+holds whole versions only, and the next one goes on where it ended. What is retired while it is copied is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from honed.artifacts.files import open_backend
+from honed.artifacts.names import MANIFEST_NAME
+from honed.artifacts.reward_models import RewardModelStore
+from honed.artifacts.store import ArtifactStore, PolicyStore
+from honed.kit.errors import DataLoss, HonedError, NotFound
+from honed.kit.log import configure_logging
+
+logger = logging.getLogger(__name__)
+
+_IO_TIMEOUT_S: Final = 60.0
+_SMALL: Final = 16 << 20
+_MARKS: Final = "marks"
+_REWARD_MODELS: Final = "reward-models"
+_PROMOTED: Final = ("reward", "promoted.json")
+
+
+@dataclass
+class Mirrored:
+    """What a copy did, in versions.
+
+    Attributes:
+        copied: those that the copy lacked.
+        there: those that it had.
+        removed: those that the original does not have any more.
+    """
+
+    copied: int = 0
+    there: int = 0
+    removed: int = 0
+
+
+def mirror(source: str, target: str, run: str, *, remove: bool = False) -> Mirrored:
+    """Brings a copy of a run's store up to date. Blocks.
+
+    Args:
+        source: directory or fsspec URL of the original.
+        target: the same of the copy.
+        run: whose.
+        remove: whether versions that the original has retired leave the copy as well. An original without any version removes
+            none: that is a volume that is not mounted, or a store that was lost.
+
+    Raises:
+        NotFound: the original holds no version of the run.
+        DataLoss: bytes of the original are damaged; names the file. What was copied before stays.
+        Unavailable: one of the stores does not answer.
+    """
+    done = Mirrored()
+    if not PolicyStore(source, run).versions():
+        raise NotFound(f"{source} holds no version of run {run!r}: nothing is copied, and nothing removed")
+    for original, copy, parts in _stores(source, target, run):
+        _copy_versions(original, copy, (target, *parts), done, remove=remove)
+        _copy_marks(source, target, parts, remove=remove)
+    _copy_file(source, target, (run, *_PROMOTED))
+    return done
+
+
+def _stores(source: str, target: str, run: str) -> Iterator[tuple[ArtifactStore, ArtifactStore, tuple[str, ...]]]:
+    yield PolicyStore(source, run), PolicyStore(target, run), (run,)
+    for name in RewardModelStore.names(source, run):
+        yield RewardModelStore(source, run, name), RewardModelStore(target, run, name), (run, _REWARD_MODELS, name)
+
+
+def _copy_versions(
+    original: ArtifactStore, copy: ArtifactStore, where: tuple[str, ...], done: Mirrored, *, remove: bool
+) -> None:
+    target, *parts = where
+    backend = open_backend(target, _IO_TIMEOUT_S)
+    there, wanted = set(copy.versions()), original.versions()
+    for version in wanted:
+        directory = backend.join(*parts, version.label)
+        try:
+            manifest = original.manifest(version)
+            if version in there and copy.manifest(version).digest == manifest.digest:
+                done.there += 1
+                continue
+            with tempfile.TemporaryDirectory(prefix="honed-mirror-") as scratch:
+                fetched = original.fetch(version, Path(scratch), manifest.digest)
+                backend.remove(backend.join(directory, MANIFEST_NAME))
+                for entry in manifest.files:
+                    backend.upload(fetched / entry.path, backend.join(directory, entry.path))
+                backend.write(backend.join(directory, MANIFEST_NAME), manifest.to_bytes())
+        except (NotFound, DataLoss):
+            if version in original.versions():
+                raise
+            logger.info("retired while it was copied", extra={"version": version.label})
+        else:
+            done.copied += 1
+    for version in sorted(there - set(wanted)) if remove else ():
+        backend.remove(backend.join(*parts, version.label, MANIFEST_NAME))
+        backend.remove_tree(backend.join(*parts, version.label))
+        done.removed += 1
+
+
+def _copy_marks(source: str, target: str, parts: tuple[str, ...], *, remove: bool) -> None:
+    original, copy = open_backend(source, _IO_TIMEOUT_S), open_backend(target, _IO_TIMEOUT_S)
+    names = {name for name in original.list_names(original.join(*parts, _MARKS)) if not name.startswith(".")}
+    for name in sorted(names):
+        _copy_file(source, target, (*parts, _MARKS, name))
+    for name in sorted(set(copy.list_names(copy.join(*parts, _MARKS))) - names) if remove else ():
+        copy.remove(copy.join(*parts, _MARKS, name))
+
+
+def _copy_file(source: str, target: str, parts: tuple[str, ...]) -> None:
+    original, copy = open_backend(source, _IO_TIMEOUT_S), open_backend(target, _IO_TIMEOUT_S)
+    data = original.read(original.join(*parts), _SMALL)
+    if data is not None and data != copy.read(copy.join(*parts), _SMALL):
+        copy.write(copy.join(*parts), data)
+
+
+def main() -> int:
+    """Runs the command; prints what it did."""
+    parser = argparse.ArgumentParser(prog="python3 -m honed.artifacts.mirror", description="Copy a run's store.")
+    parser.add_argument("source", help="Directory or URL of the original.")
+    parser.add_argument("target", help="Directory or URL of the copy.")
+    parser.add_argument("--run", required=True, help="The run's name.")
+    parser.add_argument("--remove", action="store_true", help="Remove from the copy what the original has retired.")
+    options = parser.parse_args()
+    configure_logging("mirror", "INFO")
+    try:
+        done = mirror(options.source, options.target, options.run, remove=options.remove)
+    except (HonedError, OSError) as error:
+        sys.stderr.write(f"honed: {error}\n")
+        return 1
+    sys.stdout.write(f"{done.copied} versions copied, {done.there} were there, {done.removed} removed\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The Job that a suspended CronJob describes, as `kubectl create job --from=cronjob/…` would make it.
+
+A Job's name is made of the run, the digest of the template and the number of the attempt, so whoever creates it twice, another
+conductor for example, is told that it exists. The digest covers all of the template, the hash of the run's ConfigMap among it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from honed.conductor.cluster.api import Object
+
+JOB: Final = "honed.dev/job"
+TEMPLATE: Final = "honed.dev/template"
+ATTEMPT: Final = "honed.dev/attempt"
+RUN: Final = "honed.dev/run"
+TTL_S: Final = 86_400
+_LONGEST: Final = 63  # the name is the value of a label of the Job's pods
+_DIGITS: Final = 10
+
+
+@dataclass(frozen=True)
+class JobTemplate:
+    """One template of one job of one run.
+
+    Attributes:
+        run: The run.
+        job: `pretrain` or `reward-model`.
+        cron_job: The CronJob that holds it.
+    """
+
+    run: str
+    job: str
+    cron_job: Object
+
+    @property
+    def digest(self) -> str:
+        """Tells this template, for this run, from every other."""
+        content = json.dumps([self.run, self.job, self.cron_job["spec"]["jobTemplate"]], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]
+
+    def name(self, attempt: int) -> str:
+        """The name of the Job of an attempt. What is cut off of a long one is in the digest."""
+        end = f"-{self.digest}-{attempt}"
+        return f"{self.cron_job['metadata']['name']}-{self.run}"[: _LONGEST - len(end)].rstrip("-") + end
+
+    def made(self, attempt: int, deadline_s: int) -> Object:
+        """The Job of an attempt.
+
+        Args:
+            attempt: From 1 on.
+            deadline_s: How long it may run if the template does not say.
+        """
+        template: Object = copy.deepcopy(self.cron_job["spec"]["jobTemplate"])
+        metadata, spec = template.get("metadata") or {}, template["spec"]
+        pods = spec["template"].setdefault("metadata", {})
+        labels = {TEMPLATE: self.digest, ATTEMPT: str(attempt)}
+        pods["labels"] = {**(pods.get("labels") or {}), **labels}
+        spec.setdefault("activeDeadlineSeconds", deadline_s)
+        spec.setdefault("ttlSecondsAfterFinished", TTL_S)
+        owner = self.cron_job["metadata"]
+        return {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {
+                "name": self.name(attempt),
+                "labels": {**(metadata.get("labels") or {}), JOB: self.job, **labels},
+                "annotations": {
+                    **(metadata.get("annotations") or {}),
+                    RUN: self.run,
+                    "cronjob.kubernetes.io/instantiate": "manual",
+                },
+                # Not its controller: that would count it against the CronJob's history limits, and remove it early.
+                "ownerReferences": [{"apiVersion": "batch/v1", "kind": "CronJob", "name": owner["name"], "uid": owner["uid"]}],
+            },
+            "spec": spec,
+        }
+
+
+def attempt_of(job: Object) -> int:
+    """Which attempt a Job is; 0 if it does not say."""
+    text = labels_of(job).get(ATTEMPT, "")
+    return int(text) if text.isdecimal() else 0
+
+
+def labels_of(thing: Object) -> dict[str, str]:
+    """The labels of an object."""
+    return dict(thing["metadata"].get("labels") or {})

@@ -1,0 +1,138 @@
+"""Rules and alerts speak of metrics that are exported, and every alert has its page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+from prometheus_client import REGISTRY
+from scripts.dashboards import DASHBOARDS, Panel
+from tests.deploy.manifests import DEPLOY, named, of_kind, overlay
+
+import honed.conductor.metrics
+import honed.generation.metrics
+import honed.kit.metrics
+import honed.reward.metrics
+
+OTHERS = {
+    "up", "kube_pod_container_status_restarts_total", "kube_pod_status_ready", "kube_cronjob_status_last_successful_time",
+    "kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes",
+    "certmanager_certificate_expiration_timestamp_seconds",
+}  # fmt: skip
+"""Of Prometheus itself, kube-state-metrics, the kubelet and cert-manager."""
+MODULES = (honed.conductor.metrics, honed.generation.metrics, honed.kit.metrics, honed.reward.metrics)
+
+
+def rules() -> list[dict[str, Any]]:
+    return [
+        rule
+        for tree in of_kind(overlay("production"), "PrometheusRule")
+        for group in tree["spec"]["groups"]
+        for rule in group["rules"]
+    ]
+
+
+def alerts() -> list[dict[str, Any]]:
+    return [rule for rule in rules() if "alert" in rule]
+
+
+def exported() -> dict[str, set[str]]:
+    """Every series of the services, with its labels."""
+    found: dict[str, set[str]] = {}
+    for module in MODULES:
+        for metric in vars(module).values():
+            if not hasattr(metric, "_labelnames"):
+                continue
+            name, labels = metric._name, set(metric._labelnames)
+            match metric._type:
+                case "counter":
+                    found[f"{name}_total"] = labels
+                case "histogram":
+                    found |= {f"{name}_bucket": labels | {"le"}, f"{name}_sum": labels, f"{name}_count": labels}
+                case "gauge":
+                    found[name] = labels
+    return found
+
+
+def selectors(expression: str) -> Iterator[tuple[str, set[str]]]:
+    """The series that an expression reads, each with the labels that it asks for."""
+    pending = [promql_parser.parse(expression)]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, promql_parser.VectorSelector):
+            yield node.name, {matcher.name for matcher in node.matchers.matchers}
+            continue
+        parts = [getattr(node, name, None) for name in ("lhs", "rhs", "expr", "param", "vector_selector", "vs")]
+        parts += list(getattr(node, "args", None) or [])
+        pending += [part for part in parts if isinstance(part, promql_parser.Expr)]
+
+
+def test_the_exported_names_are_what_a_scrape_shows() -> None:
+    names = {sample.name for family in REGISTRY.collect() for sample in family.samples}
+    plain = {name for name, labels in exported().items() if not labels - {"le"}}
+    assert plain <= names
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
+def test_a_rule_reads_what_is_there(rule: dict[str, Any]) -> None:
+    check_series(rule["expr"])
+
+
+def check_series(expression: str) -> None:
+    """Every series that an expression reads is exported or recorded, with the labels that it asks for."""
+    recorded, series = {row["record"] for row in rules() if "record" in row}, exported()
+    read = list(selectors(expression))
+    assert read
+    for name, labels in read:
+        assert name in recorded | OTHERS | set(series), name
+        if name in series:
+            assert labels <= series[name] | {"namespace", "pod", "component"}, (name, labels)
+
+
+@pytest.mark.parametrize("alert", alerts(), ids=lambda alert: alert["alert"])
+def test_an_alert_has_a_page_that_says_what_to_do(alert: dict[str, Any]) -> None:
+    assert alert["labels"]["severity"] in {"warning", "critical"}
+    assert alert["annotations"]["runbook"] == f"deploy/runbooks/{alert['alert']}.md"
+    page = (DEPLOY / "runbooks" / f"{alert['alert']}.md").read_text()
+    assert page.startswith(f"# {alert['alert']}\n")
+    assert "## What it means" in page
+    assert "## What to do" in page
+    assert f"runbooks/{alert['alert']}.md" in (DEPLOY / "README.md").read_text()
+
+
+@pytest.mark.parametrize("panel", [p for d in DASHBOARDS for p in d.panels], ids=lambda panel: panel.title)
+def test_a_panel_reads_what_is_there(panel: Panel) -> None:
+    for expression in panel.expressions():
+        check_series(expression)
+
+
+def test_the_dashboards_are_fresh_and_in_the_overlay() -> None:
+    made = {f"{dashboard.uid}.json": dashboard.tree() for dashboard in DASHBOARDS}
+    config = named(overlay("production"), "ConfigMap", "honed-dashboards")
+    assert {name: json.loads(text) for name, text in config["data"].items()} == made
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def test_there_is_no_page_without_its_alert() -> None:
+    assert {page.stem for page in (DEPLOY / "runbooks").glob("*.md")} == {alert["alert"] for alert in alerts()}
+
+
+def test_the_adapter_has_a_rule_for_each_metric_of_the_autoscalers() -> None:
+    component = DEPLOY / "components" / "hpa"
+    scalers = list(yaml.safe_load_all((component / "scaling.yaml").read_text()))
+    asked = {metric["pods"]["metric"]["name"] for tree in scalers for metric in tree["spec"]["metrics"]}
+    adapted = yaml.safe_load((component / "adapter-rules.yaml").read_text())["rules"]
+    assert asked == {rule["name"]["as"] for rule in adapted}
+    assert {rule["seriesQuery"].partition("{")[0] for rule in adapted} <= set(exported())
+
+
+def test_every_serving_pod_is_scraped() -> None:
+    [endpoint] = named(overlay("production"), "PodMonitor", "honed")["spec"]["podMetricsEndpoints"]
+    for tree in of_kind(overlay("production"), "Deployment", "StatefulSet"):
+        ports = [p["name"] for c in tree["spec"]["template"]["spec"]["containers"] for p in c["ports"]]
+        component = tree["metadata"]["labels"]["app.kubernetes.io/component"]
+        assert (endpoint["port"] in ports) is (component not in {"redis", "postgres", "minio"})

@@ -1,0 +1,122 @@
+"""Every overlay renders, and is what the API servers of the newest minor versions take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from kubernetes_validate.utils import all_versions
+from packaging.version import Version
+from tests.deploy.manifests import CUSTOM, DEPLOY, OVERLAYS, named, of_kind, overlay, render, run_settings, run_tree
+
+from honed.check.cluster import check_cluster
+from honed.queue.keys import PROMPTS, ROLLOUTS, RunKeys
+from honed.queue.scripts import GROUP
+from honed.workspace import Workspace
+
+MINORS = sorted({".".join(text.split(".")[:2]) for text in all_versions()}, key=Version)[-3:]
+BASE = DEPLOY / "base"
+
+
+@pytest.mark.parametrize("minor", MINORS)
+@pytest.mark.parametrize("name", [*OVERLAYS, "base"])
+def test_kubernetes_takes_it(name: str, minor: str) -> None:
+    for tree in render(BASE) if name == "base" else overlay(name):
+        if not tree["apiVersion"].startswith(CUSTOM):
+            kubernetes_validate.validate(tree, minor, strict=True)
+
+
+def test_a_wrong_field_is_found() -> None:
+    tree = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"clusterIp": "None"}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(tree, MINORS[-1], strict=True)
+
+
+def test_what_a_plain_cluster_lacks_is_in_components_alone() -> None:
+    for trees in (render(BASE), overlay("local-cpu"), overlay("gpu")):
+        assert not [tree for tree in trees if tree["apiVersion"].startswith(CUSTOM)]
+    assert {tree["apiVersion"].partition("/")[0] for tree in overlay("production")} >= set(CUSTOM)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_no_object_stands_there_twice(name: str) -> None:
+    names = [(tree["kind"], tree["metadata"]["name"]) for tree in overlay(name)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_run_file_is_one_that_a_cluster_honours(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(run_tree(name)))
+    settings, report = check_cluster(file)
+    assert report.errors == []
+    known = {"preference.database_url", "policy.url"}  # a volume where the overlay mounts one, and PostgreSQL by environment
+    assert {finding.where for finding in report.findings} <= known
+    assert settings.conductor.launcher == "kubernetes"
+    assert settings.learner.steps is None
+    for part in ("generation", "reward", "preference", "learner", "conductor"):
+        section = getattr(settings, part)
+        assert section.host == "0.0.0.0"
+        assert section.address == f"dns:///honed-{part}:{section.port}"
+        assert named(overlay(name), "Service", f"honed-{part}")["spec"]["clusterIP"] == "None"
+    files = [settings.data.prompts, *settings.data.texts, *(row.file for row in settings.data.judgements)]
+    assert all(str(file).startswith("/data/") for file in files)
+    assert str(settings.directory) == "/var/lib/honed"
+    assert str(settings.tokens_directory) == "/etc/honed/tokens"
+    assert str(settings.queue.password_file) == "/etc/honed/redis/password"
+
+
+def test_the_store_on_a_volume_is_where_the_run_file_says() -> None:
+    settings = run_settings("local-cpu")
+    assert settings.policy_url == str(Workspace(settings.directory).policy_store)
+    for kind, name in (("Deployment", "generation"), ("Deployment", "reward"), ("StatefulSet", "learner")):
+        [container] = named(overlay("local-cpu"), kind, f"honed-{name}")["spec"]["template"]["spec"]["containers"]
+        [mount] = [m for m in container["volumeMounts"] if m["name"] == "store"]
+        assert mount["mountPath"] == settings.policy_url
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_changed_run_file_rolls_what_mounts_it(name: str) -> None:
+    [config] = [t for t in of_kind(overlay(name), "ConfigMap") if "run.yaml" in t["data"]]
+    text = yaml.safe_dump_all(overlay(name))
+    assert config["metadata"]["name"] != "honed-run"
+    assert "name: honed-run\n" not in text
+    for kind, workload in (("Deployment", "generation"), ("StatefulSet", "learner"), ("CronJob", "pretrain")):
+        assert config["metadata"]["name"] in yaml.safe_dump(named(overlay(name), kind, f"honed-{workload}"))
+
+
+def test_the_autoscalers_look_at_the_streams_of_the_run() -> None:
+    keys = RunKeys(run_tree("production")["run"])
+    for service, stage in (("generation", PROMPTS), ("reward", ROLLOUTS)):
+        scaled = named(overlay("production"), "ScaledObject", f"honed-{service}")["spec"]
+        trigger = scaled["triggers"][0]
+        assert trigger["type"] == "redis-streams"
+        assert trigger["metadata"]["stream"] == keys.stream(stage)
+        assert trigger["metadata"]["consumerGroup"] == GROUP
+        assert int(trigger["metadata"]["lagCount"]) > 0
+        deployment = named(overlay("production"), "Deployment", scaled["scaleTargetRef"]["name"])
+        assert "replicas" not in deployment["spec"]
+
+
+def test_the_volumes_of_one_node_hold_every_claim() -> None:
+    volumes, claims = of_kind(overlay("local-cpu"), "PersistentVolume"), of_kind(overlay("local-cpu"), "PersistentVolumeClaim")
+    assert len(volumes) >= len(claims)
+    # A claim without a class takes a volume without one, where the cluster has no default; both must stay without.
+    assert not [tree for tree in (*volumes, *claims) if "storageClassName" in tree["spec"]]
+    assert {tree["spec"]["persistentVolumeReclaimPolicy"] for tree in volumes} == {"Retain"}
+    # All are one directory of the node, so that each mount is told apart by its place below.
+    places: dict[str, str] = {}
+    for tree in of_kind(overlay("local-cpu"), "Deployment", "StatefulSet", "CronJob"):
+        spec = tree["spec"]
+        pod = (spec["jobTemplate"]["spec"] if tree["kind"] == "CronJob" else spec)["template"]["spec"]
+        claimed = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
+        for container in (*pod.get("initContainers", []), *pod["containers"]):
+            for mount in container["volumeMounts"]:
+                if mount["name"] in claimed:
+                    claim = claimed[mount["name"]]
+                    assert places.setdefault(mount["subPathExpr"], claim) == claim
+                    assert mount["subPathExpr"].startswith("honed/$(POD_NAMESPACE)/")
+                    assert "POD_NAMESPACE" in {row["name"] for row in container["env"]}
+    assert set(places.values()) == {claim["metadata"]["name"] for claim in claims}
