@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
+# The files of the tests are shared out among so many processes. 0: one after another, with breakpoints.
+PYTEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint protos check-protos check-deploy test-fast images lock clean
@@ -24,7 +26,7 @@ demo: $(INSTALLED) ## Fine-tune a tiny model online on real human ratings; the r
 
 test: $(INSTALLED) ## Lint, types, the contract's checks, and every test.
 	$(MAKE) --no-print-directory lint check-protos
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-fast: $(INSTALLED) ## The tests that start no engine and no server.
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)

@@ -57,6 +57,18 @@ def server_options(settings: RunSettings, section: ServerSettings, open_ended: I
     )
 
 
+def check_start(settings: RunSettings, service: str) -> None:
+    """Asserts what a service needs of its settings' files, before what takes seconds to load.
+
+    Raises:
+        FailedPrecondition: it needs Redis, and no URL is set.
+        ValueError: the token table, a TLS file or the password of Redis cannot be read.
+    """
+    server_options(settings, getattr(settings, service))
+    if service in ("generation", "reward", "learner"):
+        redis_url(settings)
+
+
 def internal_channel(settings: RunSettings, target: str, service: str | None = None) -> grpc.aio.Channel:
     """A channel to another service of the run.
 
