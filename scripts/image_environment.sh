@@ -15,6 +15,13 @@ packages)
     python3 -m venv --without-pip /opt/honed
     "$tools/bin/pip" --python /opt/honed/bin/python install --quiet --no-cache-dir --no-deps --only-binary=:all: \
         -r "/src/requirements/images/$2.lock"
+    # The Kubernetes client has a class for every kind of object, 110 MB in all, and loads one when it is named. honed speaks
+    # JSON and names none.
+    for part in client aio/client; do
+        for kind in api models; do
+            find /opt/honed/lib/python3*/site-packages/kubernetes/$part/$kind -name '*.py' ! -name __init__.py -delete 2>/dev/null || true
+        done
+    done
     # The lock pins 2.13.0, and an index may have that with and without the libraries of a GPU: say it here, not in a pod.
     if grep -q '^torch==' "/src/requirements/images/$2.lock"; then
         /opt/honed/bin/python -B -c 'import torch' || {

@@ -95,6 +95,10 @@ class _Credentials(CredentialProvider):
         password = self._password()
         return (self._user, password) if self._user else (password,)
 
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        """See `CredentialProvider`."""
+        return self.get_credentials()
+
 
 class RedisLink:
     """A pool of connections to one Redis, shared by everything in a process that speaks to it.
