@@ -1,28 +1,35 @@
 # Generation: vLLM. `--build-arg DEVICE=cuda` for GPUs.
-# Built by `make images`; the context is the repository's root.
+# Built by `make images`; the context is the repository's root. Layers go from what seldom changes to what often does.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
-FROM ${BASE} AS build
+FROM ${BASE} AS packages
 ARG DEVICE=cpu
+# Where the CPU build of torch is found.
+ARG PIP_EXTRA_INDEX_URL
 COPY scripts/image_environment.sh /tools/
-COPY requirements/images /src/requirements/images
+COPY requirements/images/generation-${DEVICE}.lock /src/requirements/images/
 RUN /tools/image_environment.sh packages generation-${DEVICE}
+
+FROM packages AS build
 COPY pyproject.toml README.md LICENSE /src/
 COPY services /src/services
 RUN /tools/image_environment.sh honed
 
 FROM ${BASE}
-ARG VERSION=0 REVISION=unknown BASE
+COPY scripts/image_environment.sh /tmp/
+RUN sh /tmp/image_environment.sh bare && rm /tmp/image_environment.sh
+COPY --from=packages /opt/honed /opt/honed
+COPY --from=build /honed/opt/honed /opt/honed
+ENV PATH=/opt/honed/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE VLLM_NO_USAGE_STATS=1 VLLM_CACHE_ROOT=/tmp/vllm
+USER 65532:65532
+WORKDIR /tmp
+ENTRYPOINT ["honed"]
+ARG BASE
+ARG VERSION=0
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="honed-generation" \
       org.opencontainers.image.description="honed generation: vLLM behind gRPC, weights exchanged while it serves" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="${BASE}"
-COPY --from=build /tools/image_environment.sh /tmp/
-RUN sh /tmp/image_environment.sh bare && rm /tmp/image_environment.sh
-COPY --from=build /opt/honed /opt/honed
-ENV PATH=/opt/honed/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE VLLM_NO_USAGE_STATS=1 VLLM_CACHE_ROOT=/tmp/vllm
-USER 65532:65532
-WORKDIR /tmp
-ENTRYPOINT ["honed"]

@@ -1,27 +1,32 @@
 # The image without torch: preference, conductor, the command line, migrations, and the making of secrets.
-# Built by `make images`; the context is the repository's root.
+# Built by `make images`; the context is the repository's root. Layers go from what seldom changes to what often does.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
-FROM ${BASE} AS build
+FROM ${BASE} AS packages
 COPY scripts/image_environment.sh /tools/
-COPY requirements/images /src/requirements/images
+COPY requirements/images/honed.lock /src/requirements/images/
 RUN /tools/image_environment.sh packages honed
+
+FROM packages AS build
 COPY pyproject.toml README.md LICENSE /src/
 COPY services /src/services
 RUN /tools/image_environment.sh honed
 
 FROM ${BASE}
-ARG VERSION=0 REVISION=unknown BASE
+COPY scripts/image_environment.sh /tmp/
+RUN sh /tmp/image_environment.sh bare && rm /tmp/image_environment.sh
+COPY --from=packages /opt/honed /opt/honed
+COPY --from=build /honed/opt/honed /opt/honed
+ENV PATH=/opt/honed/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+USER 65532:65532
+WORKDIR /tmp
+ENTRYPOINT ["honed"]
+ARG BASE
+ARG VERSION=0
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="honed" \
       org.opencontainers.image.description="honed without torch: preference, conductor, command line, migrations" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="${BASE}"
-COPY --from=build /tools/image_environment.sh /tmp/
-RUN sh /tmp/image_environment.sh bare && rm /tmp/image_environment.sh
-COPY --from=build /opt/honed /opt/honed
-ENV PATH=/opt/honed/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
-USER 65532:65532
-WORKDIR /tmp
-ENTRYPOINT ["honed"]

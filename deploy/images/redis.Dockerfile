@@ -3,13 +3,6 @@
 ARG BASE=docker.io/library/python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 FROM ${BASE}
-ARG VERSION=0 REVISION=unknown BASE
-LABEL org.opencontainers.image.title="honed-redis" \
-      org.opencontainers.image.description="Redis as Debian builds it" \
-      org.opencontainers.image.licenses="BSD-3-Clause" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="${BASE}"
 COPY scripts/image_environment.sh /tmp/
 # The package redis-tools has the server's program too, under another name; redis-server would start a service.
 RUN apt-get update && apt-get install -y --no-install-recommends redis-tools \
@@ -18,3 +11,12 @@ RUN apt-get update && apt-get install -y --no-install-recommends redis-tools \
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["redis-server"]
+ARG BASE
+ARG VERSION=0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="honed-redis" \
+      org.opencontainers.image.description="Redis as Debian builds it" \
+      org.opencontainers.image.licenses="BSD-3-Clause" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${BASE}"
