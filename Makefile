@@ -4,9 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
+# The files of the tests are shared out among so many processes. 0: one after another, with breakpoints.
+PYTEST_WORKERS ?= 2
+CLUSTER_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint protos check-protos check-deploy test-fast images lock clean
+.PHONY: help demo test lint protos check-protos check-deploy test-fast test-cluster images lock clean
 
 help: ## Show this.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -24,7 +27,7 @@ demo: $(INSTALLED) ## Fine-tune a tiny model online on real human ratings; the r
 
 test: $(INSTALLED) ## Lint, types, the contract's checks, and every test.
 	$(MAKE) --no-print-directory lint check-protos
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-fast: $(INSTALLED) ## The tests that start no engine and no server.
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
@@ -58,6 +61,9 @@ build/checkov/.installed: requirements/checkov.lock
 
 check-deploy: $(INSTALLED) build/checkov/.installed ## checkov on every overlay; deploy/checkov.yaml says why a check is left out.
 	$(BIN)/python scripts/check_deploy.py
+
+test-cluster: $(INSTALLED) ## A whole run on the cluster of kubectl's context, with deleted pods and restarts; CLUSTER_ARGS=--help.
+	$(BIN)/python -m loadtest.cluster $(CLUSTER_ARGS)
 
 clean: ## Remove the environment and everything that was made.
 	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,6 +25,15 @@ def main() -> int:
     except (ImportError, OSError, RuntimeError) as error:
         print(f"the installation is not complete: {error}; remove .venv and run make again", file=sys.stderr)
         return 1
+    try:
+        import vllm._C
+    except ImportError as error:
+        print(
+            f"vLLM's part for CPUs does not load ({error}): install the library (Debian, Ubuntu: apt-get install libnuma1) and "
+            "run make again",
+            file=sys.stderr,
+        )
+        return 1
     print(f"installed: torch {torch.__version__}, vllm {vllm.__version__}, transformers {transformers.__version__}")
     return 0
 

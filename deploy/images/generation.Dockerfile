@@ -16,9 +16,14 @@ COPY services /src/services
 RUN /tools/image_environment.sh honed
 
 FROM ${BASE}
+ARG DEVICE=cpu
 COPY scripts/image_environment.sh /tmp/
-RUN sh /tmp/image_environment.sh bare && rm /tmp/image_environment.sh
+# vLLM's part for CPUs is linked with libnuma, which no Python package brings.
+RUN if [ "${DEVICE}" = cpu ]; then apt-get update && apt-get install -y --no-install-recommends libnuma1; fi \
+    && sh /tmp/image_environment.sh bare && rm /tmp/image_environment.sh
 COPY --from=packages /opt/honed /opt/honed
+# What does not load is told here, not in a pod.
+RUN [ "${DEVICE}" != cpu ] || /opt/honed/bin/python -B -c 'import torch, vllm._C'
 COPY --from=build /honed/opt/honed /opt/honed
 ENV PATH=/opt/honed/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE VLLM_NO_USAGE_STATS=1 VLLM_CACHE_ROOT=/tmp/vllm
 USER 65532:65532

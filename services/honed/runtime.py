@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import grpc
@@ -15,9 +16,12 @@ import grpc
 from honed.config import RunSettings
 from honed.kit.channel import connect
 from honed.kit.errors import FailedPrecondition
+from honed.kit.from_files import FromFiles
 from honed.kit.server import ServerOptions, is_loopback
 from honed.kit.tls import TlsFiles
 from honed.kit.tokens import TokenTable, ensure_local_tokens, local_token_file, token_source
+from honed.queue.connection import RedisLink, RetryPolicy
+from honed.queue.settings import QueueSettings
 from honed.settings import ServerSettings
 from honed.topology import SERVICES
 
@@ -53,6 +57,18 @@ def server_options(settings: RunSettings, section: ServerSettings, open_ended: I
     )
 
 
+def check_start(settings: RunSettings, service: str) -> None:
+    """Asserts what a service needs of its settings' files, before what takes seconds to load.
+
+    Raises:
+        FailedPrecondition: it needs Redis, and no URL is set.
+        ValueError: the token table, a TLS file or the password of Redis cannot be read.
+    """
+    server_options(settings, getattr(settings, service))
+    if service in ("generation", "reward", "learner"):
+        redis_url(settings)
+
+
 def internal_channel(settings: RunSettings, target: str, service: str | None = None) -> grpc.aio.Channel:
     """A channel to another service of the run.
 
@@ -84,27 +100,59 @@ def tls_files(settings: RunSettings) -> TlsFiles | None:
     return None if tls is None else TlsFiles(tls.authority, tls.certificate, tls.key, tls.server_name or "")
 
 
+def redis_link(settings: RunSettings, retry: RetryPolicy, embedded: str | None = None, **options: Any) -> RedisLink:
+    """The link of this process to the run's Redis. A password in a file is read for each new connection.
+
+    Args:
+        settings: The run's.
+        retry: How long to wait for a Redis that is gone.
+        embedded: The URL of the embedded server, which has no password; for runs that name no Redis.
+        options: Further ones of `RedisLink`.
+
+    Raises:
+        FailedPrecondition: no URL is set: the launcher, or whoever deploys, sets it.
+        InvalidArgument: the URL cannot be read.
+        ValueError: the password file cannot be read.
+    """
+    url, password = settings.queue.url or embedded, _redis_password(settings.queue)
+    if url is None:
+        raise FailedPrecondition("queue.url is not set: start the run by `honed up`, or set HONED_QUEUE__URL")
+    return RedisLink(url, password=password if settings.queue.url else None, retry=retry, **options)
+
+
 def redis_url(settings: RunSettings) -> str:
-    """The URL of Redis, with its password.
+    """The URL of Redis with its password as it is now, for a command that connects once.
 
     Raises:
         FailedPrecondition: no URL is set: the launcher, or whoever deploys, sets it.
         ValueError: the password file cannot be read.
     """
-    queue = settings.queue
-    if queue.url is None:
+    url, password = settings.queue.url, _redis_password(settings.queue)
+    if url is None:
         raise FailedPrecondition("queue.url is not set: start the run by `honed up`, or set HONED_QUEUE__URL")
-    password = queue.password.get_secret_value() if queue.password else None
-    if queue.password_file is not None:
-        try:
-            password = queue.password_file.read_text().strip()
-        except OSError as error:
-            raise ValueError(f"queue.password_file {queue.password_file} cannot be read: {error.strerror}") from error
-    if not password:
-        return queue.url
-    parts = urlsplit(queue.url)
+    if password is None:
+        return url
+    parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}"))
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password(), safe='')}@{host}"))
+
+
+def _redis_password(queue: QueueSettings) -> Callable[[], str] | None:
+    """What returns the password as it is now; None if there is none beside the URL."""
+    file, fixed = queue.password_file, queue.password
+    if file is None:
+        return fixed.get_secret_value if fixed else None
+
+    def read() -> str:
+        try:
+            password = file.read_text().strip()
+        except OSError as error:
+            raise ValueError(f"queue.password_file {file} cannot be read: {error.strerror}") from error
+        if not password:
+            raise ValueError(f"queue.password_file {file} is empty")
+        return password
+
+    return FromFiles([file], read).get
 
 
 def leads_nowhere(host: str, port: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -14,7 +15,10 @@ import redis
 import redis.exceptions as rex
 from tests.deploy.manifests import DEPLOY, named, overlay
 
+from honed.config import RunSettings
+from honed.queue.connection import RetryPolicy
 from honed.queue.embedded import free_port, redis_server_binary
+from honed.runtime import redis_link
 
 pytestmark = pytest.mark.redis
 
@@ -137,3 +141,16 @@ def test_its_memory_stays_below_the_limit_with_a_rewrite_of_the_file() -> None:
     [line] = [line for line in (COMPONENT / "redis.conf").read_text().splitlines() if line.startswith("maxmemory ")]
     assert container["resources"]["limits"]["memory"] == "768Mi"
     assert int(line.split()[1].removesuffix("mb")) * 2 <= 768
+
+
+async def test_a_service_follows_the_password_without_a_restart_of_its_own(pod: Pod) -> None:
+    queue = {"url": f"redis://127.0.0.1:{pod.port}/0", "password_file": str(pod.password)}
+    settings = RunSettings.model_validate({"run": "r", "queue": queue})
+    async with redis_link(settings, RetryPolicy(deadline_s=DEADLINE_S)) as link:
+        assert await link.command("SET", "kept", "yes")
+        await asyncio.to_thread(pod.password.write_text, "second\n")
+        await asyncio.to_thread(until, lambda: accepts(pod, "second"))
+        await asyncio.to_thread(pod.stop)
+        await asyncio.to_thread(pod.start)
+        assert not await asyncio.to_thread(accepts, pod, "first")
+        assert await link.command("GET", "kept") == b"yes"

@@ -104,7 +104,7 @@ def serve(service: Annotated[Service, typer.Argument(help="Which service.")], ru
     import importlib
 
     from honed.kit.log import configure_logging
-    from honed.runtime import service_name
+    from honed.runtime import check_start, service_name
     from honed.settings_file import load_settings
     from honed.topology import SERVICES
 
@@ -113,6 +113,7 @@ def serve(service: Annotated[Service, typer.Argument(help="Which service.")], ru
     configure_logging(service.value, settings.log_level)
     service_name.set(service.value)
     with _last_words():
+        check_start(settings, service.value)
         module = importlib.import_module(SERVICES[service.value].module)
         asyncio.run(module.run(settings))
 

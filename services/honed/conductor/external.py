@@ -13,8 +13,8 @@ from honed.conductor.waiting import CALL_TIMEOUT_S, Probe, lacking, registered, 
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, Unavailable
 from honed.kit.progress import JobProgress
-from honed.queue.connection import RedisLink, RetryPolicy
-from honed.runtime import check_addresses, internal_channel, redis_url
+from honed.queue.connection import RetryPolicy
+from honed.runtime import check_addresses, internal_channel, redis_link, redis_url
 from honed.topology import SERVICES
 from honed.v1 import learner_pb2, learner_pb2_grpc, preference_pb2, preference_pb2_grpc
 
@@ -105,7 +105,7 @@ class ExternalFleet:
         return probes.get(service) or (lambda: registered(self._settings, service))
 
     async def _redis(self) -> None:
-        async with RedisLink(redis_url(self._settings), retry=RetryPolicy(CALL_TIMEOUT_S)) as link:
+        async with redis_link(self._settings, RetryPolicy(CALL_TIMEOUT_S)) as link:
             await link.command("PING")
 
     async def _preference(self) -> None:

@@ -24,11 +24,11 @@ from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.models.prompts import PromptEncoder
 from honed.queue.admission import AdmissionPolicy
-from honed.queue.connection import RedisLink, RetryPolicy
+from honed.queue.connection import RetryPolicy
 from honed.queue.inbox import PromptInbox
 from honed.queue.keys import RunKeys
 from honed.queue.lease import HeldLease, LeaseHeld, LeaseLost, Leases, TermOver
-from honed.runtime import consumer_name, internal_channel, redis_url
+from honed.runtime import consumer_name, internal_channel, redis_link
 from honed.v1 import common_pb2, conductor_pb2, learner_pb2, learner_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class OnlineLoop:
         mix = PromptMix(settings.run, file, encoder, settings.seed, settings.conductor)
         doing = self._state.doing
         async with (
-            RedisLink(self._fleet.redis_url or redis_url(settings), retry=RetryPolicy(math.inf)) as link,
+            redis_link(settings, RetryPolicy(math.inf), self._fleet.redis_url) as link,
             self._lease(Leases(link, keys)) as lease,
         ):
             self._state.doing = doing

@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 from honed.conductor.fleet import Fleet
 from honed.config import RunSettings
 from honed.kit.errors import DeadlineExceeded, HonedError
-from honed.queue.connection import RedisLink, RetryPolicy
+from honed.queue.connection import RetryPolicy
 from honed.queue.keys import RunKeys
 from honed.queue.members import Member, Members
+from honed.runtime import redis_link
 from honed.topology import REPLICATED
 
 EVERY_S = 1.0
@@ -24,7 +25,7 @@ class Roster:
 
     def __init__(self, settings: RunSettings, fleet: Fleet) -> None:
         """Knows nobody yet."""
-        self._run, self._fleet = settings.run, fleet
+        self._settings, self._fleet = settings, fleet
         self.members: Mapping[str, Sequence[Member]] = {}
         self._looked = asyncio.Condition()
 
@@ -74,8 +75,8 @@ class Roster:
     async def _look(self) -> None:
         while (url := self._fleet.redis_url) is None:  # noqa: ASYNC110  # the fleet configures Redis when it starts
             await asyncio.sleep(EVERY_S)
-        keys = RunKeys(self._run)
-        async with RedisLink(url, retry=RetryPolicy(OUTAGE_S), max_connections=2) as link:
+        keys = RunKeys(self._settings.run)
+        async with redis_link(self._settings, RetryPolicy(OUTAGE_S), url, max_connections=2) as link:
             while True:
                 members: Mapping[str, Sequence[Member]] = {}
                 with contextlib.suppress(HonedError):

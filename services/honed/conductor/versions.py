@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import math
 import shutil
@@ -105,9 +106,14 @@ class Versions:
 
         Raises:
             NotFound: the store does not hold a version.
-            FailedPrecondition: the run has no prompts to take, or the process failed.
+            FailedPrecondition: this conductor has no torch, the run has no prompts to take, or the process failed.
             Unavailable: the process was killed, or the reward service does not answer.
         """
+        if importlib.util.find_spec("torch") is None:
+            raise FailedPrecondition(
+                "this conductor has no torch to sample from versions that nobody serves: let it run from the learner's image "
+                "(on a cluster, by a patch of the Deployment honed-conductor), or compare where the learner's package is"
+            )
         left, right = (VersionId(v.fence, v.step) for v in (request.left, request.right))
         for version in (left, right):
             await asyncio.to_thread(self._store.manifest, version)

@@ -11,10 +11,10 @@ import grpc
 from honed.conductor.launcher import ProcessState
 from honed.config import RunSettings
 from honed.kit.errors import HonedError, Unavailable
-from honed.queue.connection import RedisLink, RetryPolicy
+from honed.queue.connection import RetryPolicy
 from honed.queue.keys import RunKeys
 from honed.queue.members import Members
-from honed.runtime import redis_url
+from honed.runtime import redis_link
 
 POLL_S = 0.5
 CALL_TIMEOUT_S = 5.0
@@ -54,7 +54,7 @@ async def registered(settings: RunSettings, service: str) -> None:
     Raises:
         Unavailable: None is, or Redis does not answer.
     """
-    async with RedisLink(redis_url(settings), retry=RetryPolicy(CALL_TIMEOUT_S)) as link:
+    async with redis_link(settings, RetryPolicy(CALL_TIMEOUT_S)) as link:
         members = await Members(link, RunKeys(settings.run), service).list()
     if not any(member.ready for member in members):
         raise Unavailable(f"{len(members)} processes are registered, and none of them is ready")

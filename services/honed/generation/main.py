@@ -39,13 +39,13 @@ from honed.kit.server import Lifecycle, Listener, Server, Servicer, serve_until_
 from honed.models.chat import ChatMessage
 from honed.models.tokenizer import TextTokenizer, load_tokenizer, render_chat
 from honed.queue.application import ApplicationPrompts
-from honed.queue.connection import RedisLink, RetryPolicy
+from honed.queue.connection import RetryPolicy
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import PROMPTS, RunKeys
 from honed.queue.members import GENERATION, Member, Members, registered
 from honed.queue.progress import ProgressBoard
 from honed.queue.stream import DeliverySettings, WorkQueue
-from honed.runtime import consumer_name, leads_nowhere, redis_url, server_options
+from honed.runtime import consumer_name, leads_nowhere, redis_link, server_options
 from honed.v1 import generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace
 
@@ -65,7 +65,7 @@ async def run(settings: RunSettings) -> None:
         Unavailable: The engine died or stands still.
     """
     section = settings.generation
-    generator = Generator(settings, redis_url(settings))
+    generator = Generator(settings)
     _check_control_address(settings)
     add_public = generation_pb2_grpc.add_GenerationServiceServicer_to_server
     add_control = generation_pb2_grpc.add_GenerationControlServiceServicer_to_server
@@ -82,8 +82,8 @@ async def run(settings: RunSettings) -> None:
 class Generator:
     """The parts of the process, and the order in which they start and end."""
 
-    def __init__(self, settings: RunSettings, url: str) -> None:
-        """Touches neither disk nor network. `url` is Redis'."""
+    def __init__(self, settings: RunSettings) -> None:
+        """Reads the password of Redis, and touches no network."""
         self._settings = settings
         self._section = section = settings.generation
         self.name = consumer_name("generation")
@@ -94,7 +94,7 @@ class Generator:
         gate = make_gate(section)
         self._engine = make_engine(section, self._candidates, gate)
         self._chat = ChatRenderer()
-        self._link = RedisLink(url, retry=RetryPolicy(settings.queue.outage_s))
+        self._link = redis_link(settings, RetryPolicy(settings.queue.outage_s))
         keys = RunKeys(settings.run)
         wanted = settings.conductor.application_prompts
         self._offered = ApplicationPrompts(self._link, keys, wanted, decode=self._engine.decode)

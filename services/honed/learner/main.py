@@ -53,7 +53,7 @@ from honed.queue.progress import ProgressBoard
 from honed.queue.promotions import PromotedScorers, PromotionBoard
 from honed.queue.scripts import GROUP
 from honed.queue.stream import DeliverySettings, WorkQueue
-from honed.runtime import consumer_name, internal_channel, redis_url, server_options
+from honed.runtime import consumer_name, internal_channel, redis_link, server_options
 from honed.v1 import learner_pb2_grpc
 from honed.workspace import Workspace
 
@@ -84,7 +84,7 @@ async def run(settings: RunSettings) -> None:
 
     async def work(stopping: asyncio.Event) -> None:
         # A run outlives any outage of Redis: what waits for it waits.
-        async with RedisLink(redis_url(settings), retry=RetryPolicy(math.inf)) as link:
+        async with redis_link(settings, RetryPolicy(math.inf)) as link:
             learner = LearnerProcess(settings, link, status, stopping)
             try:
                 async with locked(learner.home), learner.leased() as lease, learner.loaded(lease) as found:

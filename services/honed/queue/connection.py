@@ -15,12 +15,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import redis.exceptions as rex
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument, Unauthenticated, Unavailable
 
@@ -62,6 +63,11 @@ def without_password(url: str) -> str:
     return f"{parts.scheme}://{f'{user}@' if user else ''}{place}{parts.path}"
 
 
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
 def _is_passing(error: Exception) -> bool:
     if isinstance(error, (rex.AuthenticationError, rex.AuthorizationError)):
         return False
@@ -78,6 +84,22 @@ def _is_demoted(error: Exception) -> bool:
     return isinstance(error, demoted) or (isinstance(error, rex.ResponseError) and "READONLY" in str(error)[:400])
 
 
+class _Credentials(CredentialProvider):
+    """The user of a URL with the password that its source holds when a connection is made."""
+
+    def __init__(self, url: str, password: Callable[[], str]) -> None:
+        self._user, self._password = urlsplit(url).username, password
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """See `CredentialProvider`."""
+        password = self._password()
+        return (self._user, password) if self._user else (password,)
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        """See `CredentialProvider`."""
+        return self.get_credentials()
+
+
 class RedisLink:
     """A pool of connections to one Redis, shared by everything in a process that speaks to it.
 
@@ -90,6 +112,7 @@ class RedisLink:
         self,
         url: str,
         *,
+        password: Callable[[], str] | None = None,
         retry: RetryPolicy | None = None,
         longest_block_s: float = 5.0,
         max_connections: int = 32,
@@ -100,7 +123,8 @@ class RedisLink:
         """Opens nothing yet: the first call connects.
 
         Args:
-            url: `redis://`, `rediss://` or `unix://`, with the password if there is one.
+            url: `redis://`, `rediss://` or `unix://`, with the password if it never changes.
+            password: Asked for each new connection, in place of one in the URL.
             retry: How long to wait for a Redis that is gone.
             longest_block_s: Upper bound for BLOCK, seconds.
             max_connections: Further calls wait for a connection. Each blocked take holds one.
@@ -120,7 +144,8 @@ class RedisLink:
         timeout = longest_block_s + _REPLY_MARGIN_S
         try:
             pool = BlockingConnectionPool.from_url(
-                url,
+                url if password is None else _without_credentials(url),
+                credential_provider=None if password is None else _Credentials(url, password),
                 max_connections=max_connections,
                 timeout=timeout,
                 socket_timeout=timeout,

@@ -38,7 +38,7 @@ from honed.reward.service import RewardService
 from honed.reward.settings import RewardSettings, ScorerSettings
 from honed.reward.sources import ModelSources
 from honed.reward.worker import ScoringWorker
-from honed.runtime import consumer_name, redis_url, server_options
+from honed.runtime import consumer_name, redis_link, server_options
 from honed.v1 import reward_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -64,9 +64,7 @@ async def run(settings: RunSettings, *, with_worker: bool = True) -> None:
     async with AsyncExitStack() as links:
         process = _Process(settings)
         if with_worker:
-            process.join(
-                await links.enter_async_context(RedisLink(redis_url(settings), retry=RetryPolicy(settings.queue.outage_s)))
-            )
+            process.join(await links.enter_async_context(redis_link(settings, RetryPolicy(settings.queue.outage_s))))
         # The batcher outlives the server, so that calls in flight at a SIGTERM are answered.
         async with process.batcher.running():
             await serve_until_signalled(process.server(), process.work)
