@@ -9,7 +9,7 @@ PYTEST_WORKERS ?= 2
 CLUSTER_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint protos check-protos check-deploy test-fast test-cluster images lock clean
+.PHONY: help demo test lint protos check-protos check-deploy test-fast test-cluster test-images images lock clean
 
 help: ## Show this.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,6 +47,11 @@ images: ## Container images with docker, podman or buildah; REGISTRY=, TAG=, BAS
 	@$(PYTHON) scripts/images.py $(IMAGES) $(if $(REGISTRY),--registry '$(REGISTRY)') $(if $(TAG),--tag '$(TAG)') \
 		$(if $(BASE),--base '$(BASE)') $(if $(TOOL),--tool $(TOOL)) \
 		$(if $(TOOL_OPTIONS),--tool-options='$(TOOL_OPTIONS)') $(if $(BUILD_OPTIONS),--build-options='$(BUILD_OPTIONS)')
+
+# Everything that `make images` takes goes for the tests too; RUN_OPTIONS= are for the containers' `run`.
+test-images: $(INSTALLED) ## Build the images and run their containers; BASE=, TOOL=, TOOL_OPTIONS=, BUILD_OPTIONS=, RUN_OPTIONS=.
+	HONED_TEST_IMAGES=1 BASE='$(BASE)' TOOL='$(TOOL)' TOOL_OPTIONS='$(TOOL_OPTIONS)' BUILD_OPTIONS='$(BUILD_OPTIONS)' \
+		RUN_OPTIONS='$(RUN_OPTIONS)' $(BIN)/python -m pytest tests/images $(PYTEST_ARGS)
 
 lock: $(INSTALLED) ## Resolve the images' locks anew from pyproject.toml and requirements/cpu.lock.
 	test -x build/uv/bin/uv || $(BIN)/python -m pip install --quiet --target build/uv uv

@@ -14,14 +14,17 @@ packages)
     "$tools/bin/pip" install --quiet --no-cache-dir 'pip>=23.1' 'setuptools>=75' wheel 'cyclonedx-bom>=6,<8'
     python3 -m venv --without-pip /opt/honed
     "$tools/bin/pip" --python /opt/honed/bin/python install --quiet --no-cache-dir --no-deps --only-binary=:all: \
-        -r "/src/requirements/images/$2.lock"
-    # The Kubernetes client has a class for every kind of object, 110 MB in all, and loads one when it is named. honed speaks
-    # JSON and names none.
-    for part in client aio/client; do
-        for kind in api models; do
-            find /opt/honed/lib/python3*/site-packages/kubernetes/$part/$kind -name '*.py' ! -name __init__.py -delete 2>/dev/null || true
-        done
+        --no-compile -r "/src/requirements/images/$2.lock"
+    # What no service reads, 75 MB: a class for every call of Kubernetes' API (honed speaks JSON by path, and names none), and
+    # the descriptions of Amazon's services, of which a bucket and its credentials need these.
+    for site in /opt/honed/lib/python3*/site-packages; do
+        rm -f "$site"/kubernetes/client/api/*_api.py "$site"/kubernetes/aio/client/api/*_api.py
+        find "$site/botocore/data" -mindepth 1 -maxdepth 1 -type d \
+            ! -name s3 ! -name sts ! -name sso ! -name sso-oidc ! -name signin -exec rm -rf {} +
     done
+    # Bytecode is made here, since the root is read-only where it runs; none for Kubernetes' thousand models, another 20 MB.
+    # The status does not count: some packages carry templates that end in .py and are no Python.
+    /opt/honed/bin/python -m compileall -q -j 0 -x '/kubernetes/(aio/)?client/models/' /opt/honed/lib >/dev/null || true
     # The lock pins 2.13.0, and an index may have that with and without the libraries of a GPU: say it here, not in a pod.
     if grep -q '^torch==' "/src/requirements/images/$2.lock"; then
         /opt/honed/bin/python -B -c 'import torch' || {

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,11 +39,14 @@ class Image:
     default: bool = True
 
 
+# PyPI's torch is for GPUs, and its libraries are no part of the locks for CPUs; PyTorch's own index has the build without them.
+TORCH_FOR_CPU = {"PIP_EXTRA_INDEX_URL": "https://download.pytorch.org/whl/cpu"}
+
 KNOWN = {
     "honed": Image("honed"),
-    "honed-reward": Image("reward"),
-    "honed-learner-cpu": Image("learner", {"DEVICE": "cpu"}),
-    "honed-generation-cpu": Image("generation", {"DEVICE": "cpu"}),
+    "honed-reward": Image("reward", TORCH_FOR_CPU),
+    "honed-learner-cpu": Image("learner", {"DEVICE": "cpu", **TORCH_FOR_CPU}),
+    "honed-generation-cpu": Image("generation", {"DEVICE": "cpu", **TORCH_FOR_CPU}),
     "honed-demo-data": Image("demo-data"),
     "honed-redis": Image("redis"),
     "honed-learner-cuda": Image("learner", {"DEVICE": "cuda"}, default=False),
@@ -86,12 +90,18 @@ def build(tool: str, name: str, reference: str, options: argparse.Namespace) -> 
     print(f"{reference}: built in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
-def size(tool: str, reference: str, options: argparse.Namespace) -> int | None:
+def pinned_base(name: str) -> str:
+    """What an image stands on when nobody names another base."""
+    lines = (IMAGES / f"{KNOWN[name].file}.Dockerfile").read_text().splitlines()
+    return next(line.removeprefix("ARG BASE=") for line in lines if line.startswith("ARG BASE="))
+
+
+def size(tool: str, reference: str, tool_options: Sequence[str] = ()) -> int | None:
     """Bytes of an image with its base; None if the tool does not know it."""
     if tool == "buildah":
-        command = [tool, *options.tool_options, "images", "--json", reference]
+        command = [tool, *tool_options, "images", "--json", reference]
     else:
-        command = [tool, *options.tool_options, "image", "inspect", reference]
+        command = [tool, *tool_options, "image", "inspect", reference]
     found = subprocess.run(command, capture_output=True, text=True)
     if found.returncode != 0 or not (images := json.loads(found.stdout or "[]")):
         return None
@@ -136,9 +146,9 @@ def main() -> int:
     references = [f"{prefix}{name}:{options.tag}" for name in names]
     for name, reference in zip(names, references, strict=True):
         build(tool, name, reference, options)
-    base = size(tool, options.base, options) if options.base else None
-    for reference in references:
-        found = size(tool, reference, options)
+    for name, reference in zip(names, references, strict=True):
+        base = size(tool, options.base or pinned_base(name), options.tool_options)
+        found = size(tool, reference, options.tool_options)
         over = f", {(found - base) / 1e6:.0f} MB over its base" if found is not None and base is not None else ""
         print(f"{reference}  {'size unknown' if found is None else f'{found / 1e6:.0f} MB'}{over}")
     return 0
