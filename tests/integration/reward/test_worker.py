@@ -36,6 +36,10 @@ def rollout(index: int, response: str | None = None) -> Message:
     return Message(body.rollout_id, body.SerializeToString(), trace_of(index))
 
 
+def trace_of(index: int) -> str:
+    return f"00-{index + 1:032x}-{index + 1:016x}-01"
+
+
 class Rig:
     """A run's queues, and workers on demand."""
 
