@@ -2,7 +2,7 @@
 
 One update trains many rollouts, and a rollout's trace should show its whole way. So each rollout's trace ends with a span
 `train` as long as the update took, which links to the span `update`; that has links back, and checkpoint, publishing and push
-below it. `LINKED` bounds both.
+below it. `LINKED` bounds both. An update is sampled if one of its rollouts is; where none carries a trace, the ratio decides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def update_span(held: Sequence[Held], update: int) -> Iterator[Span]:
     if not tracing.is_on():
         yield tracing.NOTHING
         return
-    links = [context for each in _sampled(held) if (context := context_of(each.delivery)) is not None]
+    contexts = [context for each in held if (context := context_of(each.delivery)) is not None]
+    links = [context for context in contexts if context.sampled][:LINKED] or contexts[:1]  # one says that none is sampled
     facts = {"honed.update": update, "honed.rollouts": len(held)}
     with tracing.within(tracing.begin("update", None, head=True, attributes=facts, links=links)) as span:
         yield span

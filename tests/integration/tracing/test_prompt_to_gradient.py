@@ -236,11 +236,12 @@ async def test_the_learners_own_process_continues_what_the_entries_carry_and_flu
     assert f'"trace_id": "{update.trace}"' in line
 
 
-async def test_a_large_batch_shows_a_bounded_number_of_its_rollouts() -> None:
+@pytest.mark.parametrize(("flags", "shown"), [("01", LINKED), ("00", 0)], ids=["sampled", "not sampled"])
+async def test_of_a_large_batch_as_many_rollouts_are_shown_as_a_span_has_links(flags: str, shown: int) -> None:
     [batch] = batches(1, size=LINKED + 20)
     traced = []
     for number, each in enumerate(batch, start=1):
-        message = replace(each.delivery.message, traceparent=f"00-{number:032x}-{number:016x}-01")
+        message = replace(each.delivery.message, traceparent=f"00-{number:032x}-{number:016x}-{flags}")
         traced.append(replace(each, delivery=replace(each.delivery, message=message)))
     with (
         collecting() as collector,
@@ -249,7 +250,8 @@ async def test_a_large_batch_shows_a_bounded_number_of_its_rollouts() -> None:
         train_spans(traced, 0),
     ):
         pass
-    assert len(collector.one("update").links) == len(collector.named("train")) == LINKED
+    assert len(collector.named("train")) == shown
+    assert [len(update.links) for update in collector.named("update")] == ([shown] if shown else [])
 
 
 def about(collector: Collector, name: str, rollout: str) -> Seen:
