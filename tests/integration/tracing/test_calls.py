@@ -62,6 +62,9 @@ class Generation(generation_pb2_grpc.GenerationServiceServicer):
         with tracing.span("inner"):
             return generation_pb2.GenerateResponse()
 
+    async def GetPolicy(self, request: Any, context: Any) -> Any:
+        return generation_pb2.GetPolicyResponse()
+
     async def StreamGenerate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         yield generation_pb2.StreamGenerateResponse()
         if request.prompt.text == "wait":
@@ -103,8 +106,8 @@ def exporting(collector: Collector, ratio: float = 1.0) -> Any:
 
 
 async def test_a_callers_trace_goes_on_in_the_server_its_spans_and_its_log(collector: Collector) -> None:
-    async with serving() as service:
-        with exporting(collector):
+    with exporting(collector):
+        async with serving() as service:
             await service.call(traceparent=f"00-{TRACE}-{SPAN}-01")
     server = collector.one(f"{NAME}/Generate")
     assert (server.kind, server.trace, server.parent) == ("server", TRACE, SPAN)
@@ -113,13 +116,23 @@ async def test_a_callers_trace_goes_on_in_the_server_its_spans_and_its_log(colle
 
 
 async def test_a_call_without_a_trace_begins_one_and_one_that_is_not_sampled_stays_so(collector: Collector) -> None:
-    async with serving() as service:
-        with exporting(collector):
+    with exporting(collector):
+        async with serving() as service:
             await service.call()
             await service.call(traceparent=f"00-{TRACE}-{SPAN}-00")
     server = collector.one(f"{NAME}/Generate")
     assert server.parent == ""
     assert service.servicer.line["trace_id"] == TRACE, "its log lines have their trace all the same"
+
+
+async def test_a_look_begins_no_trace_and_is_a_span_of_its_callers(collector: Collector) -> None:
+    with exporting(collector):
+        async with serving() as service:
+            await service.stub.GetPolicy(generation_pb2.GetPolicyRequest(), timeout=10)
+            with tracing.span("work", head=True):
+                await service.stub.GetPolicy(generation_pb2.GetPolicyRequest(), timeout=10)
+    assert sorted(span.kind for span in collector.named(f"{NAME}/GetPolicy")) == ["client", "server"]
+    assert {span.trace for span in collector.spans} == {collector.one("work").trace}
 
 
 async def test_off_the_callers_trace_is_in_the_log_and_no_trace_leaks_into_the_next_call() -> None:
@@ -131,19 +144,19 @@ async def test_off_the_callers_trace_is_in_the_log_and_no_trace_leaks_into_the_n
 
 
 async def test_a_stream_is_one_span_of_its_server(collector: Collector) -> None:
-    async with serving() as service:
-        with exporting(collector), tracing.span("work", head=True):
-            whole, left = (
-                service.stub.StreamGenerate(
-                    generation_pb2.StreamGenerateRequest(prompt=generation_pb2.Prompt(text=text)), timeout=10
+    with exporting(collector):
+        async with serving() as service:
+            with tracing.span("work", head=True):
+                whole, left = (
+                    service.stub.StreamGenerate(
+                        generation_pb2.StreamGenerateRequest(prompt=generation_pb2.Prompt(text=text)), timeout=10
+                    )
+                    for text in ("fine", "wait")
                 )
-                for text in ("fine", "wait")
-            )
-            assert len([part async for part in whole]) == 2
-            await left.read()
-            left.cancel()
-            await until(lambda: left.done(), 5, "the stream is over")
-            await asyncio.sleep(0.2)  # for the server to see that its caller has left
+                assert len([part async for part in whole]) == 2
+                await left.read()
+                left.cancel()
+                await until(lambda: left.done(), 5, "the stream is over")
     streams, work = collector.named(f"{NAME}/StreamGenerate"), collector.one("work")
     assert [(span.kind, span.parent) for span in streams] == [("server", work.id)] * 2
     assert [span.attributes["rpc.grpc.status_code"] for span in streams] == [0, 1]
@@ -153,9 +166,10 @@ async def test_a_stream_is_one_span_of_its_server(collector: Collector) -> None:
 async def test_a_failure_is_an_error_of_the_call_and_of_the_server_where_it_is_its_fault(
     collector: Collector, text: str, code: int, servers_fault: bool
 ) -> None:
-    async with serving() as service:
-        with exporting(collector), tracing.span("work", head=True), pytest.raises(grpc.aio.AioRpcError):
-            await service.call(text)
+    with exporting(collector):
+        async with serving() as service:
+            with tracing.span("work", head=True), pytest.raises(grpc.aio.AioRpcError):
+                await service.call(text)
     client, server = (next(s for s in collector.named(f"{NAME}/Generate") if s.kind == kind) for kind in ("client", "server"))
     assert server.parent == client.id
     assert (client.failed, server.failed) == (True, servers_fault)
@@ -164,15 +178,14 @@ async def test_a_failure_is_an_error_of_the_call_and_of_the_server_where_it_is_i
 
 
 async def test_a_caller_that_gives_up_inside_of_a_trace_cancels_the_call_at_the_server(collector: Collector) -> None:
-    async with serving() as service:
-        with exporting(collector):
+    with exporting(collector):
+        async with serving() as service:
             with tracing.span("work", head=True):
                 call = asyncio.create_task(service.call("wait"))
                 await service.servicer.entered.wait()
                 call.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await call
-            await asyncio.sleep(0.2)
     codes = {span.kind: span.attributes["rpc.grpc.status_code"] for span in collector.named(f"{NAME}/Generate")}
     assert codes == {"client": 1, "server": 1}
 
@@ -184,8 +197,8 @@ async def test_an_applications_own_trace_goes_on_in_the_service(collector: Colle
         with honed.Client(generation=service.address) as client, use_span(own):
             client.generate("fine")
 
-    async with serving() as service:
-        with exporting(collector):
+    with exporting(collector):
+        async with serving() as service:
             await asyncio.to_thread(ask)
     server = collector.one(f"{NAME}/Generate")
     assert server.place[0] == f"{own.get_span_context().trace_id:032x}"
