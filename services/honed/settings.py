@@ -1,4 +1,4 @@
-"""What each section of the run file is made of: the base of all sections, how a service listens, and who may call it.
+"""What each section of the run file is made of: the base of all sections, how a service listens, who may call it, its traces.
 
 A room declares its own sections in its `settings` module, which imports nothing but this one, pydantic and other `settings`
 modules; `honed.config` puts them together.
@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from honed.kit.address import host_port
+from honed.kit.address import check_collector, host_port
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
@@ -44,6 +44,24 @@ class SecuritySettings(Section):
     authentication: bool = Field(True, description="Ask for bearer tokens.")
     tokens: Path | None = Field(None, description="Directory of tokens. Unset: <directory>/tokens, made on first use.")
     tls: TlsSettings | None = None
+
+
+class TelemetrySettings(Section):
+    """Traces, by OTLP over gRPC. Off unless a collector is named."""
+
+    otlp_endpoint: str | None = Field(
+        None,
+        description="http://HOST:4317, or https:// for TLS. Unset: OTEL_EXPORTER_OTLP_ENDPOINT; without that, no traces.",
+    )
+    sample_ratio: Share = Field(1.0, description="Of the traces that begin with a prompt or a call, how many are recorded.")
+    headers_file: Path | None = Field(None, description="Lines `NAME: VALUE` for the collector, a token say.")
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_a_collector(cls, url: str | None) -> str | None:
+        if url is not None:
+            check_collector(url)
+        return url
 
 
 class ServerSettings(Section):

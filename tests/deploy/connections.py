@@ -33,6 +33,7 @@ def recorded(lines: Iterable[str]) -> frozenset[Connection]:
 GRPC: Final = 50051
 CONTROL: Final = 50052
 METRICS: Final = 9090
+OTLP: Final = 4317
 REDIS: Final = 6379
 POSTGRES: Final = 5432
 S3: Final = 9000
@@ -77,6 +78,10 @@ OF_OVERLAY: Final = {
     | frozenset({Connection("keda", "redis", REDIS)})
     | frozenset(
         Connection("monitoring", target, METRICS) for target in ("generation", "reward", "preference", "learner", "conductor")
+    )
+    | frozenset(
+        Connection(source, "monitoring", OTLP)
+        for source in ("generation", "reward", "preference", "learner", "conductor", "job")
     ),
 }
 """What an overlay's own parts open beside that."""

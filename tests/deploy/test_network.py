@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from tests.deploy.connections import API, CLIENTS, CONTROL, DNS, GRPC, HTTPS, OF_OVERLAY, OWN, Connection, recorded
+from tests.deploy.connections import API, CLIENTS, CONTROL, DNS, GRPC, HTTPS, OF_OVERLAY, OTLP, OWN, Connection, recorded
 from tests.deploy.manifests import DEPLOY, NAMESPACE, OVERLAYS, every_workload, of_kind, overlay, run_settings, selects
 
 LABEL = "kubernetes.io/metadata.name"
-PORTS = (DNS, HTTPS, 5432, 6379, API, 8081, 9000, 9090, GRPC, CONTROL)
+PORTS = (DNS, HTTPS, OTLP, 5432, 6379, API, 8081, 9000, 9090, GRPC, CONTROL)
 
 
 @dataclass(frozen=True)

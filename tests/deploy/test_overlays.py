@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
 from packaging.version import Version
-from tests.deploy.manifests import CUSTOM, DEPLOY, OVERLAYS, named, of_kind, overlay, render, run_settings, run_tree
+from tests.deploy.manifests import CUSTOM, DEPLOY, OVERLAYS, named, of_kind, overlay, render, run_settings, run_tree, workloads
 
 from honed.check.cluster import check_cluster
 from honed.queue.keys import PROMPTS, ROLLOUTS, RunKeys
 from honed.queue.scripts import GROUP
+from honed.settings_file import load_settings
 from honed.workspace import Workspace
 
 MINORS = sorted({".".join(text.split(".")[:2]) for text in all_versions()}, key=Version)[-3:]
 BASE = DEPLOY / "base"
+NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 
 
 @pytest.mark.parametrize("minor", MINORS)
@@ -98,6 +101,23 @@ def test_the_autoscalers_look_at_the_streams_of_the_run() -> None:
         assert int(trigger["metadata"]["lagCount"]) > 0
         deployment = named(overlay("production"), "Deployment", scaled["scaleTargetRef"]["name"])
         assert "replicas" not in deployment["spec"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_traces_go_where_the_policy_lets_them_by_settings_that_the_services_take(name: str) -> None:
+    policies = [p["spec"] for p in of_kind(overlay(name), "NetworkPolicy") if p["metadata"]["name"] == "honed-tracing"]
+    tracing = {"generation", "reward", "preference", "learner", "conductor", "job"}
+    for workload in workloads(name):
+        given = {row["name"]: row.get("value") for row in workload.containers[0].get("env", [])}
+        endpoint = given.get("HONED_TELEMETRY__OTLP_ENDPOINT")
+        assert (endpoint is not None) is (bool(policies) and workload.component in tracing), workload
+        if endpoint is not None:
+            settings = load_settings(None, {"HONED_TELEMETRY__OTLP_ENDPOINT": endpoint})
+            url = urlsplit(str(settings.telemetry.otlp_endpoint))
+            [rule] = policies[0]["egress"]
+            assert [row["port"] for row in rule["ports"]] == [url.port]
+            assert str(url.hostname).split(".")[1] == rule["to"][0]["namespaceSelector"]["matchLabels"][NAMESPACE_LABEL]
+    assert bool(policies) is (name == "production")
 
 
 def test_the_volumes_of_one_node_hold_every_claim() -> None:

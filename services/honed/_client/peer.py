@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +15,24 @@ import grpc
 from honed._client.errors import RequestError, request_error
 from honed.kit.channel_options import CHANNEL_OPTIONS
 from honed.kit.tls import TlsFiles
+from honed.kit.trace_context import HEADER, TraceContext
 
 T = TypeVar("T")
 
 _AGAIN_S: Final = 1.0  # the pause before a large upload goes to a service that was gone
 _JITTER: Final = 0.25  # so that those who were told the same second do not come back in the same one
+
+
+def _trace_of_application() -> tuple[tuple[str, str], ...]:
+    """The application's own trace, if it uses OpenTelemetry and is inside of a span: the call then belongs to it.
+
+    Nothing is imported for it. An application without OpenTelemetry is in no span.
+    """
+    api = sys.modules.get("opentelemetry.trace")
+    if api is None or not (found := api.get_current_span().get_span_context()).is_valid:
+        return ()
+    here = TraceContext(f"{found.trace_id:032x}", f"{found.span_id:016x}", bool(found.trace_flags.sampled))
+    return ((HEADER, here.traceparent),)
 
 
 @dataclass(frozen=True)
@@ -141,7 +155,7 @@ class Peer:
         return request_error(error, self.service, self.address, request_id)
 
     def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
-        return (*self._authorization, ("x-request-id", request_id))
+        return (*self._authorization, ("x-request-id", request_id), *_trace_of_application())
 
     def _pause(self, failure: RequestError, end: float, *, patient: bool) -> float | None:
         """How long to wait before the next try; None when there is no sense in one."""

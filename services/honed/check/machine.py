@@ -19,6 +19,7 @@ from honed.kit.address import host_port, resolved
 from honed.kit.errors import DataLoss, FailedPrecondition, HonedError, InvalidArgument
 from honed.models.prompts import read_tokenizer
 from honed.settings import ServerSettings
+from honed.telemetry import collector_endpoint, read_headers
 
 _GIB: Final = 1 << 30
 _CHECKPOINT: Final = 12  # weight and two moments of a parameter, float32
@@ -42,6 +43,19 @@ def check_machine(settings: RunSettings, report: Report, model: BaseModel | None
     _check_scorers(settings, report)
     _check_truncation(settings, report, model)
     _check_files(settings, report)
+    _check_telemetry(settings, report)
+
+
+def _check_telemetry(settings: RunSettings, report: Report) -> None:
+    try:
+        endpoint = collector_endpoint(settings.telemetry, os.environ)
+        if endpoint is not None and settings.telemetry.headers_file is not None:
+            read_headers(settings.telemetry.headers_file)
+    except ValueError as error:
+        report.error("telemetry", str(error))
+        return
+    if endpoint is not None and importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc") is None:
+        report.error("telemetry", f"traces are to go to {endpoint}, and what exports them is missing: install honed[tracing]")
 
 
 def disk_needed(settings: RunSettings, parameters: int) -> dict[str, float]:

@@ -66,6 +66,7 @@ def up(
     run, served in out/demo.
     """
     from honed.settings_file import recipe_settings
+    from honed.telemetry import traced
 
     _keep_private()
     settings = with_replicas(recipe_settings(file or run_file, "demo"), replicas)
@@ -73,7 +74,8 @@ def up(
         from honed.cli.check import refuse_errors
 
         refuse_errors(settings)
-    asyncio.run(_up(settings, exit_on_failure=exit_on_failure))
+    with traced(settings, "conductor"):
+        asyncio.run(_up(settings, exit_on_failure=exit_on_failure))
 
 
 def demo(
@@ -89,9 +91,12 @@ def demo(
     Needs no GPU and about ten minutes on two cores. Writes report.html and report.json.
     """
     from honed.cli.demo import demo_settings, run_demo
+    from honed.telemetry import traced
 
     _keep_private()
-    asyncio.run(run_demo(demo_settings(run_file, directory), keep=keep, fresh=fresh))
+    settings = demo_settings(run_file, directory)
+    with traced(settings, "conductor"):
+        asyncio.run(run_demo(settings, keep=keep, fresh=fresh))
 
 
 def serve(service: Annotated[Service, typer.Argument(help="Which service.")], run_file: RunFile = None) -> None:
@@ -106,6 +111,7 @@ def serve(service: Annotated[Service, typer.Argument(help="Which service.")], ru
     from honed.kit.log import configure_logging
     from honed.runtime import check_start, service_name
     from honed.settings_file import load_settings
+    from honed.telemetry import traced
     from honed.topology import SERVICES
 
     _keep_private()
@@ -114,8 +120,9 @@ def serve(service: Annotated[Service, typer.Argument(help="Which service.")], ru
     service_name.set(service.value)
     with _last_words():
         check_start(settings, service.value)
-        module = importlib.import_module(SERVICES[service.value].module)
-        asyncio.run(module.run(settings))
+        with traced(settings, service.value):
+            module = importlib.import_module(SERVICES[service.value].module)
+            asyncio.run(module.run(settings))
 
 
 def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFile = None) -> None:
@@ -126,15 +133,17 @@ def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFi
     brings the preference database to this build's schema, for a service with `preference: {migrate: job}`.
     Exit status 75: it failed for a reason that may pass.
     """
+    from honed.kit import tracing
     from honed.kit.log import configure_logging
     from honed.runtime import service_name
     from honed.settings_file import load_settings
+    from honed.telemetry import traced
 
     _keep_private()
     settings = load_settings(run_file)
     configure_logging(name.value, settings.log_level)
     service_name.set("learner")  # jobs are the learner's
-    with _last_words():
+    with _last_words(), traced(settings, name.value), tracing.span(f"job {name.value}", head=True):
         if name is Job.pretrain:
             from honed.learner.jobs import pretrain
 

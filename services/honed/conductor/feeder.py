@@ -25,6 +25,7 @@ from honed.queue.keys import APPLICATION, PROMPTS, ROLLOUTS, SCORED, SUBMITTED, 
 from honed.queue.lease import HeldLease
 from honed.queue.progress import LearnerProgress
 from honed.queue.snapshot import LoopReader, LoopSnapshot
+from honed.queue.spans import admitted
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +220,8 @@ class Feeder:
             return False
         cursor = replace(start, position=start.position + len(plan.messages), file=plan.file)
         self._attempted = max(self._attempted, cursor.position)
-        await self._admitter.admit(self._lease.claim, snapshot.cursor.position, plan.messages, cursor, plan.taken)
+        with admitted(plan.messages) as prompts:
+            await self._admitter.admit(self._lease.claim, snapshot.cursor.position, prompts, cursor, plan.taken)
         self.cursor = cursor
         self.refused += plan.refused
         return bool(plan.messages)

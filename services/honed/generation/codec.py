@@ -40,8 +40,8 @@ class Codec:
             finish_reason=_FINISH[chunk.finish_reason],
         )
 
-    def rollout(self, task: common_pb2.PromptTask, index: int, chunk: Chunk) -> common_pb2.Rollout:
-        """A whole response to a training prompt."""
+    def rollout(self, task: common_pb2.PromptTask, index: int, chunk: Chunk, trace_parent: str = "") -> common_pb2.Rollout:
+        """A whole response to a training prompt; `trace_parent` is of the span that it was sampled in."""
         return common_pb2.Rollout(
             rollout_id=f"{task.group_id}/{index}",
             group_id=task.group_id,
@@ -52,7 +52,7 @@ class Codec:
             version_spans=self._spans(chunk),
             sampling=task.sampling,
             finish_reason=_FINISH[chunk.finish_reason],
-            trace_parent=task.trace_parent,
+            trace_parent=trace_parent,
         )
 
     def _spans(self, chunk: Chunk) -> list[common_pb2.VersionSpan]:

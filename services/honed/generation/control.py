@@ -17,6 +17,7 @@ from honed.artifacts.version import VersionId
 from honed.generation.engine import CommitReport
 from honed.generation.frontend import SamplingFrontend
 from honed.generation.quarantine import fetch_or_mark
+from honed.kit import tracing
 from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable
 from honed.kit.idempotency import Once
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
@@ -140,7 +141,8 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
             if version == self._engine.version:
                 return generation_pb2.PrepareVersionResponse(elapsed=_duration(0.0))
             here = target.exists()
-            await asyncio.to_thread(fetch_or_mark, self._store, version, self._directory, manifest_sha256 or None)
+            with tracing.span("fetch"):  # every byte is verified by its digest
+                await asyncio.to_thread(fetch_or_mark, self._store, version, self._directory, manifest_sha256 or None)
             try:
                 await self._engine.prepare(version, target)
             except DataLoss as error:  # the store's bytes have just passed: the version is whole, this host's copy is not

@@ -26,6 +26,7 @@ from honed.generation.canaries import Measured, check_tolerance, default_toleran
 from honed.generation.candidate import Candidate, check_fits, read_candidate
 from honed.generation.engine import CommitReport, CommitSettings
 from honed.generation.gate import RequestGate
+from honed.kit import tracing
 from honed.kit.errors import Aborted, FailedPrecondition, InvalidArgument, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -253,8 +254,9 @@ class VersionSwap:
     async def _call(self, name: str, call: Awaitable[T], more_s: float = 0.0) -> T:
         limit = self._settings.call_timeout_s + more_s
         try:
-            async with asyncio.timeout(limit):
-                return await call
+            with tracing.span(name):
+                async with asyncio.timeout(limit):
+                    return await call
         except TimeoutError as error:
             raise Unavailable(f"the engine did not answer {name} within {limit:g} s") from error
 

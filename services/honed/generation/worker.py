@@ -24,11 +24,14 @@ from google.protobuf.message import DecodeError
 
 from honed.generation.backoff import Backoff
 from honed.generation.frontend import SamplingFrontend
+from honed.kit import tracing
 from honed.kit.aio import raise_if_cancelled, unless
 from honed.kit.errors import DeadlineExceeded, HonedError, InvalidArgument, Overloaded, Unavailable, root_cause
+from honed.kit.tracing import Span
 from honed.queue.holding import Holding, holding
 from honed.queue.keys import ROLLOUTS
 from honed.queue.messages import Delivery, Message
+from honed.queue.spans import about, listed, work_span
 from honed.queue.stream import WorkQueue
 from honed.v1 import common_pb2
 
@@ -168,37 +171,51 @@ class RolloutWorker:
 
     async def _work(self, delivery: Delivery, held: Holding) -> None:
         try:
-            task = common_pb2.PromptTask.FromString(delivery.message.body)
-            requests = self._frontend.training_requests(task, self._queue.consumer)
-            chunks = await self._frontend.complete(requests)
-            rollouts = [self._frontend.codec.rollout(task, i, chunk) for i, chunk in enumerate(chunks)]
-            messages = [Message(r.rollout_id, r.SerializeToString(), r.trace_parent) for r in rollouts]
+            with tracing.within(work_span("generate", delivery)) as span:
+                messages = await self._sample(common_pb2.PromptTask.FromString(delivery.message.body), span)
         except (DecodeError, InvalidArgument) as error:
             held.discard([delivery])
-            logger.warning("prompt refused", extra={"entry": delivery.entry, "reason": str(error)})
+            logger.warning("prompt refused", extra={**about(delivery), "reason": str(error)})
             await self._queue.fail(delivery, str(error), retry=False)
         except (Overloaded, Unavailable) as error:
             held.discard([delivery])
             pause_s = self._backoff.failed()
-            logger.info("prompt given back", extra={"entry": delivery.entry, "reason": str(error), "pause_s": pause_s})
+            logger.info("prompt given back", extra={**about(delivery), "reason": str(error), "pause_s": pause_s})
             await self._queue.release([delivery], after_ms=int(pause_s * 1000))
         except DeadlineExceeded as error:
             held.discard([delivery])
             self._late = f"training prompt {delivery.message.id} goes back to the queue: {error}"
             self._late_at = self._clock()
-            logger.warning("prompt not finished in time", extra={"entry": delivery.entry, "reason": str(error)})
+            logger.warning("prompt not finished in time", extra={**about(delivery), "reason": str(error)})
             await self._queue.release([delivery], after_ms=_RETRY_MS)
         except Exception as error:  # a prompt that nothing can be done with must not stop the others
             held.discard([delivery])
             outcome = await self._queue.fail(delivery, f"{type(error).__name__}: {error}", retry_after_ms=_RETRY_MS)
             logger.warning(
                 "prompt failed",
-                extra={"entry": delivery.entry, "reason": str(error), "outcome": outcome},
+                extra={**about(delivery), "reason": str(error), "outcome": outcome},
                 exc_info=not isinstance(error, HonedError),
             )
         else:
             self._backoff.succeeded()
             self._done.put_nowait((delivery, messages))
+
+    async def _sample(self, task: common_pb2.PromptTask, span: Span) -> list[Message]:
+        """The rollouts of a prompt, as entries of the next stage."""
+        requests = self._frontend.training_requests(task, self._queue.consumer)
+        chunks = await self._frontend.complete(requests)
+        codec = self._frontend.codec
+        rollouts = [codec.rollout(task, i, chunk, span.traceparent) for i, chunk in enumerate(chunks)]
+        if span.recorded:
+            span.set(
+                {
+                    "honed.rollouts": listed([rollout.rollout_id for rollout in rollouts]),
+                    "honed.versions": listed([part.version.label for chunk in chunks for part in chunk.spans]),
+                    "honed.prompt_tokens": len(task.prompt_token_ids),
+                    "honed.response_tokens": sum(len(chunk.token_ids) for chunk in chunks),
+                }
+            )
+        return [Message(rollout.rollout_id, rollout.SerializeToString(), rollout.trace_parent) for rollout in rollouts]
 
     async def _settle(self, held: Holding) -> None:
         """Hands on what is done, and gives back all else that this consumer has."""
@@ -223,7 +240,7 @@ class RolloutWorker:
         for (delivery, _), ours in zip(work, handed_on, strict=True):
             held.discard([delivery])
             if not ours:
-                logger.warning("prompt was taken over meanwhile", extra={"entry": delivery.entry})
+                logger.warning("prompt was taken over meanwhile", extra=about(delivery))
 
 
 def _call(action: Callable[[], object], _: object) -> None:

@@ -1,1 +1,1 @@
-"""What every service stands on: server, lifecycle, health, auth, errors, metrics, logging."""
+"""What every service stands on: server, lifecycle, health, auth, errors, metrics, logging, tracing."""

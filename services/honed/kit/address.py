@@ -10,6 +10,7 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 _SCHEMES: Final = ("ipv4:", "ipv6:")
 
@@ -39,6 +40,27 @@ def is_ip(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_collector(url: str) -> None:
+    """Asserts that a URL can be a collector's of OTLP over gRPC.
+
+    Raises:
+        ValueError: it cannot; says what is wrong, and repeats nothing that may be a password.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"is no URL: {error}") from None
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must hold no user and no password: put what the collector asks for into telemetry.headers_file")
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError("must be http://HOST:PORT (plain text) or https://HOST:PORT (TLS)")
+    if port is None:
+        raise ValueError("has no port: collectors take OTLP over gRPC on 4317")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("must end with the port: OTLP goes over gRPC here, which has no path (that is OTLP over HTTP)")
 
 
 def join(addresses: Sequence[tuple[str, int]]) -> str:

@@ -1,4 +1,4 @@
-"""What happens to every call around its handler: request id, token, decoding, validation, deadline, errors, metrics, audit.
+"""What happens to every call around its handler: ids, token, decoding, validation, deadline, errors, metrics, span, audit.
 
 A caller is checked by the call's metadata, before any of its message is read: whoever has no token cannot make a server read
 or parse anything.
@@ -18,7 +18,8 @@ import grpc
 import protovalidate
 from google.protobuf.message import DecodeError, Message
 
-from honed.kit import audit, log, metrics
+from honed.kit import audit, log, metrics, trace_context, tracing
+from honed.kit.call_spans import begin_call, end_call
 from honed.kit.errors import HonedError, InvalidArgument, PermissionDenied, Unavailable, root_cause
 from honed.kit.status import rich_status
 from honed.kit.tokens import Identity, TokenTable
@@ -68,10 +69,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            self._wrapped[method] = _wrap(_Method(self, method), handler)
+            self._wrapped[method] = _wrap(_Method(self, method, traced=method not in self._ended_at_stop), handler)
         metadata = {str(k): v for k, v in handler_call_details.invocation_metadata or ()}
         # The handler runs in this task, so these hold for it.
         log.request_id.set(str(metadata.get("x-request-id") or os.urandom(8).hex())[:128])
+        traceparent = metadata.get(trace_context.HEADER)
+        trace_context.current.set(trace_context.parse(str(traceparent)) if traceparent else None)
         authorization = metadata.get("authorization")
         try:
             if self._tokens is not None:
@@ -119,8 +122,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Method:
     """One method of a server: what surrounds its handler at each call."""
 
-    def __init__(self, interceptor: CallInterceptor, method: str) -> None:
-        self._interceptor = interceptor
+    def __init__(self, interceptor: CallInterceptor, method: str, *, traced: bool) -> None:
+        self._interceptor, self._traced = interceptor, traced
         self._method = method
         self._metrics = metrics.MethodMetrics(method)
         self._audited = audit.is_audited(method)
@@ -153,6 +156,9 @@ class _Method:
 
     @contextlib.contextmanager
     def _observed(self, request: Any) -> Iterator[metrics.Outcome]:
+        span = begin_call(self._method, "server") if self._traced else tracing.NOTHING  # a watch lasts as long as it likes
+        if span.recorded:
+            trace_context.current.set(span.context)  # for the task of this call, and no longer
         with self._metrics.observe() as outcome:
             try:
                 yield outcome
@@ -161,6 +167,7 @@ class _Method:
                     outcome.code = "CANCELLED"
                 raise
             finally:
+                end_call(span, "server", outcome.code)
                 if self._audited:
                     who = caller.get()
                     asked = request if isinstance(request, Message) else None

@@ -1,4 +1,4 @@
-"""JSON lines on stderr: one object a record, with the service and the request that it belongs to."""
+"""JSON lines on stderr: one object a record, with the service, the request and the trace that it belongs to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 import time
 from contextvars import ContextVar
 from pathlib import Path
+
+from honed.kit import trace_context
 
 request_id: ContextVar[str] = ContextVar("honed_request_id", default="")
 """The id of the call that is being served, empty outside of one."""
@@ -34,6 +36,8 @@ class JsonFormatter(logging.Formatter):
         }
         if request := request_id.get():
             line["request_id"] = request
+        if (trace := trace_context.current.get()) is not None:
+            line["trace_id"], line["span_id"] = trace.trace_id, trace.span_id
         line.update({k: v for k, v in vars(record).items() if k not in _STANDARD})
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)

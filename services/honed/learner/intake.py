@@ -15,6 +15,7 @@ this process stood still. Then it stays in hand once, under the newer delivery.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -27,8 +28,11 @@ from honed.learner.trained import TrainedIds
 from honed.queue.holding import Holding
 from honed.queue.keys import ROLLOUTS
 from honed.queue.messages import Delivery, Message
+from honed.queue.spans import about
 from honed.queue.stream import WorkQueue
 from honed.v1 import common_pb2
+
+logger = logging.getLogger(__name__)
 
 _BLOCK_MS: Final = 500
 OnPromotion = Literal["rescore", "drop", "keep"]
@@ -261,6 +265,7 @@ class Intake:
 
     async def _refuse(self, duplicates: Sequence[Delivery], unreadable: Sequence[tuple[Delivery, str]]) -> None:
         for delivery, reason in unreadable:
+            logger.warning("rollout cannot be read", extra={**about(delivery), "reason": reason})
             await self._queue.fail(delivery, reason, retry=False)
         await self._queue.drop(duplicates, "duplicate")
 

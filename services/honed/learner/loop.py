@@ -21,12 +21,14 @@ from typing import Final, Literal
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import HonedError
+from honed.kit.tracing import Span
 from honed.learner.guard import Guard
 from honed.learner.intake import Held
 from honed.learner.push import PushReport
 from honed.learner.retry import Retry, Stopped, is_passing
 from honed.learner.rollback import Destination, History
 from honed.learner.run_state import RunState
+from honed.learner.spans import train_spans, update_span
 from honed.learner.update import BadBatch, Interrupted
 from honed.v1 import learner_pb2
 
@@ -191,7 +193,8 @@ class TrainingLoop:
             if rollbacks != self._run.rollbacks or self._run.release.refused is not None:
                 self._run.intake.put_back(held)
             else:
-                await self._learn(held)
+                with update_span(held, self._run.training.step + 1) as span:
+                    await self._learn(held, span)
 
     async def _collect(self) -> list[Held] | None:
         """Waits for a batch; None if something has changed before there was one."""
@@ -208,24 +211,27 @@ class TrainingLoop:
             if left and not collecting.cancelled() and collecting.exception() is None:
                 self._run.intake.put_back(collecting.result())  # it came just then
 
-    async def _learn(self, held: list[Held]) -> None:
+    async def _learn(self, held: list[Held], span: Span) -> None:
         run, status = self._run, self._status
         status.state = learner_pb2.LEARNER_STATE_TRAINING
         before, staleness = status.version, [each.staleness(run.training.step) for each in held]
         try:
-            with status.busy.working(), status.pulse.working():
+            with status.busy.working(), status.pulse.working(), train_spans(held, run.training.step):
                 stats = await run.training.update(
                     [each.episode for each in held], version=before, saved=run.saved, stopping=self._stopping
                 )
-        except Interrupted:
+        except Interrupted as error:
+            span.fail(error)
             run.intake.put_back(held)
             return
         except BadBatch as error:
+            span.fail(error)
             await self._skip(held, error)
             return
         self._bad_batches.succeeded()
         run.learned(held)
         status.update_s = stats.seconds
+        span.set({"honed.version": status.version.label, "honed.kl": stats.kl, "honed.score": stats.score_mean})
         await run.release.settle()
         if run.release.refused is not None and self._settings.on_refused == "rollback":
             return  # the update goes with the refused weights that it started from

@@ -15,6 +15,7 @@ from honed.artifacts.manifest import Lineage, Manifest
 from honed.artifacts.marks import Mark
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
+from honed.kit import tracing
 from honed.kit.errors import HonedError
 from honed.learner.exporter import Exporter
 from honed.learner.intake import Held
@@ -165,7 +166,11 @@ class Release:
             while True:
                 async with self._attempt:
                     await self._lease.check()
-                    report = await self._pusher.push(manifest)
+                    with tracing.span("push", head=True, attributes={"honed.version": manifest.version.label}) as span:
+                        report = await self._pusher.push(manifest)
+                        span.set({"honed.committed": report.committed, "honed.failures": len(report.failures)})
+                        if not report.committed:
+                            span.fail("refused" if report.refused else "unreached")
                     if report.failures != told:
                         self._record(report)
                         told = report.failures

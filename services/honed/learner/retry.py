@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from honed.kit import tracing
 from honed.kit.aio import raise_if_cancelled
 from honed.kit.errors import Overloaded, Unavailable
 from honed.learner.checkpoint_files import is_full
@@ -45,7 +46,8 @@ class Retry:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                await work()
+                with tracing.span(what):
+                    await work()
             except Exception as error:
                 raise_if_cancelled()
                 if not is_passing(error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from honed.kit.errors import InvalidArgument, Unavailable
 from honed.models.chat import ChatMessage
-from honed.queue.messages import Delivery, Message
+from honed.queue.messages import Message
 from honed.reward.batching import Result
 from honed.reward.registry import LoadedScorer
 from honed.reward.reward import Reward
@@ -44,12 +44,12 @@ def score_messages(reward: Reward) -> list[common_pb2.Score]:
     ]
 
 
-def scored_message(delivery: Delivery, rollout: common_pb2.Rollout, reward: Reward) -> Message:
-    """The entry of the next stage."""
+def scored_message(rollout: common_pb2.Rollout, reward: Reward, trace_parent: str) -> Message:
+    """The entry of the next stage; `trace_parent` is of the span that it was scored in."""
     scored = common_pb2.ScoredRollout(
         rollout=rollout, scores=score_messages(reward), reward=reward.value, missing=reward.missing
     )
-    return Message(rollout.rollout_id, scored.SerializeToString(), delivery.message.traceparent)
+    return Message(rollout.rollout_id, scored.SerializeToString(), trace_parent)
 
 
 def result_message(item_id: str, reward: Reward) -> reward_pb2.ScoreResult:

@@ -19,14 +19,17 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from honed.kit import tracing
 from honed.kit.aio import raise_if_cancelled, unless
 from honed.kit.errors import HonedError, root_cause
+from honed.kit.tracing import Span
 from honed.queue.holding import Holding, holding
 from honed.queue.keys import SCORED
 from honed.queue.messages import Delivery
+from honed.queue.spans import about, work_span
 from honed.queue.stream import WorkQueue
 from honed.reward import metrics
-from honed.reward.batching import DynamicBatcher
+from honed.reward.batching import DynamicBatcher, Result
 from honed.reward.messages import rollout_input, scored_message
 from honed.reward.reward import Reward
 from honed.reward.scorer import BadSample, ScorerFailed, ScorerInput, ScoringTokenizer, is_outage
@@ -134,16 +137,19 @@ class ScoringWorker:
         work = [(delivery, rollout) for delivery in group if (rollout := await self._parse(delivery)) is not None]
         inputs = [rollout_input(rollout, self._tokenizer) for _, rollout in work]
         try:
-            results = await self._batcher.score_each(inputs, patient=True)
+            with tracing.ending([work_span("score", delivery) for delivery, _ in work]) as spans:
+                results = await self._batcher.score_each(inputs, patient=True)
+                for span, result in zip(spans, results, strict=True):
+                    _describe(span, result)
         except HonedError as error:  # the batcher stops or has no room: another try, another process
             await self._release([delivery for delivery, _ in work], error)
             return
         scored = []
         failed: list[tuple[Delivery, Exception]] = []
-        for (delivery, rollout), item, result in zip(work, inputs, results, strict=True):
+        for (delivery, rollout), item, result, span in zip(work, inputs, results, spans, strict=True):
             if isinstance(result, Reward):
                 self._scored_before = item
-                scored.append((delivery, [scored_message(delivery, rollout, result)]))
+                scored.append((delivery, [scored_message(rollout, result, span.traceparent)]))
             elif isinstance(result, BadSample):
                 await self._fail(delivery, result, retry=False)
             else:
@@ -151,7 +157,7 @@ class ScoringWorker:
         for (delivery, _), mine in zip(scored, await self._queue.hand_on_each(scored, SCORED), strict=True):
             metrics.ROLLOUTS.labels("handed_on" if mine else "lost").inc()
             if not mine:
-                logger.warning("rollout was taken over meanwhile", extra={"entry": delivery.entry})
+                logger.warning("rollout was taken over meanwhile", extra=about(delivery))
         if failed and not await self._scorer_works(work[0][1], failed[0][1]):
             await self._release([delivery for delivery, _ in failed], failed[0][1])
             return
@@ -194,7 +200,7 @@ class ScoringWorker:
             reason = str(error)
         if not reason:
             return rollout
-        logger.warning("entry is no rollout", extra={"entry": delivery.entry, "reason": reason})
+        logger.warning("entry is no rollout", extra={**about(delivery), "reason": reason})
         metrics.ROLLOUTS.labels("dead").inc()
         await self._queue.fail(delivery, f"no honed.v1.Rollout: {reason}", retry=False)
         return None
@@ -204,4 +210,15 @@ class ScoringWorker:
         reason = str(error.at(None)) if isinstance(error, ScorerFailed) else f"{type(error).__name__}: {error}"
         outcome = await self._queue.fail(delivery, reason, retry=retry, retry_after_ms=_RETRY_AFTER_MS)
         metrics.ROLLOUTS.labels({"retry": "retried"}.get(outcome, outcome)).inc()
-        logger.warning("rollout failed", extra={"entry": delivery.entry, "reason": reason, "outcome": outcome})
+        logger.warning("rollout failed", extra={**about(delivery), "reason": reason, "outcome": outcome})
+
+
+def _describe(span: Span, result: Result) -> None:
+    """Writes into a rollout's span what was said of it."""
+    if not span.recorded:
+        return
+    if isinstance(result, Reward):
+        scorers = [f"{score.scorer}@{score.version}" for score in result.scores]
+        span.set({"honed.reward": result.value, "honed.scorers": scorers})
+    else:
+        span.fail(result)

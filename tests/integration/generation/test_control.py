@@ -10,10 +10,13 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from tests.integration.generation.conftest import FENCE, Service, message, refused
 from tests.integration.generation.test_generate import IDS, ask
+from tests.support.collector import collecting
 from tests.support.run import until
 from tests.support.tiny import load, token_logprobs
 
 from honed.artifacts.version import VersionId
+from honed.kit.otlp import Collector as Destination
+from honed.kit.otlp import exporting
 from honed.v1 import generation_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -147,3 +150,16 @@ async def test_a_drain_takes_nothing_new_and_waits_for_what_runs(service: Servic
     assert (await service.control.Drain(generation_pb2.DrainRequest(), timeout=10)).remaining == 0
     await service.control.Resume(generation_pb2.ResumeRequest(), timeout=10)
     assert len((await generate(service, max_tokens=2)).samples) == 1
+
+
+async def test_the_parts_of_a_push_are_spans_of_its_calls(service: Service) -> None:
+    with collecting() as collector, exporting(Destination(collector.endpoint), 1.0, {"service.name": "generation"}):
+        manifest = service.publish(1)
+        await service.prepare(manifest)
+        await service.commit(manifest)
+    expected = {"PrepareVersion": ["fetch", "stage"], "CommitVersion": ["freeze", "load", "canary", "unstage", "thaw"]}
+    for method, parts in expected.items():
+        call = collector.one(f"honed.v1.GenerationControlService/{method}")
+        below = sorted((span for span in collector.spans if span.parent == call.id), key=lambda span: span.start_ns)
+        assert [span.name for span in below] == parts
+        assert all(call.start_ns <= span.start_ns <= span.end_ns <= call.end_ns for span in below)

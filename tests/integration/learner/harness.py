@@ -32,6 +32,7 @@ class Yes(generation_pb2_grpc.GenerationControlServiceServicer):
     def __init__(self) -> None:
         self.serving: list[str] = []
         self.refusing = False
+        self.traceparents: list[str] = []
 
     async def PrepareVersion(self, request: Any, context: Any) -> generation_pb2.PrepareVersionResponse:
         if self.refusing:
@@ -40,6 +41,7 @@ class Yes(generation_pb2_grpc.GenerationControlServiceServicer):
 
     async def CommitVersion(self, request: Any, context: Any) -> generation_pb2.CommitVersionResponse:
         self.serving.append(f"{request.version.fence}.{request.version.step}")
+        self.traceparents.append(str(dict(context.invocation_metadata() or ()).get("traceparent", "")))
         return generation_pb2.CommitVersionResponse(version=request.version, pause=Duration(nanos=1000))
 
 
@@ -92,8 +94,13 @@ class Learner:
         self.store = PolicyStore(self.settings.policy_url, run)
         publish_version(self.store, root / "model", VersionId(0, 0))
         ensure_local_tokens(self.settings.tokens_directory)
-        self.file = write_run_file(root / "run.yaml", tree)
+        self.file = root / "run.yaml"
+        self.write()
         self.log = root / "learner.log"
+
+    def write(self) -> None:
+        """Writes the run file of what the tree holds now."""
+        write_run_file(self.file, self.tree)
 
     @asynccontextmanager
     async def process(self) -> AsyncIterator[asyncio.subprocess.Process]:

@@ -33,7 +33,11 @@ def rollout(index: int, response: str | None = None) -> Message:
         response_token_ids=(response or str(index)).encode(),
         logprobs=[-0.5] * 3,
     )
-    return Message(body.rollout_id, body.SerializeToString(), f"00-trace-{index}-01")
+    return Message(body.rollout_id, body.SerializeToString(), trace_of(index))
+
+
+def trace_of(index: int) -> str:
+    return f"00-{index + 1:032x}-{index + 1:016x}-01"
 
 
 class Rig:
@@ -105,7 +109,7 @@ async def test_a_rollout_comes_out_unchanged_with_its_reward_and_each_scorers_ve
         assert scored.rollout == common_pb2.Rollout.FromString(rollout(index).body)
         assert scored.reward == 2.0 * index
         assert list(scored.scores) == [common_pb2.Score(scorer="fake", scorer_version="v7", value=index, weight=2.0)]
-        assert (delivery.message.id, delivery.message.traceparent) == (f"{index}/0", f"00-trace-{index}-01")
+        assert (delivery.message.id, delivery.message.traceparent) == (f"{index}/0", trace_of(index))
     assert {int(scored.rollout.group_id) for _, scored in done} == set(range(100))
     stats = await rig.source.stats()
     assert (stats.handed_on, stats.depth, stats.balance) == (100, 0, 0)

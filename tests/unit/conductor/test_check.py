@@ -264,6 +264,14 @@ def test_files_and_functions_that_are_read_later_are_looked_for(tree: dict[str, 
     assert len(found) == 4
 
 
+def test_headers_for_a_collector_are_read_before_the_start(tree: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text("no header\n")
+    tree["telemetry"] = {"otlp_endpoint": "http://collector:4317", "headers_file": str(tmp_path / "headers")}
+    [text] = texts_of(check_run(settings_of(tree)))
+    assert text.startswith("error telemetry: telemetry.headers_file ")
+    assert text.endswith("line 1: is not of the form NAME: VALUE")
+
+
 def test_each_replica_has_its_own_weights_and_cache() -> None:
     one, three = (
         memory_needed(RunSettings.model_validate({"generation": {"replicas": n, "kv_cache_gib": 2}}), 1 << 30) for n in (1, 3)
