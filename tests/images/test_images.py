@@ -135,7 +135,7 @@ def test_reward_serves_a_trained_model(world: World, tmp_path: Path) -> None:
     [scorer] = world.tree["reward"]["scorers"]
     with world.running("honed-reward") as container:
         container.until_it_serves(world.health_port("honed-reward"), "", START_S)
-        world.publish_reward_model(make_reward_model(tmp_path / "model", seed=1), scorer["name"])
+        world.publish_reward_model(make_reward_model(tmp_path / "model", seed=1), scorer["source"])
         both(world, container, "reward")
 
 
