@@ -117,10 +117,10 @@ class Trial:
         line = {"prompt": "the film is", "chosen": "great", "rejected": "bad"}
         judgements.write_text(json.dumps(line) + "\n")
         expected = (
-            (("generate", "the film is", "--n", "2", "--json"), "samples"),
+            (("generate", "the film is", "--n", "2", "--json"), "token_ids"),
             (("score", "a good film", "--json"), "human-preference"),
             (("status", "--json"), "versions_pushed"),
-            (("versions", "list", "--json"), "versions"),
+            (("versions", "list", "--json"), "manifest_sha256"),
             (("judge", "import", str(judgements), "--format", "trl", "--source", "trial", "--json"), "1"),
             (("judge", "stats", "--json"), "trial"),
         )

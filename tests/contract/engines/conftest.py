@@ -93,6 +93,7 @@ def make_engine(kind: str, initial: InitialVersion, max_model_len: int | None = 
     if kind == "vllm":
         from honed.generation.vllm.engine import VLLMEngine, VLLMSettings
 
+        os.environ["CXX"] = "/no/compiler"  # container images have none
         settings = VLLMSettings(max_num_seqs=MAX_BATCH, max_model_len=max_model_len)
         return VLLMEngine(initial, settings, gate=gate)
     from honed.generation.hf.engine import TransformersEngine, TransformersSettings

@@ -91,3 +91,20 @@ async def test_the_engine_process_does_not_outlive_a_killed_parent(version: Path
     async with asyncio.timeout(20):
         while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text() for pid in children):
             await asyncio.sleep(0.1)
+
+
+async def test_a_start_that_is_given_up_ends_at_once_and_leaves_no_process(version: Path) -> None:
+    before = engine_processes()
+    engine = make_engine("vllm", InitialVersion(VersionId(1, 0), version))
+    starting = asyncio.create_task(engine.start())
+    async with asyncio.timeout(60):
+        while engine_processes() <= before:  # noqa: ASYNC110  # there is nothing else to wait for
+            await asyncio.sleep(0.05)
+    for _ in range(2):  # a stop asks again after a while
+        starting.cancel()
+        await asyncio.sleep(0.1)
+    async with asyncio.timeout(20):
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    assert engine_processes() <= before
+    await engine.close()

@@ -16,7 +16,7 @@ from honed.generation.requests import EngineLimits, EngineRequest
 from honed.generation.vllm.errors import translated
 from honed.generation.vllm.outputs import Sampled
 from honed.generation.vllm.plugin import CANARY_PREFIX
-from honed.generation.vllm.settings import VLLMSettings, engine_arguments, set_environment, vllm_version
+from honed.generation.vllm.settings import VLLMSettings, disable_compiler, engine_arguments, set_environment, vllm_version
 from honed.kit.errors import InvalidArgument, Unavailable
 from honed.models.facts import ModelFacts
 
@@ -51,6 +51,8 @@ class VLLM:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = AsyncEngineArgs(**engine_arguments(settings, directory, cpu=current_platform.is_cpu()))
+        if arguments.enforce_eager:
+            disable_compiler()
         with translated():
             config = arguments.create_engine_config()
             name = "AsyncCanariesFirst" if config.scheduler_config.async_scheduling else "CanariesFirst"

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import multiprocessing
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Unpack
 
@@ -31,6 +32,7 @@ __all__ = ["VLLMEngine", "VLLMSettings"]
 logger = logging.getLogger(__name__)
 
 _SHUTDOWN_S = 10.0
+_LOOK_AGAIN_S = 0.2
 
 
 class VLLMEngine(SwappingEngine):
@@ -99,12 +101,12 @@ class VLLMEngine(SwappingEngine):
 
     async def _launch(self, candidate: Candidate) -> WeightHost:
         """Takes about half a minute."""
+        others = multiprocessing.active_children()
         starting = asyncio.create_task(asyncio.to_thread(VLLM.create, self._settings, candidate.directory))
         try:
-            vllm = await finish(starting)
+            vllm = await asyncio.shield(starting)
         except asyncio.CancelledError:
-            if not starting.cancelled() and starting.exception() is None:
-                await asyncio.to_thread(starting.result().shutdown, _SHUTDOWN_S)
+            await finish(asyncio.create_task(_give_up(starting, others)))
             raise
         try:
             async with asyncio.timeout(self._commits.call_timeout_s):
@@ -207,3 +209,14 @@ class VLLMHost:
         """See `WeightHost`."""
         self._vllm.fail_all()
         await asyncio.to_thread(self._vllm.shutdown, _SHUTDOWN_S)
+
+
+async def _give_up(starting: asyncio.Task[VLLM], others: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """Ends a start. Its thread cannot be interrupted, so the processes that it waits for are killed: all but `others`."""
+    while not starting.done():
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.kill()
+        await asyncio.wait([starting], timeout=_LOOK_AGAIN_S)
+    if not starting.cancelled() and starting.exception() is None:
+        await asyncio.to_thread(starting.result().shutdown, _SHUTDOWN_S)

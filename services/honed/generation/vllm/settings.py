@@ -152,5 +152,14 @@ def set_environment(settings: VLLMSettings) -> None:
         os.environ.setdefault(name, value)
 
 
+def disable_compiler() -> None:
+    """Lets torch compile nothing in processes that start from now on, unless the user says otherwise. For eager mode.
+
+    vLLM marks a few functions for compilation in eager mode too. That takes seconds at the first request, and a C++ compiler,
+    which container images lack.
+    """
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+
+
 def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
