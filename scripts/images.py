@@ -75,13 +75,15 @@ def find_tool(wanted: str | None) -> str:
 def build(tool: str, name: str, reference: str, options: argparse.Namespace) -> None:
     """Builds one image; ends the program when that fails."""
     image = KNOWN[name]
-    arguments = {**image.arguments, "VERSION": version(), "REVISION": revision()}
-    if options.base:
-        arguments["BASE"] = options.base
+    arguments = {**image.arguments, **({"BASE": options.base} if options.base else {})}
+    # Not in the Dockerfile: buildah takes a layer with a label for cached, whatever the arguments in it were.
+    labels = {"version": version(), "revision": revision(), "base.name": options.base or pinned_base(name)}
     command = [tool, *options.tool_options, "bud" if tool == "buildah" else "build", "-t", reference]
     command += ["-f", str(IMAGES / f"{image.file}.Dockerfile")]
     for key, value in arguments.items():
         command += ["--build-arg", f"{key}={value}"]
+    for key, value in labels.items():
+        command += ["--label", f"org.opencontainers.image.{key}={value}"]
     command += [*options.build_options, str(ROOT)]
     print(f"building {reference}: {shlex.join(command)}", file=sys.stderr, flush=True)
     started = time.monotonic()

@@ -20,11 +20,5 @@ RUN sh /tmp/image_environment.sh bare && rm /tmp/image_environment.sh
 COPY --from=build /data /data
 USER 65532:65532
 ENTRYPOINT ["cp", "-r", "/data/.", "/target/"]
-ARG BASE
-ARG VERSION=0
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="honed-demo-data" \
-      org.opencontainers.image.description="Files of the default run: texts, prompts, comparisons of human ratings" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="${BASE}"
+      org.opencontainers.image.description="Files of the default run: texts, prompts, comparisons of human ratings"

@@ -24,12 +24,6 @@ ENV PATH=/opt/honed/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["honed"]
-ARG BASE
-ARG VERSION=0
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="honed-learner" \
       org.opencontainers.image.description="honed learner: PPO, pretraining, reward models" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="${BASE}"
+      org.opencontainers.image.licenses="Apache-2.0"

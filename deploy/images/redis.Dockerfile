@@ -11,12 +11,6 @@ RUN apt-get update && apt-get install -y --no-install-recommends redis-tools \
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["redis-server"]
-ARG BASE
-ARG VERSION=0
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="honed-redis" \
       org.opencontainers.image.description="Redis as Debian builds it" \
-      org.opencontainers.image.licenses="BSD-3-Clause" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="${BASE}"
+      org.opencontainers.image.licenses="BSD-3-Clause"

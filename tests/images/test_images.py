@@ -21,6 +21,8 @@ from tests.support import cluster as stand_in
 from tests.support.authority import Authority
 from tests.unit.reward.support import make_reward_model
 
+from honed.client import Client
+
 LIMIT_MB = 250
 LOCKS = {
     "honed": "honed",
@@ -122,6 +124,11 @@ def test_generation_serves_with_vllm_and_without_a_compiler(world: World) -> Non
     assert "is there" in world.to_its_end("honed-generation", init="version")
     with world.running("honed-generation") as container:
         both(world, container, "generation")
+        # Sampling has steps of its own, some of which vLLM would have compiled at the first request.
+        token = world.root / "made-tokens" / "application.token"
+        with Client(generation=world.tree["generation"]["address"], token_file=token) as client:
+            samples = client.generate("the film is", n=2, max_tokens=8, fixed_length=True, top_k=9, top_p=0.9, logprobs=True)
+        assert [len(sample.logprobs) for sample in samples] == [8, 8], samples
 
 
 @pytest.mark.usefixtures("redis", "version")
@@ -135,7 +142,7 @@ def test_reward_serves_a_trained_model(world: World, tmp_path: Path) -> None:
     [scorer] = world.tree["reward"]["scorers"]
     with world.running("honed-reward") as container:
         container.until_it_serves(world.health_port("honed-reward"), "", START_S)
-        world.publish_reward_model(make_reward_model(tmp_path / "model", seed=1), scorer["name"])
+        world.publish_reward_model(make_reward_model(tmp_path / "model", seed=1), scorer["source"])
         both(world, container, "reward")
 
 

@@ -82,15 +82,17 @@ class World:
             container.wait(JOB_S)
             return container.logs()
 
-    def publish_reward_model(self, model: Path, name: str) -> None:
+    def publish_reward_model(self, model: Path, source: str) -> None:
         """What the reward model's job leaves in the store, of the directory `model`; by the store's own user."""
         program = f"""
 from pathlib import Path
 from honed.artifacts.manifest import Lineage
 from honed.artifacts.reward_models import RewardModelStore
-store = RewardModelStore("/store", {self.tree["run"]!r}, {name!r})
+store = RewardModelStore("/store", {self.tree["run"]!r}, {source!r})
 store.publish_next(Path("/model"), Lineage(created_at="2026-01-01T00:00:00+00:00"))
 """
+        for path in model.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes files that its own user alone reads
         mounts = ["--volume", f"{self.store}:/store", "--volume", f"{model}:/model:ro", "--tmpfs", "/tmp:rw,mode=1777"]
         with Container(self._tool, self._images.reference("honed"), USER, mounts, ["python3", "-c", program]) as container:
             container.wait(60)
