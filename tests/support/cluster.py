@@ -111,8 +111,8 @@ class Cluster:
     def object(self, resource: str, name: str) -> Object | None:
         return copy.deepcopy(self._objects.get((resource, name)))
 
-    async def put(self, resource: str, thing: Object) -> Object:
-        """Creates or changes an object, whatever its version."""
+    async def put(self, resource: str, thing: Object, *, defaults: bool = False) -> Object:
+        """Creates or changes an object, whatever its version; `defaults`: as a newer API server fills in fields of its own."""
         name = thing["metadata"]["name"]
         before = self._objects.get((resource, name))
         thing = copy.deepcopy(thing)
@@ -123,6 +123,8 @@ class Cluster:
             metadata["creationTimestamp"] = f"2026-01-01T00:00:{number // 60:02}.{number % 60:02}Z"
         else:
             metadata["uid"], metadata["creationTimestamp"] = (before["metadata"][k] for k in ("uid", "creationTimestamp"))
+        same = before is not None and (defaults or before.get("spec") == thing.get("spec"))
+        metadata["generation"] = (before["metadata"]["generation"] if before else 0) + (not same)
         metadata["namespace"], metadata["resourceVersion"] = NAMESPACE, str(self._next())
         self._objects[resource, name] = thing
         await self._tell("ADDED" if before is None else "MODIFIED", resource, thing)

@@ -13,6 +13,7 @@ import typer
 
 from honed.cli import output
 from honed.cli.connection import RunOption, TokenFileOption, find_cluster, find_run, open_peer
+from honed.cli.live import show_live
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,8 +41,6 @@ def status(
     token_file: TokenFileOption = None,
 ) -> None:
     """Show the run's phase and progress, its processes with their restarts, the learner, what serves, and the queues."""
-    from rich.live import Live
-
     cluster = find_cluster(run)
     run = find_run(run) if cluster is None else None
     where = {"directory": str(run)} if cluster is None else {"cluster": cluster.cluster.name}
@@ -59,13 +58,7 @@ def status(
         if not watch:
             output.show_json(found()) if json else output.show(render(found()))
             return
-        live = None if json else stack.enter_context(Live(console=output.console(), auto_refresh=False))
-        while True:
-            if live is None:
-                output.show_json(found())
-            else:
-                live.update(render(found()), refresh=True)
-            time.sleep(every)
+        show_live(found, render, every, json=json)
 
 
 def connect(stack: ExitStack, peers: Peers, run: Path | None, token_file: Path | None) -> None:

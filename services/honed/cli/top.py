@@ -13,6 +13,7 @@ import typer
 
 from honed.cli import output
 from honed.cli.connection import RunOption, TokenFileOption, find_cluster, find_run
+from honed.cli.live import show_live
 from honed.cli.replicas import AnnouncedReplicas, PodReplicas, Replicas, figures
 from honed.cli.status import connect, look
 
@@ -47,8 +48,6 @@ def top(
     With --json one object a look. Rates are over the time since the look before; the pace of the learner is over its last 20
     updates, and the 95th percentile of pauses over the last 64 changes of weights of each generator.
     """
-    from rich.live import Live
-
     with ExitStack() as stack:
         cluster = find_cluster(run)
         watch = Watch(stack, cluster, None if cluster else find_run(run), token_file)
@@ -58,14 +57,7 @@ def top(
             found = watch.look()
             output.show_json(found) if json else output.show(render(found))
             return
-        live = None if json else stack.enter_context(Live(console=output.console(), auto_refresh=False, screen=False))
-        while True:
-            found = watch.look()
-            if live is None:
-                output.show_json(found)
-            else:
-                live.update(render(found), refresh=True)
-            time.sleep(every)
+        show_live(watch.look, render, every, json=json)
 
 
 class Watch:

@@ -197,6 +197,22 @@ async def test_of_two_conductors_at_once_one_makes_the_job_and_both_follow_it(
     assert len(cluster.all("jobs")) == 1
 
 
+async def test_what_a_newer_api_server_fills_into_a_template_starts_nothing_anew(
+    tmp_path: Path, cluster: Cluster, api: Api, template: Object
+) -> None:
+    async with running(jobs_of(tmp_path, api)):
+        await started(cluster)
+    filled = cluster.object("cronjobs", "honed-pretrain") or {}
+    filled["spec"]["jobTemplate"]["spec"]["podReplacementPolicy"] = "TerminatingOrFailed"
+    await cluster.put("cronjobs", filled, defaults=True)
+    async with running(jobs_of(tmp_path, api)) as task:
+        [job] = cluster.all("jobs")
+        publish_base(tmp_path)
+        await end_job(cluster, job["metadata"]["name"], "Complete")
+        await within(task)
+    assert len(cluster.all("jobs")) == 1
+
+
 async def test_a_job_of_another_template_is_left_alone(tmp_path: Path, cluster: Cluster, api: Api, template: Object) -> None:
     async with running(jobs_of(tmp_path, api)):
         old = (await started(cluster))["metadata"]["name"]

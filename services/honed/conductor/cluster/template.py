@@ -1,7 +1,8 @@
 """The Job that a suspended CronJob describes, as `kubectl create job --from=cronjob/…` would make it.
 
 A Job's name is made of the run, the digest of the template and the number of the attempt, so whoever creates it twice, another
-conductor for example, is told that it exists. The digest covers all of the template, the hash of the run's ConfigMap among it.
+conductor for example, is told that it exists. Every change of the template makes another digest, such as that of the hash in
+its ConfigMap's name.
 """
 
 from __future__ import annotations
@@ -39,8 +40,13 @@ class JobTemplate:
 
     @property
     def digest(self) -> str:
-        """Tells this template, for this run, from every other."""
-        content = json.dumps([self.run, self.job, self.cron_job["spec"]["jobTemplate"]], sort_keys=True)
+        """Tells this template, for this run, from every other.
+
+        The API server counts the changes that are made to a CronJob; what it fills in by itself, a newer one more than one
+        before, is none of them.
+        """
+        metadata = self.cron_job["metadata"]
+        content = json.dumps([self.run, self.job, metadata["uid"], metadata["generation"]])
         return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]
 
     def name(self, attempt: int) -> str:
