@@ -98,7 +98,7 @@ async def test_a_start_that_is_given_up_ends_at_once_and_leaves_no_process(versi
     engine = make_engine("vllm", InitialVersion(VersionId(1, 0), version))
     starting = asyncio.create_task(engine.start())
     async with asyncio.timeout(60):
-        while engine_processes() <= before:  # noqa: ASYNC110  # there is nothing else to wait for
+        while engine_processes() <= before:  # there is nothing else to wait for
             await asyncio.sleep(0.05)
     for _ in range(2):  # a stop asks again after a while
         starting.cancel()
