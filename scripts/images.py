@@ -39,14 +39,11 @@ class Image:
     default: bool = True
 
 
-# PyPI's torch is for GPUs, and its libraries are no part of the locks for CPUs; PyTorch's own index has the build without them.
-TORCH_FOR_CPU = {"PIP_EXTRA_INDEX_URL": "https://download.pytorch.org/whl/cpu"}
-
 KNOWN = {
     "honed": Image("honed"),
-    "honed-reward": Image("reward", TORCH_FOR_CPU),
-    "honed-learner-cpu": Image("learner", {"DEVICE": "cpu", **TORCH_FOR_CPU}),
-    "honed-generation-cpu": Image("generation", {"DEVICE": "cpu", **TORCH_FOR_CPU}),
+    "honed-reward": Image("reward"),
+    "honed-learner-cpu": Image("learner", {"DEVICE": "cpu"}),
+    "honed-generation-cpu": Image("generation", {"DEVICE": "cpu"}),
     "honed-demo-data": Image("demo-data"),
     "honed-redis": Image("redis"),
     "honed-learner-cuda": Image("learner", {"DEVICE": "cuda"}, default=False),

@@ -42,6 +42,7 @@ def check_cluster(run_file: Path) -> tuple[RunSettings, Report]:
     _check_state(settings, report)
     _check_services(settings, report)
     _check_redis(settings, report)
+    _check_telemetry(settings, report)
     _check_store(settings, report)
     _check_database(settings, report)
     _check_data(settings, report)
@@ -156,6 +157,14 @@ def _check_redis(settings: RunSettings, report: Report) -> None:
         )
     if queue.password_file is not None and not _under(queue.password_file, CONFIGURATION):
         report.error("queue.password_file", _elsewhere(queue.password_file, f"{CONFIGURATION}/redis/password", "a password"))
+
+
+def _check_telemetry(settings: RunSettings, report: Report) -> None:
+    file = settings.telemetry.headers_file
+    if file is not None and not _under(file, CONFIGURATION):
+        report.error(
+            "telemetry.headers_file", _elsewhere(file, f"{CONFIGURATION}/telemetry/headers", "what the collector asks for")
+        )
 
 
 def _check_store(settings: RunSettings, report: Report) -> None:

@@ -66,7 +66,7 @@ def test_what_a_service_writes_only_its_user_can_read(tmp_path: Path) -> None:
         "import honed.preference.main as preference\n"
         "from honed.cli.entry import main\n"
         "async def run(settings):\n"
-        "    settings.directory.mkdir(parents=True)\n"
+        "    settings.directory.mkdir(parents=True, exist_ok=True)\n"
         "    (settings.directory / 'log').write_text('a text')\n"
         "preference.run = run\n"
         "os.umask(0o022)\n"

@@ -94,6 +94,7 @@ def test_a_run_file_for_a_cluster_has_no_error(tmp_path: Path) -> None:
         ("queue.password_file", "redis.password", "queue.password_file", "under /etc/honed/redis/password"),
         ("queue.password", "hunter2", "queue.password", "a run file is a ConfigMap there: take it out"),
         ("queue.url", "redis://:hunter2@redis:6379/0", "queue.url", "holds a password"),
+        ("telemetry.headers_file", "headers", "telemetry.headers_file", "under /etc/honed/telemetry/headers"),
         ("policy.url", None, "policy.url", "name an object store that every Pod reaches (s3://BUCKET/PATH), or"),
         ("policy.url", "/srv/policy", "policy.url", "each Pod would have a store of its own"),
         ("policy.url", "file:///srv/policy", "policy.url", "a path that no volume is shared at"),
