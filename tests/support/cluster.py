@@ -36,6 +36,7 @@ ROLE: Final = {
     ("list", "jobs", ""),
     ("watch", "jobs", ""),
     ("create", "jobs", ""),
+    ("update", "jobs", ""),
     ("list", "pods", ""),
     ("get", "pods/log", ""),
     ("get", "leases", "honed-conductor"),

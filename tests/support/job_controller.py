@@ -96,7 +96,7 @@ class JobController:
         async with asyncio.TaskGroup() as group:
             while True:
                 for job in self.cluster.all("jobs"):
-                    if job["metadata"]["uid"] not in seen:
+                    if job["metadata"]["uid"] not in seen and not job["spec"].get("suspend"):
                         seen.add(job["metadata"]["uid"])
                         group.create_task(self._run(job))
                 await asyncio.sleep(self.tick_s / 2)

@@ -20,7 +20,9 @@ from honed.conductor.cluster.lease import ClusterLease
 from honed.kit.errors import may_pass
 
 WATCH = ("watch", "jobs")
-CALLS = (("get", "cronjobs"), ("list", "jobs"), ("create", "jobs"), ("list", "pods"), ("get", "pods/log"), WATCH)
+CALLS = (
+    ("get", "cronjobs"), ("list", "jobs"), ("create", "jobs"), ("update", "jobs"), ("list", "pods"), ("get", "pods/log"), WATCH,
+)  # fmt: skip
 
 
 def _fault(call: tuple[str, str], kind: str, status: int, retry_after: str) -> Fault:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import shutil
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +19,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import yaml
+from tests.support.machines import Machine
 from tests.support.run import check_books, environment, read_books, until, write_prompts
 from tests.support.tiny import make_tiny_model
 from typer.testing import CliRunner
 
 from honed.cli.connection import open_peer
 from honed.cli.main import app
-from honed.cli.status import look
-from honed.client import RequestError
 from honed.learner.journal import read_updates
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.embedded import EmbeddedRedis, free_port
@@ -67,57 +65,6 @@ def run_tree(policy: Path) -> dict[str, Any]:
         },
         "data": {"prompts": "prompts.jsonl", "evaluation": {"prompts": "prompts.jsonl", "samples": 4}},
     }  # fmt: skip
-
-
-@dataclass
-class Machine:
-    """A host of one service."""
-
-    name: str
-    root: Path
-    variables: Mapping[str, str]
-    processes: list[asyncio.subprocess.Process] = field(default_factory=list)
-
-    @property
-    def log(self) -> Path:
-        return self.root / "log"
-
-    @property
-    def run(self) -> Path:
-        return self.root / "run"
-
-    async def start(self, service: str) -> asyncio.subprocess.Process:
-        with self.log.open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "honed.cli.main", "serve", service, "--run-file", "run.yaml"),
-                env=self.variables,
-                cwd=self.root,
-                stdout=log,
-                stderr=log,
-            )
-        self.processes.append(process)
-        return process
-
-    async def ended(self, *arguments: str) -> tuple[int, str]:
-        """Runs a command to its end; its exit status and what it printed."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "honed.cli.main", *arguments),
-            env=self.variables,
-            cwd=self.root,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        text, _ = await process.communicate()
-        return process.returncode or 0, text.decode()
-
-    def status(self) -> dict[str, Any]:
-        """What `honed status` shows on this machine; empty while nobody answers."""
-        try:
-            with contextlib.ExitStack() as stack:
-                names = ("conductor", "learner", "generation")
-                return look({name: stack.enter_context(open_peer(name, self.run, None, None)) for name in names})
-        except (ValueError, RequestError):
-            return {}
 
 
 @dataclass

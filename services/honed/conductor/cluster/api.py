@@ -7,7 +7,7 @@ plain JSON: a Job made from a template keeps fields that the client's models do 
 The conductor's service account needs just this:
 
     batch                cronjobs   get, of honed-pretrain and honed-reward-model
-    batch                jobs       list, watch, create
+    batch                jobs       list, watch, create, update
     (core)               pods       list
     (core)               pods/log   get
     coordination.k8s.io  leases     get and update, of honed-conductor; create

@@ -3,7 +3,9 @@
 What holds:
     * One Job at a time has a template's digest, and an attempt is made only once the one before has failed for a reason that
       may pass. Its name is the same whoever makes it, so a conductor that starts again, or a second one, follows what is there.
-    * A Job that is deleted is made again, once nothing of it runs any more. A Job of another template is neither followed nor
+    * A Job is made suspended, and let run once nothing of an earlier one runs. Looked at before, that could change until the
+      Job is there: another conductor's was made, ran, and was deleted meanwhile.
+    * A Job that is deleted is made again. A Job of another template is neither followed nor
       touched.
     * A job whose result stands in the store is not started, so that a conductor that starts again needs no room for it.
     * However long the API server is away, only the Job's own end ends the wait. What is waited for is an alarm after
@@ -25,7 +27,7 @@ from typing import NoReturn
 from honed.conductor.cluster import outcome
 from honed.conductor.cluster.api import CRON_JOBS, JOBS, PODS, Api, ApiUnavailable, Object
 from honed.conductor.cluster.patience import Patience
-from honed.conductor.cluster.template import TEMPLATE, JobTemplate, attempt_of, labels_of
+from honed.conductor.cluster.template import RELEASED, TEMPLATE, JobTemplate, attempt_of, labels_of, released
 from honed.conductor.launcher import ProcessState
 from honed.conductor.results import Results
 from honed.config import RunSettings
@@ -136,9 +138,6 @@ class KubernetesJobs:
         return await self._started(template, attempt_of(last) + 1)
 
     async def _started(self, template: JobTemplate, attempt: int) -> str:
-        pods = (await self._api.find(PODS, labels={TEMPLATE: template.digest})).items
-        if left := [pod["metadata"]["name"] for pod in pods if not outcome.ended(pod)]:
-            raise ApiUnavailable(f"pods of an ended job still run, and are waited for: {', '.join(sorted(left))}")
         name = template.name(attempt)
         # Another conductor may have been faster, or an answer was lost; or a quota changed meanwhile, and the Job is not there.
         with contextlib.suppress(Conflict):
@@ -157,11 +156,11 @@ class KubernetesJobs:
         while True:
             try:
                 listing = await self._api.find(JOBS, name=name)
-                patience.answered()
                 if not listing.items:
                     return False
                 if await self._succeeded(listing.items[0], template, following):
                     return True
+                patience.answered()
                 began = self._clock()
                 async with aclosing(self._api.watch(JOBS, name, listing.version, WATCH_S)) as events:
                     async for event in events:
@@ -178,11 +177,27 @@ class KubernetesJobs:
         if labels_of(job).get(TEMPLATE) != template.digest:
             name = job["metadata"]["name"]
             raise FailedPrecondition(f"there is a job {name} that no conductor has made: kubectl delete job {name}")
+        await self._let_run(job, template)
         following.state.restarts = int((job.get("status") or {}).get("failed") or 0)
         stands = outcome.verdict(job)
         if stands.kind == "failed":
             raise await self._failure(job, following)
         return stands.kind == "complete"
+
+    async def _let_run(self, job: Object, template: JobTemplate) -> None:
+        """Lets a Job run that is as it was made. One that a person has suspended since stays so.
+
+        Raises:
+            ApiUnavailable: Also while something of an earlier Job runs.
+        """
+        if not job["spec"].get("suspend") or RELEASED in (job["metadata"].get("annotations") or {}):
+            return
+        pods = (await self._api.find(PODS, labels={TEMPLATE: template.digest})).items
+        if left := [pod["metadata"]["name"] for pod in pods if not outcome.ended(pod)]:
+            raise ApiUnavailable(f"pods of an ended job still run, and are waited for: {', '.join(sorted(left))}")
+        # Somebody else was faster, or it is gone. Its successor of the same name is of another version.
+        with contextlib.suppress(Conflict, NotFound):
+            await self._api.replace(JOBS, released(job))
 
     async def _failure(self, job: Object, following: _Following) -> HonedError:
         """Why a Job failed, with the end of its log."""

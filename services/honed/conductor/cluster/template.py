@@ -19,6 +19,8 @@ JOB: Final = "honed.dev/job"
 TEMPLATE: Final = "honed.dev/template"
 ATTEMPT: Final = "honed.dev/attempt"
 RUN: Final = "honed.dev/run"
+RELEASED: Final = "honed.dev/released"
+"""Annotation of a Job that was let run: if it is suspended all the same, a person did that."""
 TTL_S: Final = 86_400
 _LONGEST: Final = 63  # the name is the value of a label of the Job's pods
 _DIGITS: Final = 10
@@ -55,7 +57,7 @@ class JobTemplate:
         return f"{self.cron_job['metadata']['name']}-{self.run}"[: _LONGEST - len(end)].rstrip("-") + end
 
     def made(self, attempt: int, deadline_s: int) -> Object:
-        """The Job of an attempt.
+        """The Job of an attempt, suspended; see `released`.
 
         Args:
             attempt: From 1 on.
@@ -66,6 +68,7 @@ class JobTemplate:
         pods = spec["template"].setdefault("metadata", {})
         labels = {TEMPLATE: self.digest, ATTEMPT: str(attempt)}
         pods["labels"] = {**(pods.get("labels") or {}), **labels}
+        spec["suspend"] = True
         spec.setdefault("activeDeadlineSeconds", deadline_s)
         spec.setdefault("ttlSecondsAfterFinished", TTL_S)
         owner = self.cron_job["metadata"]
@@ -85,6 +88,12 @@ class JobTemplate:
             },
             "spec": spec,
         }
+
+
+def released(job: Object) -> Object:
+    """The same Job, to be let run."""
+    metadata = {**job["metadata"], "annotations": {**(job["metadata"].get("annotations") or {}), RELEASED: "true"}}
+    return {**job, "metadata": metadata, "spec": {**job["spec"], "suspend": False}}
 
 
 def attempt_of(job: Object) -> int:
