@@ -73,6 +73,7 @@ class Pods:
     root: Path
     link: RedisLink
     url: str
+    tree: dict[str, Any]
     homes: dict[str, Machine] = field(default_factory=dict)
     running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     exits: dict[str, int] = field(default_factory=dict)
@@ -86,7 +87,7 @@ class Pods:
         """A machine for a service, with a run file and its own token."""
         home = self.root / f"{service}-{next(self.numbers)}"
         (home / "tokens").mkdir(parents=True)
-        (home / "run.yaml").write_text(yaml.safe_dump(run_tree(self.root / "store")))
+        (home / "run.yaml").write_text(yaml.safe_dump(self.tree))
         for file in ("table.json", f"{'operator' if service == 'conductor' else service}.token"):
             shutil.copy(self.root / "secret" / file, home / "tokens" / file)
         if service == "conductor":
@@ -108,8 +109,9 @@ class Pods:
 
     async def only(self, service: str) -> None:
         """The one process of a service, in the home that it had before: its volume."""
-        machine = self.homes.setdefault(service, self.home(service))
-        self.running[service] = await machine.start(service)
+        if service not in self.homes:
+            self.homes[service] = self.home(service)
+        self.running[service] = await self.homes[service].start(service)
 
     async def stop(self, name: str) -> None:
         """SIGTERM, and the grace of a Pod."""
@@ -140,7 +142,11 @@ class Pods:
 
     async def updates_go_on(self, more: int = 4) -> None:
         goal = len(self.updates()) + more
-        await until(lambda: len(self.updates()) >= goal, 60, f"{more} further updates", every_s=0.1)
+        try:
+            await until(lambda: len(self.updates()) >= goal, 60, f"{more} further updates", every_s=0.1)
+        except AssertionError as error:
+            said = await asyncio.to_thread(self.homes["conductor"].status)
+            raise AssertionError(f"{error}; the conductor says {said}") from None
 
     async def ask(self) -> None:
         """An application: ten requests a second, until it is cancelled."""
@@ -186,7 +192,7 @@ async def pods(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pods]:
         EmbeddedRedis(root / "redis") as url,
         RedisLink(url, retry=RetryPolicy(deadline_s=10)) as link,
     ):
-        pods = Pods(root, link, url)
+        pods = Pods(root, link, url, run_tree(root / "store"))
         try:
             async with asyncio.timeout(280):
                 await tell(pods)
