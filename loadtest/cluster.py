@@ -232,7 +232,7 @@ def cleaned_up(kubectl: Kubectl, overlay: Path, *, keep: bool) -> Iterator[None]
         yield
     finally:
         if not keep:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, TimeoutError):  # the objects go whatever becomes of the files
                 kubectl("delete", "--ignore-not-found", "deployments,statefulsets,jobs,cronjobs", "--all", timeout_s=180)
                 empty_volumes(kubectl)
             kubectl("delete", "--ignore-not-found", "-k", str(overlay), timeout_s=300)

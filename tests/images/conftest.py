@@ -33,7 +33,7 @@ def runner(builder: Tool) -> Tool:
     """docker or podman: buildah builds, and runs nothing as a kubelet would."""
     runner = find_runner(builder)
     if runner is None:
-        pytest.skip("neither docker nor podman is there to run containers; buildah only builds them")
+        pytest.fail("neither docker nor podman is there to run containers; buildah only builds them")
     return runner
 
 

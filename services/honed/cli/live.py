@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from honed.cli import output
@@ -42,7 +43,7 @@ def show_live(
     from honed.kit.errors import HonedError
 
     shown: dict[str, Any] | None = None
-    with Live(console=output.console(), auto_refresh=False, screen=False) as live:
+    with nullcontext() if json else Live(console=output.console(), auto_refresh=False, screen=False) as live:
         while True:
             away = ""
             try:
@@ -51,7 +52,7 @@ def show_live(
                 if shown is None:
                     raise
                 away = f"{time.strftime('%H:%M:%S')} nobody answers, trying on: {error}"
-            if json:
+            if live is None:
                 output.show_json({"error": away} if away else shown)
             else:
                 picture = render(shown)
