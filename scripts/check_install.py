@@ -20,17 +20,19 @@ def main() -> int:
     try:
         import transformers
         import vllm
+        from vllm.platforms import current_platform
 
         import honed.generation.vllm.plugin  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
         print(f"the installation is not complete: {error}; remove .venv and run make again", file=sys.stderr)
         return 1
-    try:
-        import vllm._C
-    except ImportError as error:
+    # vLLM has one library for each kind of processor (AVX2, AVX-512, bfloat16), and the wrong one ends the process: it chooses.
+    # It only logs what does not load, so the question is whether its operators are there.
+    current_platform.import_kernels()
+    if not hasattr(torch.ops._C, "rms_norm"):
         print(
-            f"vLLM's part for CPUs does not load ({error}): install the library (Debian, Ubuntu: apt-get install libnuma1) and "
-            "run make again",
+            "vLLM's part for CPUs does not load (the reason is above): install the library that it names (Debian, Ubuntu: "
+            "apt-get install libnuma1) and run make again",
             file=sys.stderr,
         )
         return 1

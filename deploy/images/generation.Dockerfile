@@ -22,8 +22,9 @@ COPY scripts/image_environment.sh /tmp/
 RUN if [ "${DEVICE}" = cpu ]; then apt-get update && apt-get install -y --no-install-recommends libnuma1; fi \
     && sh /tmp/image_environment.sh bare && rm /tmp/image_environment.sh
 COPY --from=packages /opt/honed /opt/honed
-# What does not load is told here, not in a pod.
-RUN [ "${DEVICE}" != cpu ] || /opt/honed/bin/python -B -c 'import torch, vllm._C'
+# What does not load is told here, not in a pod. vLLM chooses the library for the processor at hand: the wrong one ends the process.
+RUN [ "${DEVICE}" != cpu ] || /opt/honed/bin/python -B -c \
+    'import torch; from vllm.platforms import current_platform as cpu; cpu.import_kernels(); torch.ops._C.rms_norm'
 COPY --from=build /honed/opt/honed /opt/honed
 ENV PATH=/opt/honed/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE VLLM_NO_USAGE_STATS=1 VLLM_CACHE_ROOT=/tmp/vllm
 USER 65532:65532
