@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.deploy.manifests import OVERLAYS, Tree, named, of_kind, overlay
+from tests.support.cluster import ROLE
 
 from honed.cluster import names
 from honed.conductor.cluster import api
@@ -45,6 +46,10 @@ def documented() -> Iterator[Right]:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_conductor_may_do_what_its_module_says_and_nothing_else(name: str) -> None:
     assert rights(named(overlay(name), "Role", "honed-conductor")) == frozenset(documented())
+
+
+def test_the_stand_in_of_the_tests_grants_the_same() -> None:
+    assert {(verb, resource, name) for _, resource, name, verb in documented()} == ROLE
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
