@@ -128,6 +128,7 @@ def _pods(cluster: ClusterRun) -> list[dict[str, Any]]:
 def render(found: dict[str, Any]) -> RenderableType:
     """The figures for a person."""
     from rich.console import Group
+    from rich.text import Text
 
     run, learner, generation = found["run"], found["learner"], found["generation"]
     shown = {"run": f"{run.get('run', '?')} in {found.get('cluster') or found.get('directory')}"}
@@ -160,7 +161,9 @@ def render(found: dict[str, Any]) -> RenderableType:
         for p in run.get("processes", ())
     ]
     columns = ["process", "ready", "restarts", "version", "last exit"]
-    tables = [output.table(columns, rows, numbers=["restarts"])] if rows else []
+    tables: list[RenderableType] = [output.table(columns, rows, numbers=["restarts"])] if rows else []
+    told = ((p["name"], p["log_tail"]) for p in run.get("processes", ()) if p["log_tail"])
+    tables.extend(Text("\n".join((f"the end of the log of {name}:", *lines)), style="dim") for name, lines in told)
     if pods := [(p["name"], "yes" if p["ready"] else "no", str(p["restarts"]), p["trouble"]) for p in found.get("pods", ())]:
         tables.append(output.table(["pod", "ready", "restarts", "why not"], pods, numbers=["restarts"]))
     return Group(output.pairs(shown), *tables)
@@ -194,6 +197,7 @@ def _run(peer: Peer) -> dict[str, Any]:
                 "address": p.address,
                 "version": p.version,
                 "metrics_port": p.metrics_port,
+                "log_tail": list(p.log_tail),
             }
             for p in run.processes
         ],

@@ -158,11 +158,12 @@ async def test_one_conductor_drives_another_stands_by_and_takes_the_job_over(tmp
         await add_pod(cluster, job, "one-x", phase="Running")
         record = logging.makeLogRecord({"msg": "step", "levelname": "INFO", "name": "honed.kit.progress"})
         record.job_progress = {"done": 0.25, "doing": "step 7", "figures": {"loss": 3.5}}
-        cluster.logs["one-x"] = JsonFormatter("pretrain").format(record) + "\n"
+        cluster.logs["one-x"] = "2,000 texts are empty\n" + JsonFormatter("pretrain").format(record) + "\n"
         told = await one.says(lambda run: run.phase_progress == 0.25, "the progress of the job")
         assert (told.phase_name, told.doing) == ("pretrain", "training the language model: step 7")
         assert dict(told.figures) == {"loss": 3.5}
-        assert {p.name: p.healthy for p in told.processes}["pretrain"]
+        [job_told] = [process for process in told.processes if process.name == "pretrain"]
+        assert (job_told.healthy, list(job_told.log_tail)) == (True, ["2,000 texts are empty"])
 
         # A second one is alive, not ready, and says for whom it waits.
         await two.start()

@@ -38,6 +38,7 @@ from honed.conductor.cluster.template import (
     released,
 )
 from honed.conductor.launcher import ProcessState
+from honed.conductor.logs import last_lines
 from honed.conductor.results import Results
 from honed.config import RunSettings
 from honed.kit.aio import background
@@ -284,6 +285,7 @@ class KubernetesJobs:
             following.log = await self._log(pod["metadata"]["name"], outcome.main_container(pod))
             told = [progress for line in following.log.splitlines() if (progress := logged_progress(line))]
             following.progress = told[-1] if told else following.progress
+            state.log_tail = last_lines(following.log)
 
     async def _pods(self, name: str) -> list[Object]:
         return (await self._api.find(PODS, labels={_JOB_OF_POD: name})).items
