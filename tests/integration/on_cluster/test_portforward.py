@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from tests.integration.on_cluster.conftest import GRPC, Place
 from tests.support.authority import Authority
-from tests.support.kubernetes import KubernetesApi, kubernetes_api, pod
+from tests.support.kubernetes import KubernetesApi, kubeconfig, kubernetes_api, pod
 
 from honed.client import Client, RequestError
 from honed.cluster import forward as forward_module
+from honed.cluster import portforward
 from honed.cluster.api import Cluster
 from honed.cluster.forward import Forward
-from honed.cluster.pods import list_pods
+from honed.cluster.pods import Pod, list_pods
 from honed.kit.errors import Unavailable
 
 MANY = 6 << 20
@@ -187,6 +188,29 @@ def test_a_right_that_is_missing_is_told(api: tuple[KubernetesApi, Cluster], ech
             assert closed(connection)
         until(lambda: forward.trouble)
         assert 'cannot create resource "pods/portforward"' in forward.trouble
+
+
+def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by a caller, nor by the threads that are left when the port is closed."""
+    monkeypatch.setattr(portforward, "_CONNECT_S", 0.5)
+    before = set(threading.enumerate())
+    found = Pod({**pod("generation"), "metadata": {"name": "g-1"}})
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        path = tmp_path / "kubeconfig"
+        path.write_text(kubeconfig(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        forward = Forward(Cluster.of("", {"KUBECONFIG": str(path)}), "generation", "grpc", [found], pinned=True)
+        with socket.create_connection(("127.0.0.1", forward.port), timeout=10) as connection:
+            assert closed(connection)
+            assert "does not answer" in forward.trouble
+        with socket.create_connection(("127.0.0.1", forward.port), timeout=10) as connection:
+            silent.accept()[0].close()
+            upgrading = silent.accept()[0]  # the second stream waits for an answer to its upgrade
+            forward.close()
+            assert closed(connection)
+            upgrading.close()
+        until(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("honed")])
 
 
 def test_there_is_a_bound(api: tuple[KubernetesApi, Cluster], echo: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
