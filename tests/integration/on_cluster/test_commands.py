@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client import start_http_server
 from tests.integration.client import served, top_served
 from tests.integration.client.test_dead import bury
@@ -192,6 +193,36 @@ def test_a_run_file_that_may_not_be_read_is_not_needed_to_generate(run: Place) -
     run.api.forbidden.add(("get", "configmaps"))
     assert run.honed("generate", "x").exit_code == 0
     assert 'cannot get resource "configmaps"' in run.honed("dead", "list").stderr
+
+
+def test_the_role_for_people_is_enough_for_each_command(run: Place) -> None:
+    accounts = yaml.safe_load_all((Path(__file__).parents[3] / "deploy" / "base" / "accounts.yaml").read_text())
+    [role] = [tree for tree in accounts if (tree["kind"], tree["metadata"]["name"]) == ("Role", "honed-operator")]
+    text = yaml.safe_dump(role["rules"]).replace("honed-run", "honed-run-5f7c")  # as kustomize does
+    run.api.allowed = yaml.safe_load(text)
+    run.api.put("deployments", "honed-generation", {"spec": {"replicas": 2}})
+    run.api.put("deployments", "honed-reward", {"spec": {"replicas": 0}})
+    run.api.put("pods", "honed-generation-c", pod("generation", ready=False, phase="Pending"))
+    for words in (
+        ("generate", "x"),
+        ("score", "--prompt", "p", "fine"),
+        ("status",),
+        ("top", "--once"),
+        ("versions",),
+        ("prompts", "status"),
+        ("judge", "stats"),
+        ("scale", "generation=3", "--timeout", "1"),
+        ("dead", "list"),
+    ):
+        shown = run.honed(*words).output
+        assert "forbidden" not in shown, words
+    run.api.remove("pods", "honed-reward-0")
+    assert "honed-reward is scaled to 0" in run.honed("score", "--prompt", "p", "fine").stderr
+    run.api.put("pods", "honed-redis-0", pod("redis"))
+    run.api.secret("honed-redis", password="p")
+    run.honed("dead", "list")
+    assert run.api.refusals == []
+    assert "is forbidden" in run.honed("cluster", "secrets").stderr, "it makes Secrets, and reads every token"
 
 
 def test_scale_sets_the_deployment_and_waits_for_its_pods(run: Place) -> None:

@@ -181,13 +181,14 @@ def test_a_port_that_nobody_serves_is_told_in_the_kubelets_words(api: tuple[Kube
         assert forward.trouble == "g-1: error forwarding port 50051 to pod g-1: connection refused"
 
 
-def test_a_right_that_is_missing_is_told(api: tuple[KubernetesApi, Cluster], echo: tuple[str, int]) -> None:
-    api[0].forbidden.add(("create", "pods/portforward"))
+@pytest.mark.parametrize("verb", ["get", "create"])
+def test_a_right_that_is_missing_is_told(api: tuple[KubernetesApi, Cluster], echo: tuple[str, int], verb: str) -> None:
+    api[0].forbidden.add((verb, "pods/portforward"))
     with forwarded(*api, echo) as forward:
         with socket.create_connection(("127.0.0.1", forward.port), timeout=10) as connection:
             assert closed(connection)
         until(lambda: forward.trouble)
-        assert 'cannot create resource "pods/portforward"' in forward.trouble
+        assert f'cannot {verb} resource "pods/portforward"' in forward.trouble
 
 
 def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_without_end(
