@@ -41,6 +41,7 @@ class KubernetesApi:
         refusals: what was refused, as (verb, kind, name).
         backends: where the ports of Pods lead: by (Pod, port) an address of this machine.
         answers: statuses that the next requests get in place of an answer, with headers.
+        hanging: whether requests get no answer at all.
         requests: what was asked, as (method, path).
         forwards: the Pod of each port-forward that was opened, in order.
     """
@@ -54,7 +55,7 @@ class KubernetesApi:
         self.answers: list[tuple[int, Mapping[str, str]]] = []
         self.requests: list[tuple[str, str]] = []
         self.forwards: list[str] = []
-        self.ping = False
+        self.ping = self.hanging = False
         self._streams: dict[str, list[web.Request]] = {}
         self._transports: set[asyncio.Transport] = set()
         self._loop = asyncio.new_event_loop()
@@ -122,6 +123,8 @@ class KubernetesApi:
         self.requests.append((request.method, request.path))
         if request.transport is not None:
             self._transports.add(request.transport)
+        if self.hanging:
+            await asyncio.Event().wait()
         if self.answers:
             status, headers = self.answers.pop(0)
             return _status(status, "asked for by the test", headers)

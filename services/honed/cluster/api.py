@@ -6,10 +6,13 @@ refuse what a newer API server adds.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -67,6 +70,23 @@ class Cluster:
         )
         self.configuration, self.namespace, self.context = configuration, namespace, context
         self._rest = RESTClientObject(configuration)
+        self._end: float | None = None
+
+    @contextmanager
+    def briefly(self, seconds: float) -> Iterator[Cluster]:
+        """The same namespace; all that is asked of it in the block ends within so many seconds, and nothing is tried again.
+
+        For what is worth no longer wait, such as the words of an error.
+        """
+        brief = copy.copy(self)
+        brief.configuration = copy.copy(self.configuration)
+        brief.configuration.retries = urllib3.Retry(total=0)
+        brief._rest = RESTClientObject(brief.configuration)
+        brief._end = time.monotonic() + seconds
+        try:
+            yield brief
+        finally:
+            brief._rest.pool_manager.clear()
 
     @classmethod
     def of(cls, asked: str = "", environment: Mapping[str, str] = os.environ) -> Cluster:
@@ -152,7 +172,7 @@ class Cluster:
             headers["Content-Type"] = kind
         try:
             response = self._rest.request(
-                method, self.configuration.host + path, headers, body, _request_timeout=(_CONNECT_S, _READ_S)
+                method, self.configuration.host + path, headers, body, _request_timeout=self._timeouts_s()
             )
             data = response.read()
         except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
@@ -162,6 +182,15 @@ class Cluster:
         tree = json.loads(data)
         assert isinstance(tree, dict)
         return tree
+
+    def _timeouts_s(self) -> tuple[float, float]:
+        """For connecting and for reading, in seconds."""
+        if self._end is None:
+            return _CONNECT_S, _READ_S
+        left_s = self._end - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("there was no time left to ask it")
+        return left_s / 2, left_s / 2
 
     def headers(self) -> dict[str, str]:
         """Who asks, for the official client's functions that take headers; refreshed when it has run out."""

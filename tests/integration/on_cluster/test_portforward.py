@@ -292,6 +292,20 @@ def test_an_api_server_that_goes_away_is_named(place: Place) -> None:
     assert "answers 503" in str(raised.value)
 
 
+def test_an_api_server_that_says_nothing_holds_no_error_up(place: Place) -> None:
+    """The call's own time is over when its reason is asked for."""
+    place.generator("honed-generation-a")
+    with Client.over(place.run().peer("generation")) as client:
+        client.generate("x")
+        place.api.hanging = True
+        place.api.break_streams("honed-generation-a")
+        begun = time.monotonic()
+        with pytest.raises(RequestError) as raised:
+            client.generate("x", timeout=1)
+        assert time.monotonic() - begun < 15
+    assert "does not answer" in str(raised.value)
+
+
 def test_no_ready_pod_is_an_error_before_anything_is_sent(place: Place) -> None:
     waiting = {"name": "generation", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "not found: honed:9"}}}
     place.api.put("pods", "honed-generation-a", pod("generation", ready=False, containerStatuses=[waiting]))
