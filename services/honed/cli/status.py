@@ -61,16 +61,32 @@ def status(
 
 
 def connect(stack: ExitStack, peers: Peers, run: Path | None, token_file: Path | None) -> None:
-    """Connects to each service that there is no connection to yet; where a cluster has no ready Pod, leaves the reason."""
+    """Connects to each service that there is no connection to yet; where a cluster has no ready Pod, leaves the reason.
+
+    A connection whose token was refused is made anew, with the token of now. `stack` closes those that `peers` has at its end.
+    """
     from honed._client.peer import Peer
     from honed.kit.errors import Unavailable
 
+    if not peers:
+        stack.callback(_close, peers)
     for name in ("conductor", "learner", "generation"):
+        if isinstance(peer := peers.get(name), Peer) and peer.refused:
+            del peers[name]
+            peer.close()
         if not isinstance(peers.get(name), Peer):
             try:
-                peers[name] = stack.enter_context(open_peer(name, run, None, token_file))
+                peers[name] = open_peer(name, run, None, token_file)
             except Unavailable as error:
                 peers[name] = error
+
+
+def _close(peers: Peers) -> None:
+    from honed._client.peer import Peer
+
+    for peer in peers.values():
+        if isinstance(peer, Peer):
+            peer.close()
 
 
 def look(peers: Peers) -> dict[str, Any]:

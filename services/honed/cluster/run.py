@@ -55,8 +55,9 @@ class ClusterRun:
         return list_pods(self.cluster)
 
     def look_again(self) -> None:
-        """Lets the Pods be asked for anew."""
+        """Lets the Pods and the Secrets be asked for anew: either may be replaced while a person watches."""
         self.__dict__.pop("pods", None)
+        self._secrets.clear()
 
     @cached_property
     def facts(self) -> Facts:

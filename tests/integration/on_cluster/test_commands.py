@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ from tests.integration.on_cluster.conftest import GRPC, METRICS, REDIS, Place
 from tests.support.authority import Authority
 from tests.support.kubernetes import pod
 
+from honed.cli.connection import ask_cluster, find_cluster
+from honed.cli.replicas import PodReplicas, figures
+from honed.cli.top import Watch
+from honed.client import RequestError
 from honed.kit.server import Listener, Server, ServerOptions
 from honed.kit.tokens import TokenTable
 from honed.queue.embedded import EmbeddedRedis
@@ -291,6 +296,30 @@ def test_top_shows_why_a_replica_does_not_serve(run: Place) -> None:
     shown = run.honed("top", "--once").stdout
     assert "generation: ImagePullBackOff: not found" in shown
     assert "honed-generation-a" in shown
+
+
+def test_a_live_view_takes_the_token_that_replaces_a_wrong_one(run: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(run.kubeconfig))
+    monkeypatch.delenv("HONED_TOKEN", raising=False)
+    token = (run.tokens / "operator.token").read_text()
+    run.serve("honed-reward-0", "reward", top_served.Reward().servicer())
+    run.serve("honed-learner-0", "learner", top_served.Learner().servicer())
+    ask_cluster("")
+    try:
+        with contextlib.ExitStack() as stack:
+            watch = Watch(stack, find_cluster(), None, None)
+            run.api.secret("honed-token-operator", operator_token="old")
+            with pytest.raises(RequestError, match="UNAUTHENTICATED"):
+                watch.look()
+            replicas = PodReplicas(stack, one_run := run.run(), None)
+            assert all("UNAUTHENTICATED" in row["error"] for row in figures(replicas, replicas.list(())))
+            run.api.secret("honed-token-operator", operator_token=token)
+            found = watch.look()
+            assert "error" not in found["run"] | found["learner"]
+            one_run.look_again()
+            assert not any("UNAUTHENTICATED" in row.get("error", "") for row in figures(replicas, replicas.list(())))
+    finally:
+        ask_cluster(None)
 
 
 def arguments(*words: str) -> list[str]:
