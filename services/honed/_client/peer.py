@@ -14,7 +14,7 @@ import grpc
 
 from honed._client.errors import RequestError, request_error
 from honed.kit.channel_options import CHANNEL_OPTIONS
-from honed.kit.tls import TlsFiles
+from honed.kit.tls import ChannelTls
 from honed.kit.trace_context import HEADER, TraceContext
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Peer:
         service: str,
         address: str,
         token: str | None = None,
-        tls: TlsFiles | None = None,
+        tls: ChannelTls | None = None,
         environment: Environment | None = None,
     ) -> None:
         """Opens a channel; the first call connects.
@@ -75,7 +75,7 @@ class Peer:
             service: name of the service, for errors.
             address: `host:port`, or any gRPC target.
             token: bearer token, None for none.
-            tls: certificate files; None for plain text.
+            tls: certificates; None for plain text.
             environment: time, ids and jitter.
         """
         self.service, self.address, self.refused = service, address, False

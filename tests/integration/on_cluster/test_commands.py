@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,9 +159,14 @@ def test_a_missing_token_secret_is_told_unless_authentication_is_off(place: Plac
     place.loop.run(server.stop())
 
 
-def test_certificates_come_from_a_secret_where_mutual_tls_is_on(place: Place, tmp_path: Path) -> None:
+def test_certificates_come_from_a_secret_where_mutual_tls_is_on(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cryptography import x509
 
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     (tmp_path / "certificates").mkdir()
     authority = Authority(tmp_path / "certificates", "ours", x509.DNSName("honed"))
     options = ServerOptions(tokens=TokenTable.load(place.tokens / "table.json"), tls=authority.issue("server"))
@@ -182,6 +188,7 @@ def test_certificates_come_from_a_secret_where_mutual_tls_is_on(place: Place, tm
     place.api.secret("honed-tls-operator", **{key: path.read_text() for key, path in files.items()})
     done = place.honed("generate", "x")
     assert (done.exit_code, done.stdout) == (0, "a fine film\n"), done.output
+    assert not list(temporary.rglob("*")), "the key is in no file, which a signal would leave behind"
     place.loop.run(server.stop())
 
 
