@@ -41,6 +41,7 @@ class KubernetesApi:
         refusals: what was refused, as (verb, kind, name).
         backends: where the ports of Pods lead: by (Pod, port) an address of this machine.
         answers: statuses that the next requests get in place of an answer, with headers.
+        page: what each request gets in place of an answer, with status 200; None for answers.
         hanging: whether requests get no answer at all.
         requests: what was asked, as (method, path).
         forwards: the Pod of each port-forward that was opened, in order.
@@ -53,6 +54,7 @@ class KubernetesApi:
         self.refusals: list[tuple[str, str, str]] = []
         self.backends: dict[tuple[str, int], tuple[str, int]] = {}
         self.answers: list[tuple[int, Mapping[str, str]]] = []
+        self.page: str | None = None
         self.requests: list[tuple[str, str]] = []
         self.forwards: list[str] = []
         self.ping = self.hanging = False
@@ -125,6 +127,8 @@ class KubernetesApi:
             self._transports.add(request.transport)
         if self.hanging:
             await asyncio.Event().wait()
+        if self.page is not None:
+            return web.Response(text=self.page)
         if self.answers:
             status, headers = self.answers.pop(0)
             return _status(status, "asked for by the test", headers)

@@ -165,7 +165,7 @@ class Cluster:
             NotFound: no such object.
             Conflict: the object is there already.
             FailedPrecondition: the server refuses what is asked.
-            Unavailable: it does not answer.
+            Unavailable: it does not answer, or something else does.
         """
         headers = {**self.headers(), "Accept": "application/json", "User-Agent": f"honed/{__version__}"}
         if body is not None:
@@ -179,8 +179,12 @@ class Cluster:
             raise self.away(error) from error
         if not 200 <= response.status < 300:
             raise self.refused(response.status, data)
-        tree = json.loads(data)
-        assert isinstance(tree, dict)
+        try:
+            tree = json.loads(data)
+        except ValueError:
+            tree = None
+        if not isinstance(tree, dict):
+            raise self.away(ValueError(f"status {response.status} with no JSON object: a proxy or a login page is there"))
         return tree
 
     def _timeouts_s(self) -> tuple[float, float]:

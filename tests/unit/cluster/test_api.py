@@ -141,3 +141,10 @@ def test_what_is_asked_briefly_ends_in_that_time_and_is_not_tried_again(api: Kub
     assert len(api.requests) - asked < 20, "once the time is over nobody is asked"
     api.hanging = False
     assert cluster.get(cluster.core("pods"))["items"], "the cluster itself is as it was"
+
+
+@pytest.mark.parametrize("page", ["<html>log in</html>", "[]", "", "null"])
+def test_an_answer_that_is_no_object_is_not_the_api_servers(api: KubernetesApi, cluster: Cluster, page: str) -> None:
+    api.page = page
+    with pytest.raises(Unavailable, match=r"API server .* does not answer \(status 200 with no JSON object: a proxy"):
+        cluster.get(cluster.core("pods"))
