@@ -13,23 +13,20 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import urllib3
-import yaml
 from kubernetes.client import Configuration
 from kubernetes.client.exceptions import ApiException
 from kubernetes.client.rest import RESTClientObject
 from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 
 from honed import __version__
+from honed.cluster.kubeconfig import NAMESPACE, choose, find_kubeconfigs, read_contexts
 from honed.kit.errors import Conflict, FailedPrecondition, HonedError, NotFound, PermissionDenied, Unauthenticated, Unavailable
 
-NAMESPACE: Final = "honed"
-"""Where honed runs unless a context or a person names another namespace."""
 MERGE_PATCH: Final = "application/merge-patch+json"
 
 _CONNECT_S: Final = 5.0
@@ -37,14 +34,6 @@ _READ_S: Final = 30.0
 _RETRIES: Final = 2
 _LONGEST_PAUSE_S: Final = 5
 _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-
-
-@dataclass(frozen=True)
-class Context:
-    """A context of a kubeconfig. `namespace` is empty where it names none."""
-
-    name: str
-    namespace: str
 
 
 class Cluster:
@@ -100,7 +89,7 @@ class Cluster:
             FailedPrecondition: there is no kubeconfig, or no such context; says what to do.
         """
         configuration = Configuration()
-        paths = _kubeconfigs(environment)
+        paths = find_kubeconfigs(environment)
         if not paths:
             if "KUBERNETES_SERVICE_HOST" not in environment:
                 raise FailedPrecondition(
@@ -231,54 +220,6 @@ class Cluster:
     @property
     def _of_context(self) -> str:
         return f" of context {self.context!r}" if self.context else ""
-
-
-def read_contexts(paths: list[Path]) -> tuple[list[Context], str]:
-    """The contexts of kubeconfig files, and the name of the current one, empty if there is none.
-
-    Raises:
-        FailedPrecondition: a file is no kubeconfig.
-    """
-    found: dict[str, Context] = {}
-    current = ""
-    for path in paths:
-        try:
-            tree = yaml.safe_load(path.read_text()) or {}
-            for entry in tree.get("contexts") or ():
-                context = Context(entry["name"], (entry.get("context") or {}).get("namespace") or "")
-                found.setdefault(context.name, context)
-            current = current or tree.get("current-context") or ""
-        except OSError as error:
-            raise FailedPrecondition(f"kubeconfig {path} cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
-            raise FailedPrecondition(f"{path} is no kubeconfig: let your cluster's tool write it again") from error
-    return list(found.values()), current
-
-
-def choose(asked: str, contexts: list[Context], current: str) -> tuple[Context, str]:
-    """The context and the namespace that CONTEXT/NAMESPACE means.
-
-    Names of contexts may have slashes of their own: a whole that is a context's name is that context.
-
-    Raises:
-        FailedPrecondition: there is no such context.
-    """
-    by_name = {context.name: context for context in contexts}
-    name, namespace = (asked, "") if asked in by_name or "/" not in asked else asked.rpartition("/")[::2]
-    name = name or current
-    if context := by_name.get(name):
-        return context, namespace or context.namespace or NAMESPACE
-    known = ", ".join(sorted(by_name)) or "none"
-    if not name:
-        raise FailedPrecondition(
-            f"the kubeconfig has no current context: name one, --cluster CONTEXT/NAMESPACE; it has {known}"
-        )
-    raise FailedPrecondition(f"the kubeconfig has no context {name!r}: it has {known}; --cluster takes CONTEXT/NAMESPACE")
-
-
-def _kubeconfigs(environment: Mapping[str, str]) -> list[Path]:
-    named = environment.get("KUBECONFIG") or str(Path(environment.get("HOME", "~")) / ".kube" / "config")
-    return [path for part in named.split(os.pathsep) if part and (path := Path(part).expanduser()).is_file()]
 
 
 def _own_namespace() -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tests.support.kubernetes import CONTEXT, KubernetesApi, kubeconfig
 
-from honed.cluster.api import NAMESPACE, Cluster, Context, choose, items, read_contexts
+from honed.cluster.api import Cluster, items
+from honed.cluster.kubeconfig import NAMESPACE, Context, choose, read_contexts
 from honed.kit.errors import Conflict, FailedPrecondition, NotFound, PermissionDenied, Unauthenticated, Unavailable
 
 ARN = "arn:aws:eks:eu-central-1:1:cluster/trained"
