@@ -30,12 +30,14 @@ class Panel:
         queries: pairs of an expression and the legend of its lines. `$N` stands for the chosen namespace.
         unit: of Grafana.
         about: what to read out of it.
+        floor: the axis begins at 0; unset for figures that may be negative.
     """
 
     title: str
     queries: Sequence[tuple[str, str]]
     unit: str = "short"
     about: str = ""
+    floor: bool = True
 
     def expressions(self) -> Iterator[str]:
         """The queries, with the namespace."""
@@ -86,7 +88,7 @@ class Dashboard:
             "description": panel.about,
             "datasource": DATASOURCE,
             "gridPos": {"x": WIDTH * (number % COLUMNS), "y": HEIGHT * (number // COLUMNS), "w": WIDTH, "h": HEIGHT},
-            "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+            "fieldConfig": {"defaults": {"unit": panel.unit, **({"min": 0} if panel.floor else {})}, "overrides": []},
             "targets": [
                 {"refId": chr(ord("A") + place), "datasource": DATASOURCE, "expr": expression, "legendFormat": legend}
                 for place, (expression, legend) in enumerate(zip(panel.expressions(), legends, strict=True))
@@ -167,6 +169,37 @@ TRAINING = Dashboard(
         ),
         Panel("Room for training", [("sum (honed_generation_training_room{$N})", "samples")]),
         Panel("Batches skipped", [("max (honed_run_batches_skipped{$N})", "batches")]),
+        Panel(
+            "Score and reward of an update",
+            [(f'max (honed_learner_update{{$N, figure="{name}"}})', name) for name in ("score_mean", "reward_mean")],
+            about="The score as it came; the reward is normalised and has the price of KL in it.",
+            floor=False,
+        ),
+        Panel(
+            "Distance from the reference",
+            [('max (honed_learner_update{$N, figure="kl"})', "nats a response")],
+            about="Rising without a bound: raise the KL coefficient, or lower the learning rate.",
+            floor=False,
+        ),
+        Panel("Entropy", [('max (honed_learner_update{$N, figure="entropy"})', "nats a token")]),
+        Panel(
+            "Staleness",
+            [(f'max (honed_learner_update{{$N, figure="{name}"}})', name) for name in ("staleness_max", "staleness_mean")],
+        ),
+        Panel(
+            "Learner and sampler on the same weights",
+            [('max (honed_learner_update{$N, figure="sampler_gap_same_weights"})', "mean exp gap")],
+            about="1 is agreement; above 1.05 one of the two computes something else.",
+        ),
+        Panel(
+            "Pause of a push",
+            [
+                (f"histogram_quantile({q}, sum by (le) (rate(honed_learner_push_pause_seconds_bucket{{$N}}[30m])))", f"p{p}")
+                for q, p in ((0.5, 50), (0.95, 95))
+            ],
+            "s",
+            "How long requests in flight stand still while a generator changes its weights.",
+        ),
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.deploy.manifests import DEPLOY, named, of_kind, overlay
 import honed.conductor.metrics
 import honed.generation.metrics
 import honed.kit.metrics
+import honed.learner.metrics
 import honed.reward.metrics
 
 OTHERS = {
@@ -24,7 +26,13 @@ OTHERS = {
     "certmanager_certificate_expiration_timestamp_seconds",
 }  # fmt: skip
 """Of Prometheus itself, kube-state-metrics, the kubelet and cert-manager."""
-MODULES = (honed.conductor.metrics, honed.generation.metrics, honed.kit.metrics, honed.reward.metrics)
+MODULES = (
+    honed.conductor.metrics,
+    honed.generation.metrics,
+    honed.kit.metrics,
+    honed.learner.metrics,
+    honed.reward.metrics,
+)
 
 
 def rules() -> list[dict[str, Any]]:
@@ -136,3 +144,11 @@ def test_every_serving_pod_is_scraped() -> None:
         ports = [p["name"] for c in tree["spec"]["template"]["spec"]["containers"] for p in c["ports"]]
         component = tree["metadata"]["labels"]["app.kubernetes.io/component"]
         assert (endpoint["port"] in ports) is (component not in {"redis", "postgres", "minio"})
+
+
+def test_every_series_is_documented() -> None:
+    text = (DEPLOY.parent / "docs" / "metrics.md").read_text()
+    names = {name for name in exported() if not name.endswith(("_bucket", "_sum", "_count"))}
+    names |= {name.removesuffix("_bucket") for name in exported() if name.endswith("_bucket")}
+    documented = set(re.findall(r"`(honed_\w+)`", text))
+    assert names == documented

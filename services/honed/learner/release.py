@@ -17,6 +17,7 @@ from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.kit import tracing
 from honed.kit.errors import HonedError
+from honed.learner import metrics
 from honed.learner.exporter import Exporter
 from honed.learner.intake import Held
 from honed.learner.journal import Journal
@@ -209,6 +210,7 @@ class Release:
             carried=report.carried,
             refused=report.refused,
         )
+        metrics.pushed(record)
         if report.committed:
             self._status.served = report.version
             self.committed()

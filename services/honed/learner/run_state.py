@@ -12,6 +12,7 @@ from typing import Final
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, NotFound
+from honed.learner import metrics
 from honed.learner.checkpoint import CheckpointStore
 from honed.learner.checkpoint_files import Checkpoint, Progress
 from honed.learner.intake import Held, Intake
@@ -222,6 +223,7 @@ class RunState:
         ids = [each.rollout_id for each in held]
         record = UpdateRecord(self.training.step, self._clock(), values, ids)
         self.journal.add_update(record, self.intake.trained.turn)
+        metrics.updated(values)
         logger.info("update", extra={"step": self.training.step, "score": stats.score_mean, "kl": stats.kl})
 
     def tell(self) -> None:

@@ -1,0 +1,49 @@
+"""Claims about what Prometheus reads of training."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client import REGISTRY
+from tests.unit.learner.samples import make_trainer, random_episodes
+
+from honed.learner import metrics
+from honed.learner.records import PushRecord
+from honed.learner.update import PPOSettings
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
+
+
+def figure(name: str) -> float | None:
+    return REGISTRY.get_sample_value("honed_learner_update", {"figure": name})
+
+
+def test_the_figures_of_the_last_update_are_shown_and_no_older_one() -> None:
+    metrics.updated({"kl": 8.0, "sampler_gap_same_weights": 1.01})
+    metrics.updated({"kl": -0.5})
+    assert (figure("kl"), figure("sampler_gap_same_weights")) == (-0.5, None)
+    metrics.updated({"kl": 1.0, "sampler_gap_same_weights": 1.02})
+    assert figure("sampler_gap_same_weights") == 1.02
+
+
+def test_every_figure_of_an_update_is_documented() -> None:
+    stats = make_trainer(PPOSettings(epochs=1)).update(random_episodes(4, seed=3))
+    documented = set(re.findall(r"`(\w+)`", DOCUMENT.read_text().partition("`LearnerService.WatchPushes`")[0]))
+    assert set(stats.as_metrics()) <= documented
+
+
+def test_pushes_are_counted_by_how_they_ended_with_their_pauses() -> None:
+    def count(outcome: str) -> float:
+        return REGISTRY.get_sample_value("honed_learner_pushes_total", {"outcome": outcome}) or 0.0
+
+    def push(committed: int, *pauses_s: float, refused: bool = False) -> None:
+        metrics.pushed(PushRecord("1.1", 0.0, committed, (), pauses_s, 0.0, 0, refused))
+
+    before = {name: count(name) for name in ("committed", "refused", "unreached")}
+    paused = REGISTRY.get_sample_value("honed_learner_push_pause_seconds_sum") or 0.0
+    push(2, 0.02, 0.03)
+    push(0, refused=True)
+    push(0)
+    assert {name: count(name) - before[name] for name in before} == {"committed": 1, "refused": 1, "unreached": 1}
+    assert round((REGISTRY.get_sample_value("honed_learner_push_pause_seconds_sum") or 0.0) - paused, 6) == 0.05
