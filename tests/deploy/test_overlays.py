@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -47,6 +50,36 @@ def test_what_a_plain_cluster_lacks_is_in_components_alone() -> None:
 def test_no_object_stands_there_twice(name: str) -> None:
     names = [(tree["kind"], tree["metadata"]["name"]) for tree in overlay(name)]
     assert len(names) == len(set(names))
+
+
+def texts(tree: object) -> Iterator[tuple[str, str]]:
+    """Every text of a tree, with the key that it stands under."""
+    match tree:
+        case dict():
+            for key, value in tree.items():
+                yield from ((key, value),) if isinstance(value, str) else texts(value)
+        case list():
+            for value in tree:
+                yield from texts(value)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_copy_in_another_namespace_speaks_of_no_other(name: str, tmp_path: Path) -> None:
+    """As deploy/README.md has it: copy an overlay and change `namespace`."""
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    file = tmp_path / "deploy" / "overlays" / name / "kustomization.yaml"
+    file.write_text(file.read_text().replace("\nnamespace: honed\n", "\nnamespace: elsewhere\n"))
+    trees = render(file.parent)
+    assert "elsewhere" in {tree["metadata"]["name"] for tree in of_kind(trees, "Namespace")}
+    for tree in trees:
+        for subject in tree.get("subjects", []):
+            assert subject["namespace"] == "elsewhere", tree["metadata"]["name"]
+        for key, value in texts(tree):
+            assert not (key == "namespace" and value == "honed"), tree["metadata"]["name"]
+            assert not re.search(r"\.honed(\.svc|[:/]|$)", value), (tree["metadata"]["name"], value)
+    for tree in of_kind(trees, "ScaledObject"):
+        addresses = [t["metadata"]["address"] for t in tree["spec"]["triggers"] if t["type"] == "redis-streams"]
+        assert addresses == ["honed-redis.elsewhere.svc:6379"]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
