@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,13 +122,26 @@ def test_there_is_no_page_without_its_alert() -> None:
     assert {page.stem for page in (DEPLOY / "runbooks").glob("*.md")} == {alert["alert"] for alert in alerts()}
 
 
+def adapter_rules() -> list[dict[str, Any]]:
+    adapted = yaml.safe_load((DEPLOY / "components" / "hpa" / "adapter-rules.yaml").read_text())
+    return [{"kind": kind, **rule} for kind, key in (("Pods", "rules"), ("External", "externalRules")) for rule in adapted[key]]
+
+
 def test_the_adapter_has_a_rule_for_each_metric_of_the_autoscalers() -> None:
-    component = DEPLOY / "components" / "hpa"
-    scalers = list(yaml.safe_load_all((component / "scaling.yaml").read_text()))
-    asked = {metric["pods"]["metric"]["name"] for tree in scalers for metric in tree["spec"]["metrics"]}
-    adapted = yaml.safe_load((component / "adapter-rules.yaml").read_text())["rules"]
-    assert asked == {rule["name"]["as"] for rule in adapted}
-    assert {rule["seriesQuery"].partition("{")[0] for rule in adapted} <= set(exported())
+    scalers = list(yaml.safe_load_all((DEPLOY / "components" / "hpa" / "scaling.yaml").read_text()))
+    metrics = [metric for tree in scalers for metric in tree["spec"]["metrics"]]
+    asked = {(metric["type"], metric[metric["type"].lower()]["metric"]["name"]) for metric in metrics}
+    assert asked == {(rule["kind"], rule["name"]["as"]) for rule in adapter_rules()}
+    assert {rule["seriesQuery"].partition("{")[0] for rule in adapter_rules()} <= set(exported())
+
+
+@pytest.mark.parametrize("rule", adapter_rules(), ids=lambda rule: rule["name"]["as"])
+def test_a_metric_of_the_autoscalers_has_a_value_when_nothing_happens(rule: dict[str, Any]) -> None:
+    """A query that leaves a value out, as a comparison does, keeps an autoscaler from taking replicas away."""
+    query = rule["metricsQuery"].replace("<<.Series>>", rule["seriesQuery"].partition("{")[0])
+    query = query.replace("<<.LabelMatchers>>", 'namespace="honed"').replace("<<.GroupBy>>", "namespace, pod")
+    check_series(query)
+    assert not re.search(r"[<>]|==|!=", query)
 
 
 def test_every_serving_pod_is_scraped() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,11 +14,26 @@ import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
 from packaging.version import Version
-from tests.deploy.manifests import CUSTOM, DEPLOY, OVERLAYS, named, of_kind, overlay, render, run_settings, run_tree, workloads
+from tests.deploy.manifests import (
+    CUSTOM,
+    DEPLOY,
+    OVERLAYS,
+    named,
+    of_kind,
+    overlay,
+    render,
+    run_settings,
+    run_tree,
+    selects,
+    workloads,
+)
 
 from honed.check.cluster import check_cluster
+from honed.config import RunSettings
+from honed.queue.admission import AdmissionPolicy, LoopState
 from honed.queue.keys import PROMPTS, ROLLOUTS, RunKeys
-from honed.queue.scripts import GROUP
+from honed.reward.main import _GROUP
+from honed.reward.worker import _GROUPS
 from honed.settings_file import load_settings
 from honed.workspace import Workspace
 
@@ -130,10 +146,52 @@ def test_the_autoscalers_look_at_the_streams_of_the_run() -> None:
         trigger = scaled["triggers"][0]
         assert trigger["type"] == "redis-streams"
         assert trigger["metadata"]["stream"] == keys.stream(stage)
-        assert trigger["metadata"]["consumerGroup"] == GROUP
-        assert int(trigger["metadata"]["lagCount"]) > 0
+        # With a group KEDA takes what is pending or the lag, and not the length.
+        assert not {"consumerGroup", "lagCount", "pendingEntriesCount"} & set(trigger["metadata"])
         deployment = named(overlay("production"), "Deployment", scaled["scaleTargetRef"]["name"])
         assert "replicas" not in deployment["spec"]
+
+
+def scalers() -> Iterator[tuple[str, str, int, int]]:
+    """For component and service: the target of the stream's length, and the most replicas."""
+    for service in ("generation", "reward"):
+        spec = named(overlay("production"), "ScaledObject", f"honed-{service}")["spec"]
+        yield "keda", service, int(spec["triggers"][0]["metadata"]["streamLength"]), spec["maxReplicaCount"]
+    for tree in yaml.safe_load_all((DEPLOY / "components" / "hpa" / "scaling.yaml").read_text()):
+        service, spec = tree["metadata"]["name"].removeprefix("honed-"), tree["spec"]
+        [external] = [metric["external"] for metric in spec["metrics"] if metric["type"] == "External"]
+        stage = {"generation": PROMPTS, "reward": ROLLOUTS}[service]
+        assert external["metric"]["selector"]["matchLabels"] == {"stage": stage}
+        yield "hpa", service, int(external["target"]["averageValue"]), spec["maxReplicas"]
+
+
+@pytest.mark.parametrize(("component", "service", "target", "most"), scalers())
+def test_what_admission_lets_in_is_work_for_more_replicas(component: str, service: str, target: int, most: int) -> None:
+    settings = run_settings("production")
+    conductor, learner = settings.conductor, settings.learner
+    policy = AdmissionPolicy(learner.batch, learner.max_staleness, conductor.max_in_flight, conductor.samples_per_prompt)
+    nothing = LoopState(update=0, served=0, waiting=0, running=0)
+    longest = policy.prompts(nothing) if service == "generation" else policy.capacity(nothing)
+    assert math.ceil(longest / target) >= most, component
+    # A replica that has all that it can hold and leaves something waiting asks for another one.
+    held = (
+        settings.generation.rollout_concurrency / conductor.samples_per_prompt if service == "generation" else _GROUPS * _GROUP
+    )
+    assert target <= held
+    # The defaults too let more than one replica of reward work.
+    defaults = RunSettings.model_validate({"conductor": {"samples_per_prompt": 1}})
+    admitted = AdmissionPolicy(defaults.learner.batch, defaults.learner.max_staleness, defaults.conductor.max_in_flight)
+    assert service != "reward" or math.ceil(admitted.capacity(nothing) / target) > 1
+
+
+def test_reward_scales_to_zero_when_nothing_trains() -> None:
+    spec = named(overlay("production"), "ScaledObject", "honed-reward")["spec"]
+    stream, learner = spec["triggers"]
+    assert spec["minReplicaCount"] == 0
+    assert "activationLagCount" not in stream["metadata"]  # one rollout that is left brings a replica back
+    selector = dict(row.split("=") for row in learner["metadata"]["podSelector"].split(","))
+    assert learner["type"] == "kubernetes-workload"
+    assert [w.component for w in workloads("production") if selects({"matchLabels": selector}, w.labels)] == ["learner"]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
