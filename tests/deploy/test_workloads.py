@@ -263,6 +263,13 @@ def test_a_generator_has_the_time_to_load(name: str) -> None:
     assert workload.tree["spec"]["progressDeadlineSeconds"] >= budget(container["startupProbe"])
 
 
+@pytest.mark.parametrize("name", GPU_OVERLAYS)
+def test_the_conductor_waits_for_a_generator_as_long_as_its_probe_does(name: str) -> None:
+    """Its alarm calls a person (HonedRunNeedsAPerson), so that it must not come while an engine may still load."""
+    [generation] = [w for w in every_workload("Deployment") if (w.overlay, w.component) == (name, "generation")]
+    assert run_settings(name).conductor.start_timeout_s >= budget(generation.containers[0]["startupProbe"])
+
+
 @everyone
 def test_the_grace_is_longer_than_the_drain(workload: Workload) -> None:
     grace = workload.pod["terminationGracePeriodSeconds"]
