@@ -152,6 +152,36 @@ def test_the_autoscalers_look_at_the_streams_of_the_run() -> None:
         assert "replicas" not in deployment["spec"]
 
 
+def test_the_gateway_speaks_tls_to_services_that_take_nothing_else() -> None:
+    trees = overlay("production")
+    gateway, route = named(trees, "Gateway", "honed-public")["spec"], named(trees, "GRPCRoute", "honed-public")["spec"]
+    assert route["hostnames"] == [listener["hostname"] for listener in gateway["listeners"]]
+    assert route["hostnames"] != ["honed.example.com"]  # the component's own, which the overlay changes in both
+    called = {backend["name"] for rule in route["rules"] for backend in rule["backendRefs"]}
+    policy = named(trees, "BackendTLSPolicy", "honed-public")["spec"]
+    assert {target["name"] for target in policy["targetRefs"]} == called
+    assert not [port for name in called for port in named(trees, "Service", name)["spec"]["ports"] if "appProtocol" in port]
+    # One authority for both sides: what cert-manager makes of it has the authority's own certificate beside it.
+    shown = gateway["tls"]["backend"]["clientCertificateRef"]
+    assert policy["validation"]["caCertificateRefs"] == [shown]
+    [own] = [t["spec"] for t in of_kind(trees, "Certificate") if t["spec"]["secretName"] == shown["name"]]
+    assert "client auth" in own["usages"]
+    for service in ("generation", "reward"):
+        certificate = named(trees, "Certificate", f"honed-tls-{service}")["spec"]
+        assert certificate["issuerRef"] == own["issuerRef"]
+        assert policy["validation"]["hostname"] in certificate["dnsNames"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_run_can_be_deleted_without_what_all_runs_share(name: str) -> None:
+    """By its namespace, as deploy/README.md says: nothing else is outside of it but what it names there."""
+    outside = {t["kind"] for t in overlay(name) if "namespace" not in t["metadata"]} - {"Namespace"}
+    text = (DEPLOY / "README.md").read_text().partition("**Several runs in one cluster**")[2].partition("\n## ")[0]
+    assert {kind for kind in ("PriorityClass", "PersistentVolume") if kind in text} >= outside
+    assert all(f"`{tree['metadata']['name']}`" in text for tree in of_kind(overlay(name), "PriorityClass"))
+    assert "kubectl delete namespace honed" in text
+
+
 def scalers() -> Iterator[tuple[str, str, int, int]]:
     """For component and service: the target of the stream's length, and the most replicas."""
     for service in ("generation", "reward"):
