@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from honed._client.errors import RequestError
+from honed.kit.errors import HonedError
+
 CALL_TIMEOUT_S = 60.0
 
 
@@ -67,7 +70,7 @@ class Kubectl:
 
 
 def until(claim: Callable[[], bool], timeout_s: float, what: str, every_s: float = 2.0) -> None:
-    """Waits until a claim holds; what fails to answer meanwhile is asked again.
+    """Waits until a claim holds; what fails to answer meanwhile, or answers half a line, is asked again.
 
     Raises:
         TimeoutError: it does not within the time; says `what`, and the last error.
@@ -78,7 +81,7 @@ def until(claim: Callable[[], bool], timeout_s: float, what: str, every_s: float
             if claim():
                 return
             last = ""
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, HonedError, RequestError) as error:
             last = f" ({error})"
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {timeout_s:g} s{last}")

@@ -18,9 +18,16 @@ RUN /tools/image_environment.sh honed
 FROM ${BASE}
 ARG DEVICE=cpu
 COPY scripts/image_environment.sh /tmp/
-# vLLM's part for CPUs is linked with libnuma, which no Python package brings.
-RUN if [ "${DEVICE}" = cpu ]; then apt-get update && apt-get install -y --no-install-recommends libnuma1; fi \
-    && sh /tmp/image_environment.sh bare && rm /tmp/image_environment.sh
+RUN sh /tmp/image_environment.sh bare && rm /tmp/image_environment.sh
+# vLLM's part for CPUs is linked with libnuma, which no Python package brings. On GPUs Triton compiles a stub in C for each of its
+# kernels where it first runs, with Python's headers: this image alone has a compiler.
+RUN apt-get update \
+    && case "${DEVICE}" in \
+        cpu) packages=libnuma1 ;; \
+        *) packages="gcc libc6-dev"; python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' \
+            2>/dev/null || packages="${packages} libpython3-dev" ;; \
+    esac \
+    && apt-get install -y --no-install-recommends ${packages} && rm -rf /var/lib/apt/lists /var/cache/apt
 COPY --from=packages /opt/honed /opt/honed
 # What does not load is told here, not in a pod. vLLM chooses the library for the processor at hand: the wrong one ends the process.
 RUN [ "${DEVICE}" != cpu ] || /opt/honed/bin/python -B -c \

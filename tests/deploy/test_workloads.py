@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import tomllib
 from typing import Any
@@ -24,6 +25,7 @@ from tests.deploy.manifests import (
     selects,
 )
 
+from honed.conductor.cluster.outcome import KILLED
 from honed.conductor.launcher import STOP_S
 from honed.reward.registry import _KEPT_BESIDE
 from honed.reward.sources import _COPIES_KEPT
@@ -349,7 +351,7 @@ def test_the_jobs_of_the_conductor_are_templates_that_know_its_exit_codes(name: 
         assert (count["action"], count["onExitCodes"]["operator"], count["onExitCodes"]["values"]) == (
             "Count",
             "In",
-            [75, 137, 143],
+            [os.EX_TEMPFAIL, *KILLED],
         )
         assert (fail["action"], fail["onExitCodes"]["operator"]) == ("FailJob", "NotIn")
         assert fail["onExitCodes"]["values"] == count["onExitCodes"]["values"]

@@ -37,6 +37,7 @@ ROLE: Final = {
     ("watch", "jobs", ""),
     ("create", "jobs", ""),
     ("update", "jobs", ""),
+    ("delete", "jobs", ""),
     ("list", "pods", ""),
     ("get", "pods/log", ""),
     ("get", "leases", "honed-conductor"),
@@ -255,6 +256,11 @@ class Cluster:
                         409, "Conflict", "the object has been modified; please apply your changes to the latest version"
                     )
                 return web.json_response(await self.put(resource, body))
+            case "delete":
+                if (resource, name) not in self._objects:
+                    return _status(404, "NotFound", f"{resource} {name!r} not found")
+                await self.delete(resource, name)
+                return web.json_response({"kind": "Status", "status": "Success"})
         of, _, sub = resource.partition("/")
         if (of, name) not in self._objects or (sub == "log" and name not in self.logs):
             return _status(404, "NotFound", f"{resource} {name!r} not found")

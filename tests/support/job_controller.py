@@ -12,14 +12,14 @@ from typing import Any
 
 from tests.support.cluster import Cluster, Object
 
-PASSING = (75, 137, 143)
-DIGEST = "honed.dev/template"
+PASSING = (75, 134, 137, 139, 143)
+JOB = "honed.dev/job"
 
 
 def cron_job(job: str = "pretrain", image: str = "honed-learner-cpu:1", **spec: Any) -> Object:
     """The template of a job, as the overlays have it."""
     pod = {"restartPolicy": "Never", "containers": [{"name": "job", "image": image, "args": ["job", job]}]}
-    labels = {"app.kubernetes.io/name": "honed", "app.kubernetes.io/component": "job"}
+    labels = {"app.kubernetes.io/name": "honed", "app.kubernetes.io/component": "job", JOB: job}
     return {
         "apiVersion": "batch/v1",
         "kind": "CronJob",
@@ -66,8 +66,8 @@ class JobController:
         exits: Exit status of one pod after another, of whichever Job; 0 when they are used up.
         ticks: How many times a pod writes its log before it ends.
         ran: The names of all pods that began.
-        running: Pods that run now, with the digest of their template.
-        overlaps: Pods that began while another one of their template ran.
+        running: Pods that run now, with their job.
+        overlaps: Pods that began while another one of their job ran.
         succeeded: The names of all pods that succeeded.
         publish: Called when a pod succeeds, before anybody knows.
     """
@@ -127,12 +127,12 @@ class JobController:
                 return
 
     async def _pod(self, job: Object, pod: str) -> int:
-        digest = job["spec"]["template"]["metadata"]["labels"][DIGEST]
+        of = job["spec"]["template"]["metadata"]["labels"][JOB]
         await add_pod(self.cluster, job, pod, phase="Running")
-        if digest in self.running.values():
+        if of in self.running.values():
             self.overlaps.append(pod)
         self.ran.append(pod)
-        self.running[pod] = digest
+        self.running[pod] = of
         for tick in range(self.ticks):
             self.cluster.logs[pod] = self.cluster.logs.get(pod, "") + f"tick {tick}\n"
             await asyncio.sleep(self.tick_s)

@@ -36,9 +36,13 @@ class KubernetesApi:
 
     Attributes:
         objects: by kind, then name.
-        forbidden: (verb, kind) or (verb, kind, name) that the person may not do; `create pods/portforward` too.
+        forbidden: (verb, kind) or (verb, kind, name) that the person may not do.
+        allowed: rights that the person has alone, as rules of a Role; None for all.
+        refusals: what was refused, as (verb, kind, name).
         backends: where the ports of Pods lead: by (Pod, port) an address of this machine.
         answers: statuses that the next requests get in place of an answer, with headers.
+        page: what each request gets in place of an answer, with status 200; None for answers.
+        hanging: whether requests get no answer at all.
         requests: what was asked, as (method, path).
         forwards: the Pod of each port-forward that was opened, in order.
     """
@@ -46,11 +50,14 @@ class KubernetesApi:
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, dict[str, Any]]] = {}
         self.forbidden: set[tuple[str, ...]] = set()
+        self.allowed: list[Mapping[str, Any]] | None = None
+        self.refusals: list[tuple[str, str, str]] = []
         self.backends: dict[tuple[str, int], tuple[str, int]] = {}
         self.answers: list[tuple[int, Mapping[str, str]]] = []
+        self.page: str | None = None
         self.requests: list[tuple[str, str]] = []
         self.forwards: list[str] = []
-        self.ping = False
+        self.ping = self.hanging = False
         self._streams: dict[str, list[web.Request]] = {}
         self._transports: set[asyncio.Transport] = set()
         self._loop = asyncio.new_event_loop()
@@ -118,6 +125,10 @@ class KubernetesApi:
         self.requests.append((request.method, request.path))
         if request.transport is not None:
             self._transports.add(request.transport)
+        if self.hanging:
+            await asyncio.Event().wait()
+        if self.page is not None:
+            return web.Response(text=self.page)
         if self.answers:
             status, headers = self.answers.pop(0)
             return _status(status, "asked for by the test", headers)
@@ -130,12 +141,14 @@ class KubernetesApi:
         name, _, sub = rest.partition("/")
         if before != (f"/apis/{_KINDS[kind]}" if kind in _KINDS else "/api/v1"):
             return _status(404, "the server could not find the requested resource")
-        verb = {"GET": "get" if name else "list", "POST": "create", "PATCH": "patch"}[request.method]
+        verbs = [{"GET": "get" if name else "list", "POST": "create", "PATCH": "patch"}[request.method]]
         what = f"{kind}/{sub}" if sub else kind
         if sub == "portforward":
-            verb = "create"
-        if {(verb, what), (verb, what, name)} & self.forbidden:
-            return _status(403, f'{what} "{name}" is forbidden: User "person" cannot {verb} resource "{what}"')
+            verbs.append("create")  # as Kubernetes 1.35: what a WebSocket's GET opens must be allowed to be created
+        for verb in verbs:
+            if not self._may(verb, kind, what, name):
+                self.refusals.append((verb, what, name))
+                return _status(403, f'{what} "{name}" is forbidden: User "person" cannot {verb} resource "{what}"')
         there = self.objects.setdefault(kind, {})
         if request.method == "POST":
             return await self._create(request, there)
@@ -148,6 +161,18 @@ class KubernetesApi:
             _merge(there[name], tree)
             return web.json_response(there[name])
         return web.json_response(there[name] if name else {"items": list(_selected(request, there.values()))})
+
+    def _may(self, verb: str, kind: str, what: str, name: str) -> bool:
+        if {(verb, what), (verb, what, name)} & self.forbidden:
+            return False
+        group = _KINDS.get(kind, "/").partition("/")[0]
+        return self.allowed is None or any(
+            group in rule["apiGroups"]
+            and what in rule["resources"]
+            and verb in rule["verbs"]
+            and name in rule.get("resourceNames", [name])
+            for rule in self.allowed
+        )
 
     async def _create(self, request: web.Request, there: dict[str, dict[str, Any]]) -> web.Response:
         tree = await request.json()

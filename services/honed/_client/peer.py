@@ -14,7 +14,7 @@ import grpc
 
 from honed._client.errors import RequestError, request_error
 from honed.kit.channel_options import CHANNEL_OPTIONS
-from honed.kit.tls import TlsFiles
+from honed.kit.tls import ChannelTls
 from honed.kit.trace_context import HEADER, TraceContext
 
 T = TypeVar("T")
@@ -56,6 +56,9 @@ class Peer:
     """A channel to one service. gRPC itself repeats a call that met UNAVAILABLE before it began, a few times.
 
     A service that is full says when to come back; the call waits so long and tries again, as far as its deadline allows.
+
+    Attributes:
+        refused: whether the last call that failed did so for its token (UNAUTHENTICATED): the channel has no other one.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Peer:
         service: str,
         address: str,
         token: str | None = None,
-        tls: TlsFiles | None = None,
+        tls: ChannelTls | None = None,
         environment: Environment | None = None,
     ) -> None:
         """Opens a channel; the first call connects.
@@ -72,10 +75,10 @@ class Peer:
             service: name of the service, for errors.
             address: `host:port`, or any gRPC target.
             token: bearer token, None for none.
-            tls: certificate files; None for plain text.
+            tls: certificates; None for plain text.
             environment: time, ids and jitter.
         """
-        self.service, self.address = service, address
+        self.service, self.address, self.refused = service, address, False
         self._environment = environment or Environment()
         self._authorization = (("authorization", f"Bearer {token}"),) if token else ()
         self.channel: grpc.Channel = (
@@ -152,7 +155,9 @@ class Peer:
 
     def _failed(self, error: grpc.RpcError, request_id: str) -> RequestError:
         """What a failed call becomes for the caller."""
-        return request_error(error, self.service, self.address, request_id)
+        failure = request_error(error, self.service, self.address, request_id)
+        self.refused = failure.code == "UNAUTHENTICATED"
+        return failure
 
     def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
         return (*self._authorization, ("x-request-id", request_id), *_trace_of_application())

@@ -11,7 +11,7 @@ import os.path
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import SecretStr
 
@@ -28,6 +28,13 @@ STATE: Final = "/var/lib/honed"
 STORE: Final = f"{STATE}/policy"
 _PORTS: Final = {"port": 50051, "control_port": 50052, "health_port": 8081, "metrics_port": 9090}
 _BUILT_IN: Final = ("length", "repetition")
+_OF_A_POD: Final = {
+    "conductor.kubernetes.namespace": "the conductor has the rights of its own namespace alone",
+    "conductor.kubernetes.kubeconfig": "a Pod has its service account",
+    "conductor.kubernetes.context": "a Pod has its service account, and no kubeconfig",
+    "conductor.kubernetes.identity": "each Pod has its own, and two conductors of one name would both hold the Lease",
+}
+"""What each Pod knows by itself, with why a run file for all of them cannot say it."""
 
 
 def check_cluster(run_file: Path) -> tuple[RunSettings, Report]:
@@ -38,6 +45,7 @@ def check_cluster(run_file: Path) -> tuple[RunSettings, Report]:
     """
     settings, report = load_settings(run_file), Report()
     _check_secrets(run_file, report)
+    _check_own(run_file, report)
     _check_conductor(settings, report)
     _check_state(settings, report)
     _check_services(settings, report)
@@ -73,6 +81,12 @@ def _check_secrets(run_file: Path, report: Report) -> None:
             report.error(key, f"holds a password, and a run file is a ConfigMap there: take it out, and set {instead}")
 
 
+def _check_own(run_file: Path, report: Report) -> None:
+    for key, value, source in explain_settings(run_file):
+        if source == "file" and value is not None and key in _OF_A_POD:
+            report.error(key, f"is {value}: leave it out; {_OF_A_POD[key]}")
+
+
 def _check_conductor(settings: RunSettings, report: Report) -> None:
     section = settings.conductor
     if section.launcher == "process":
@@ -85,9 +99,6 @@ def _check_conductor(settings: RunSettings, report: Report) -> None:
         report.warning("conductor.launcher", "is none: nobody starts the training jobs; kubernetes does")
     if section.start_from is not None and not _under(section.start_from, DATA):
         report.error("conductor.start_from", _elsewhere(section.start_from, DATA, "a model directory"))
-    kubeconfig = getattr(getattr(section, "kubernetes", None), "kubeconfig", None)
-    if kubeconfig is not None:
-        report.error("conductor.kubernetes.kubeconfig", f"is {kubeconfig}: leave it out; a Pod has its service account")
     if section.application_prompts.redact is not None:
         report.warning(
             "conductor.application_prompts.redact",
@@ -101,15 +112,13 @@ def _check_state(settings: RunSettings, report: Report) -> None:
     security = settings.security
     if not security.authentication:
         report.warning("security.authentication", "is off: whoever reaches a Pod may call everything")
-    elif security.tokens is None or not _under(security.tokens, CONFIGURATION):
+    elif security.tokens is None or os.path.normpath(security.tokens) != f"{CONFIGURATION}/tokens":
         was = "is not set, so that each Pod would make tokens that no other knows" if security.tokens is None else ""
         report.error(
             "security.tokens", f"{was or f'is {security.tokens}'}: write {CONFIGURATION}/tokens, where the Secrets are mounted"
         )
     for name in ("authority", "certificate", "key") if security.tls else ():
-        path = getattr(security.tls, name)
-        if not _under(path, CONFIGURATION):
-            report.error(f"security.tls.{name}", _elsewhere(path, f"{CONFIGURATION}/tls", "a certificate"))
+        _check_mounted(f"security.tls.{name}", getattr(security.tls, name), f"{CONFIGURATION}/tls", "a certificate", report)
 
 
 def _check_services(settings: RunSettings, report: Report) -> None:
@@ -151,16 +160,21 @@ def _check_redis(settings: RunSettings, report: Report) -> None:
             "queue.url",
             "is not set: an embedded Redis serves one machine; write redis://honed-redis:6379/0 (component redis), or yours",
         )
-    elif not queue.url.startswith(("redis://", "rediss://")) or is_loopback(urlsplit(queue.url).hostname or ""):
+    elif not queue.url.startswith(("redis://", "rediss://")) or _is_here(urlsplit(queue.url).hostname or ""):
         report.error(
             "queue.url", f"is {_public(queue.url)}, which each Pod would look for in itself: write redis://honed-redis:6379/0"
         )
-    if queue.password_file is not None and not _under(queue.password_file, CONFIGURATION):
-        report.error("queue.password_file", _elsewhere(queue.password_file, f"{CONFIGURATION}/redis/password", "a password"))
+    _check_mounted("queue.password_file", queue.password_file, f"{CONFIGURATION}/redis", "a password", report)
 
 
 def _check_telemetry(settings: RunSettings, report: Report) -> None:
-    file = settings.telemetry.headers_file
+    endpoint, file = settings.telemetry.otlp_endpoint, settings.telemetry.headers_file
+    if endpoint is not None and _is_here(urlsplit(endpoint).hostname or ""):
+        report.error(
+            "telemetry.otlp_endpoint",
+            f"is {endpoint}, which each Pod would look for in itself: name a collector that the cluster reaches, or leave it "
+            "out and add the component tracing",
+        )
     if file is not None and not _under(file, CONFIGURATION):
         report.error(
             "telemetry.headers_file", _elsewhere(file, f"{CONFIGURATION}/telemetry/headers", "what the collector asks for")
@@ -185,15 +199,14 @@ def _check_store(settings: RunSettings, report: Report) -> None:
             )
         else:
             report.warning("policy.url", f"is {url}: the overlay needs the component store-volume, or a store of its own there")
-    elif is_loopback(urlsplit(url).hostname or ""):
+    elif _is_here(urlsplit(url).hostname or ""):
         report.error("policy.url", f"is {_public(url)}, which leads each Pod to itself: name a store that all of them reach")
 
 
 def _check_database(settings: RunSettings, report: Report) -> None:
     where, url = "preference.database_url", settings.database_url
-    file = getattr(settings.preference, "database_password_file", None)
-    if file is not None and not _under(file, CONFIGURATION):
-        report.error("preference.database_password_file", _elsewhere(file, f"{CONFIGURATION}/database/password", "a password"))
+    file = settings.preference.database_password_file
+    _check_mounted("preference.database_password_file", file, f"{CONFIGURATION}/database", "a password", report)
     if is_sqlite(settings):
         path = url.partition("///")[2]
         if not _under(path, STATE):
@@ -204,7 +217,7 @@ def _check_database(settings: RunSettings, report: Report) -> None:
                 "is SQLite, unless the overlay sets another (component postgres): honed-preference must have one replica, and "
                 f"a volume at {STATE}",
             )
-    elif is_loopback(urlsplit(url).hostname or ""):
+    elif _is_here(_database_host(url)):
         report.error(where, f"is {_public(url)}, which leads the Pod to itself: name the server that the cluster reaches")
 
 
@@ -239,6 +252,16 @@ def _files(settings: RunSettings) -> Iterator[tuple[str, Any]]:
         yield "data.evaluation.judgements.file", data.evaluation.judgements.file
 
 
+def _check_mounted(key: str, path: Path | None, usual: str, what: str, report: Report) -> None:
+    """A file of a Secret: at the directory that the manifests mount, or at another that an overlay may mount."""
+    if path is None or _under(path, usual):
+        return
+    if _under(path, CONFIGURATION):
+        report.warning(key, f"is {path}, and the manifests mount {usual}: name {what} there, or mount yours")
+    else:
+        report.error(key, _elsewhere(path, usual, what))
+
+
 def _elsewhere(path: Any, root: str, what: str) -> str:
     return f"is {path}, a path of this machine that no Pod has: name {what} under {root}"
 
@@ -248,10 +271,27 @@ def _under(path: Any, root: str) -> bool:
 
 
 def _leads_here(address: str) -> bool:
-    """Whether a gRPC target is loopback."""
-    for scheme in ("dns:///", "ipv4:", "ipv6:"):
-        address = address.removeprefix(scheme)
-    return is_loopback(address.partition(",")[0].rpartition(":")[0])
+    """Whether a gRPC target, or one of several in it, is the Pod itself."""
+    scheme, colon, rest = address.partition(":")
+    if colon and scheme in ("unix", "unix-abstract"):
+        return True
+    if colon and scheme in ("dns", "ipv4", "ipv6"):
+        address = rest.rpartition("/")[2]
+    try:
+        return any(_is_here(urlsplit(f"//{part}").hostname or "") for part in address.split(","))
+    except ValueError:
+        return False  # no address at all, which gRPC tells
+
+
+def _database_host(url: str) -> str:
+    """The host of a database's URL; without one it is a socket of this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or parse_qs(parts.query).get("host", ["localhost"])[0]
+    return "localhost" if host.startswith("/") else host
+
+
+def _is_here(host: str) -> bool:
+    return is_loopback(host) or host in ("0.0.0.0", "::")  # noqa: S104  # whoever calls these reaches itself
 
 
 def _public(url: str) -> str:

@@ -117,11 +117,12 @@ class PodReplicas:
         stack.callback(self._keep, ())
 
     def list(self, processes: Iterable[Mapping[str, Any]]) -> list[Replica]:
-        """See `Replicas`. Connections to Pods that are gone are closed."""
+        """See `Replicas`. Connections are closed where a Pod is gone, or refused the token: it may be another one now."""
         from honed.cluster.pods import trouble_of
 
         pods = [pod for pod in self._run.pods if pod.component in SERVICES]
-        self._keep([pod.name for pod in pods if pod.ready])
+        refused = {name for name, peer in self._peers.items() if peer.refused}
+        self._keep({pod.name for pod in pods if pod.ready} - refused)
         return [
             Replica(
                 pod.component,

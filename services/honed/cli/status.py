@@ -61,16 +61,32 @@ def status(
 
 
 def connect(stack: ExitStack, peers: Peers, run: Path | None, token_file: Path | None) -> None:
-    """Connects to each service that there is no connection to yet; where a cluster has no ready Pod, leaves the reason."""
+    """Connects to each service that there is no connection to yet; where a cluster has no ready Pod, leaves the reason.
+
+    A connection whose token was refused is made anew, with the token of now. `stack` closes those that `peers` has at its end.
+    """
     from honed._client.peer import Peer
     from honed.kit.errors import Unavailable
 
+    if not peers:
+        stack.callback(_close, peers)
     for name in ("conductor", "learner", "generation"):
+        if isinstance(peer := peers.get(name), Peer) and peer.refused:
+            del peers[name]
+            peer.close()
         if not isinstance(peers.get(name), Peer):
             try:
-                peers[name] = stack.enter_context(open_peer(name, run, None, token_file))
+                peers[name] = open_peer(name, run, None, token_file)
             except Unavailable as error:
                 peers[name] = error
+
+
+def _close(peers: Peers) -> None:
+    from honed._client.peer import Peer
+
+    for peer in peers.values():
+        if isinstance(peer, Peer):
+            peer.close()
 
 
 def look(peers: Peers) -> dict[str, Any]:
@@ -128,6 +144,7 @@ def _pods(cluster: ClusterRun) -> list[dict[str, Any]]:
 def render(found: dict[str, Any]) -> RenderableType:
     """The figures for a person."""
     from rich.console import Group
+    from rich.text import Text
 
     run, learner, generation = found["run"], found["learner"], found["generation"]
     shown = {"run": f"{run.get('run', '?')} in {found.get('cluster') or found.get('directory')}"}
@@ -160,7 +177,9 @@ def render(found: dict[str, Any]) -> RenderableType:
         for p in run.get("processes", ())
     ]
     columns = ["process", "ready", "restarts", "version", "last exit"]
-    tables = [output.table(columns, rows, numbers=["restarts"])] if rows else []
+    tables: list[RenderableType] = [output.table(columns, rows, numbers=["restarts"])] if rows else []
+    told = ((p["name"], p["log_tail"]) for p in run.get("processes", ()) if p["log_tail"])
+    tables.extend(Text("\n".join((f"the end of the log of {name}:", *lines)), style="dim") for name, lines in told)
     if pods := [(p["name"], "yes" if p["ready"] else "no", str(p["restarts"]), p["trouble"]) for p in found.get("pods", ())]:
         tables.append(output.table(["pod", "ready", "restarts", "why not"], pods, numbers=["restarts"]))
     return Group(output.pairs(shown), *tables)
@@ -194,6 +213,7 @@ def _run(peer: Peer) -> dict[str, Any]:
                 "address": p.address,
                 "version": p.version,
                 "metrics_port": p.metrics_port,
+                "log_tail": list(p.log_tail),
             }
             for p in run.processes
         ],

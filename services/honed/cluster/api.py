@@ -6,27 +6,27 @@ refuse what a newer API server adds.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import urllib3
-import yaml
 from kubernetes.client import Configuration
 from kubernetes.client.exceptions import ApiException
 from kubernetes.client.rest import RESTClientObject
 from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 
 from honed import __version__
+from honed.cluster.kubeconfig import NAMESPACE, choose, find_kubeconfigs, read_contexts
 from honed.kit.errors import Conflict, FailedPrecondition, HonedError, NotFound, PermissionDenied, Unauthenticated, Unavailable
 
-NAMESPACE: Final = "honed"
-"""Where honed runs unless a context or a person names another namespace."""
 MERGE_PATCH: Final = "application/merge-patch+json"
 
 _CONNECT_S: Final = 5.0
@@ -34,14 +34,6 @@ _READ_S: Final = 30.0
 _RETRIES: Final = 2
 _LONGEST_PAUSE_S: Final = 5
 _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-
-
-@dataclass(frozen=True)
-class Context:
-    """A context of a kubeconfig. `namespace` is empty where it names none."""
-
-    name: str
-    namespace: str
 
 
 class Cluster:
@@ -67,6 +59,23 @@ class Cluster:
         )
         self.configuration, self.namespace, self.context = configuration, namespace, context
         self._rest = RESTClientObject(configuration)
+        self._end: float | None = None
+
+    @contextmanager
+    def briefly(self, seconds: float) -> Iterator[Cluster]:
+        """The same namespace; all that is asked of it in the block ends within so many seconds, and nothing is tried again.
+
+        For what is worth no longer wait, such as the words of an error.
+        """
+        brief = copy.copy(self)
+        brief.configuration = copy.copy(self.configuration)
+        brief.configuration.retries = urllib3.Retry(total=0)
+        brief._rest = RESTClientObject(brief.configuration)
+        brief._end = time.monotonic() + seconds
+        try:
+            yield brief
+        finally:
+            brief._rest.pool_manager.clear()
 
     @classmethod
     def of(cls, asked: str = "", environment: Mapping[str, str] = os.environ) -> Cluster:
@@ -80,7 +89,7 @@ class Cluster:
             FailedPrecondition: there is no kubeconfig, or no such context; says what to do.
         """
         configuration = Configuration()
-        paths = _kubeconfigs(environment)
+        paths = find_kubeconfigs(environment)
         if not paths:
             if "KUBERNETES_SERVICE_HOST" not in environment:
                 raise FailedPrecondition(
@@ -145,23 +154,36 @@ class Cluster:
             NotFound: no such object.
             Conflict: the object is there already.
             FailedPrecondition: the server refuses what is asked.
-            Unavailable: it does not answer.
+            Unavailable: it does not answer, or something else does.
         """
         headers = {**self.headers(), "Accept": "application/json", "User-Agent": f"honed/{__version__}"}
         if body is not None:
             headers["Content-Type"] = kind
         try:
             response = self._rest.request(
-                method, self.configuration.host + path, headers, body, _request_timeout=(_CONNECT_S, _READ_S)
+                method, self.configuration.host + path, headers, body, _request_timeout=self._timeouts_s()
             )
             data = response.read()
         except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
             raise self.away(error) from error
         if not 200 <= response.status < 300:
             raise self.refused(response.status, data)
-        tree = json.loads(data)
-        assert isinstance(tree, dict)
+        try:
+            tree = json.loads(data)
+        except ValueError:
+            tree = None
+        if not isinstance(tree, dict):
+            raise self.away(ValueError(f"status {response.status} with no JSON object: a proxy or a login page is there"))
         return tree
+
+    def _timeouts_s(self) -> tuple[float, float]:
+        """For connecting and for reading, in seconds."""
+        if self._end is None:
+            return _CONNECT_S, _READ_S
+        left_s = self._end - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("there was no time left to ask it")
+        return left_s / 2, left_s / 2
 
     def headers(self) -> dict[str, str]:
         """Who asks, for the official client's functions that take headers; refreshed when it has run out."""
@@ -198,54 +220,6 @@ class Cluster:
     @property
     def _of_context(self) -> str:
         return f" of context {self.context!r}" if self.context else ""
-
-
-def read_contexts(paths: list[Path]) -> tuple[list[Context], str]:
-    """The contexts of kubeconfig files, and the name of the current one, empty if there is none.
-
-    Raises:
-        FailedPrecondition: a file is no kubeconfig.
-    """
-    found: dict[str, Context] = {}
-    current = ""
-    for path in paths:
-        try:
-            tree = yaml.safe_load(path.read_text()) or {}
-            for entry in tree.get("contexts") or ():
-                context = Context(entry["name"], (entry.get("context") or {}).get("namespace") or "")
-                found.setdefault(context.name, context)
-            current = current or tree.get("current-context") or ""
-        except OSError as error:
-            raise FailedPrecondition(f"kubeconfig {path} cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
-            raise FailedPrecondition(f"{path} is no kubeconfig: let your cluster's tool write it again") from error
-    return list(found.values()), current
-
-
-def choose(asked: str, contexts: list[Context], current: str) -> tuple[Context, str]:
-    """The context and the namespace that CONTEXT/NAMESPACE means.
-
-    Names of contexts may have slashes of their own: a whole that is a context's name is that context.
-
-    Raises:
-        FailedPrecondition: there is no such context.
-    """
-    by_name = {context.name: context for context in contexts}
-    name, namespace = (asked, "") if asked in by_name or "/" not in asked else asked.rpartition("/")[::2]
-    name = name or current
-    if context := by_name.get(name):
-        return context, namespace or context.namespace or NAMESPACE
-    known = ", ".join(sorted(by_name)) or "none"
-    if not name:
-        raise FailedPrecondition(
-            f"the kubeconfig has no current context: name one, --cluster CONTEXT/NAMESPACE; it has {known}"
-        )
-    raise FailedPrecondition(f"the kubeconfig has no context {name!r}: it has {known}; --cluster takes CONTEXT/NAMESPACE")
-
-
-def _kubeconfigs(environment: Mapping[str, str]) -> list[Path]:
-    named = environment.get("KUBECONFIG") or str(Path(environment.get("HOME", "~")) / ".kube" / "config")
-    return [path for part in named.split(os.pathsep) if part and (path := Path(part).expanduser()).is_file()]
 
 
 def _own_namespace() -> str:

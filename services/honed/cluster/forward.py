@@ -18,6 +18,8 @@ from honed.kit.errors import HonedError, NotFound, Unavailable
 _MOST: Final = 64
 _PATIENCE_S: Final = 15.0
 _AGAIN_S: Final = 0.5
+_REASON_S: Final = 2.0
+"""What the words of an error may take: the call that failed has used up its time."""
 _END_S: Final = 5.0
 _HERE: Final = "127.0.0.1"
 
@@ -78,13 +80,17 @@ class Forward:
             stream.end()
 
     def reason(self) -> str:
-        """Why a call over this port failed: that no Pod is ready, or what the last connection ended with."""
+        """Why a call over this port failed: that no Pod is ready, or what the last connection ended with.
+
+        Takes `_REASON_S` seconds at most, also where the API server does not answer.
+        """
         try:
-            pods = list_pods(self.cluster, self.component)
+            with self.cluster.briefly(_REASON_S) as cluster:
+                pods = list_pods(cluster, self.component)
+                if not any(pod.ready for pod in pods):
+                    return str(none_ready(cluster, self.component, pods))
         except HonedError as error:
-            return str(error)
-        if not any(pod.ready for pod in pods):
-            return str(none_ready(self.cluster, self.component, pods))
+            return "; ".join(dict.fromkeys(filter(None, (self.trouble, str(error)))))
         return self.trouble or f"the connection to {self._pod or 'its Pod'} was lost"
 
     def _accept(self) -> None:
@@ -127,7 +133,8 @@ class Forward:
             failure: HonedError | None = None
             try:
                 if self._used and not self._pinned:
-                    self._pods = list_pods(self.cluster, self.component)
+                    with self.cluster.briefly(max(_AGAIN_S, end - time.monotonic())) as cluster:
+                        self._pods = list_pods(cluster, self.component)
                 self._used = True
                 # One that has just failed may be called ready for a while yet.
                 for pod in sorted(self._pods, key=lambda pod: pod.name == self._failed):
@@ -136,7 +143,10 @@ class Forward:
             except (Unavailable, NotFound) as error:
                 failure = error
             if self._pinned or time.monotonic() >= end or self._closed.wait(_AGAIN_S):
-                raise failure or none_ready(self.cluster, self.component, self._pods)
+                if failure is not None:
+                    raise failure
+                with self.cluster.briefly(_REASON_S) as cluster:
+                    raise none_ready(cluster, self.component, self._pods)
 
     def _stream(self, pod: Pod, local: socket.socket) -> Stream:
         try:

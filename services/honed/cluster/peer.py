@@ -9,7 +9,7 @@ import grpc
 from honed._client.errors import RequestError
 from honed._client.peer import Peer
 from honed.cluster.forward import Forward
-from honed.kit.tls import TlsFiles
+from honed.kit.tls import ChannelTls
 
 _REFUSED: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _UNANSWERED: Final = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
@@ -18,7 +18,7 @@ _UNANSWERED: Final = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 class ForwardedPeer(Peer):
     """A channel to one service of a cluster. Closing it closes the port as well."""
 
-    def __init__(self, service: str, forward: Forward, token: str | None, source: str, tls: TlsFiles | None) -> None:
+    def __init__(self, service: str, forward: Forward, token: str | None, source: str, tls: ChannelTls | None) -> None:
         """Opens a channel; the first call connects.
 
         Args:
@@ -26,7 +26,7 @@ class ForwardedPeer(Peer):
             forward: leads to its Pods.
             token: bearer token, None for none.
             source: where the token came from, for errors.
-            tls: certificate files; None for plain text.
+            tls: certificates; None for plain text.
         """
         super().__init__(service, forward.address, token, tls)
         self._forward, self._source = forward, source

@@ -3,8 +3,9 @@
 Channel 0 carries the bytes, channel 1 what went wrong; the first frame of each repeats the port. Nothing can be half closed:
 when one side ends, so does the other, after what was on its way.
 
-The official client connects (certificates, proxies, credentials). Its `stream.portforward` is not used: it keeps what it has
-read without a bound, and where the connection to the API server breaks it leaves its sockets open: a caller waits for ever.
+Settings and proxies are read as the official client reads them. Its `create_websocket` is not used: it has no deadline, so that
+a server that accepts and says nothing is waited for without end. Nor is its `stream.portforward`: it keeps what it has read
+without a bound, and where the connection to the API server breaks it leaves its sockets open: a caller waits for ever.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import socket
 import ssl
 from typing import Any, Final
 
+import certifi
 import websocket
-from kubernetes.stream.ws_client import create_websocket, get_websocket_url
+from kubernetes.stream.ws_client import get_websocket_url, websocket_proxycare
 from websocket import ABNF, WebSocketBadStatusException, WebSocketConnectionClosedException, WebSocketException
 
 from honed.cluster.api import Cluster
@@ -38,17 +40,40 @@ def open_stream(cluster: Cluster, pod: str, port: int) -> Any:
     Raises:
         PermissionDenied: who asks must not forward ports.
         NotFound: the Pod is gone.
-        Unavailable: the API server, or the Pod's node, does not answer.
+        Unavailable: the API server, or the Pod's node, does not answer within `_CONNECT_S` seconds.
         HonedError: the API server refuses in another way.
     """
-    websocket.setdefaulttimeout(_CONNECT_S)
-    url = get_websocket_url(f"{cluster.configuration.host}{cluster.core('pods', pod, 'portforward')}?ports={port}")
+    configuration = cluster.configuration
+    headers = {**cluster.headers(), "sec-websocket-protocol": PROTOCOL}
+    url = get_websocket_url(f"{configuration.host}{cluster.core('pods', pod, 'portforward')}?ports={port}")
     try:
-        return create_websocket(cluster.configuration, url, {**cluster.headers(), "sec-websocket-protocol": PROTOCOL})
+        return websocket.create_connection(
+            url,
+            timeout=_CONNECT_S,
+            header=[f"{name}: {value}" for name, value in headers.items()],
+            sslopt=_tls_options(configuration, url),
+            **websocket_proxycare({}, configuration, url, headers),
+        )
     except WebSocketBadStatusException as error:
         raise cluster.refused(error.status_code, error.resp_body or b"") from error
     except (WebSocketException, OSError) as error:
         raise cluster.away(error) from error
+
+
+def _tls_options(configuration: Any, url: str) -> dict[str, Any]:
+    """What the official client makes of its settings for a WebSocket over TLS."""
+    if not (url.startswith("wss://") and configuration.verify_ssl):
+        options: dict[str, Any] = {"cert_reqs": ssl.CERT_NONE}
+    else:
+        options = {"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": configuration.ssl_ca_cert or certifi.where()}
+        if configuration.assert_hostname is not None:
+            options["check_hostname"] = configuration.assert_hostname
+    given = {
+        "certfile": configuration.cert_file,
+        "keyfile": configuration.key_file,
+        "server_hostname": configuration.tls_server_name,
+    }
+    return options | {name: value for name, value in given.items() if value}
 
 
 class Stream:

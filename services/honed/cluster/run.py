@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import base64
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from honed.cluster.forward import Forward
 from honed.cluster.peer import ForwardedPeer
 from honed.cluster.pods import Pod, list_pods, none_ready
 from honed.kit.errors import DataLoss, FailedPrecondition, PermissionDenied
-from honed.kit.tls import TlsFiles
+from honed.kit.tls import TlsTexts
 from honed.kit.tokens import read_token
 
 _CERTIFICATES: Final = ("ca.crt", "tls.crt", "tls.key")
@@ -55,8 +53,9 @@ class ClusterRun:
         return list_pods(self.cluster)
 
     def look_again(self) -> None:
-        """Lets the Pods be asked for anew."""
+        """Lets the Pods and the Secrets be asked for anew: either may be replaced while a person watches."""
         self.__dict__.pop("pods", None)
+        self._secrets.clear()
 
     @cached_property
     def facts(self) -> Facts:
@@ -130,7 +129,8 @@ class ClusterRun:
         why = refused or f"there is no Secret {names.of_token('operator')} in namespace {self.cluster.name}"
         raise FailedPrecondition(f"no token for the {service} service: {why}; or give a token by --token-file or $HONED_TOKEN")
 
-    def _tls(self, service: str) -> TlsFiles | None:
+    def _tls(self, service: str) -> TlsTexts | None:
+        """The operator's certificate. It goes into no file: its key would stay there when a signal ends this process."""
         if not self._known.tls:
             return None
         secret = self._secret(names.OPERATOR_TLS)
@@ -139,12 +139,8 @@ class ClusterRun:
                 f"the run's services want certificates (security.tls), and namespace {self.cluster.name} has no Secret "
                 f"{names.OPERATOR_TLS} with {', '.join(_CERTIFICATES)}: the component mtls makes it"
             )
-        for name in _CERTIFICATES:
-            path = self._files / name
-            path.touch(0o600)
-            path.write_text(_value(names.OPERATOR_TLS, secret, name) + "\n")
-        authority, certificate, key = (self._files / name for name in _CERTIFICATES)
-        return TlsFiles(authority, certificate, key, self._known.server_name or f"honed-{service}")
+        authority, certificate, key = (f"{_value(names.OPERATOR_TLS, secret, name)}\n".encode() for name in _CERTIFICATES)
+        return TlsTexts(authority, certificate, key, self._known.server_name or f"honed-{service}")
 
     @property
     def _known(self) -> Facts:
@@ -158,12 +154,6 @@ class ClusterRun:
         """The Pods that have one, those first that are ready, and the conductor's."""
         found = [pod for pod in self.pods if _run_map(pod)]
         return sorted(found, key=lambda pod: (not pod.ready, pod.component != "conductor"))
-
-    @cached_property
-    def _files(self) -> Path:
-        directory = tempfile.TemporaryDirectory(prefix="honed-")  # its owner's alone
-        atexit.register(directory.cleanup)
-        return Path(directory.name)
 
     def _secret(self, name: str) -> dict[str, str] | None:
         """A Secret's texts by key; None if there is none of that name."""

@@ -49,6 +49,7 @@ class ProcessState:
         restarts: how often it was started again.
         last_exit: why it ended last; empty if it never did.
         alarm: why it needs a person; empty when all is well.
+        log_tail: the last lines of a log that is elsewhere, in a pod's.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ProcessState:
     restarts: int = 0
     last_exit: str = ""
     alarm: str = ""
+    log_tail: Sequence[str] = ()
 
 
 class Launcher(Protocol):

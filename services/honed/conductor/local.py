@@ -30,6 +30,10 @@ from honed.settings_file import write_settings
 from honed.workspace import Workspace
 
 
+class DirectoryInUse(FailedPrecondition):
+    """Another process holds the run's directory."""
+
+
 @asynccontextmanager
 async def local_run(settings: RunSettings, *, fresh: bool = False, expendable: Collection[str] = ()) -> AsyncIterator[Run]:
     """Prepares a run and its conductor; whoever enters executes it. Everything that was started ends with the block.
@@ -142,7 +146,8 @@ def alone(workspace: Workspace) -> Iterator[None]:
     """Holds the directory's lock; the kernel lets go of it when this process ends, however it ends.
 
     Raises:
-        FailedPrecondition: another process holds it, or the directory cannot be used.
+        DirectoryInUse: another process holds it.
+        FailedPrecondition: the directory cannot be used.
     """
     directory = workspace.root
     try:
@@ -155,7 +160,7 @@ def alone(workspace: Workspace) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise FailedPrecondition(
+            raise DirectoryInUse(
                 f"{directory} is in use by the run of process {lock.read().strip() or 'unknown'}: "
                 "stop it, or choose another `directory` in the run file"
             ) from None

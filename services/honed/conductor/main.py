@@ -1,23 +1,25 @@
 """The conductor process by itself: drives a run whose services run elsewhere.
 
 With `conductor.launcher: kubernetes` it also starts the run's jobs, and of several conductors the holder of the cluster's Lease
-drives the run. The others stand by, alive and not ready. Who loses the Lease ends.
+drives the run. The others stand by, alive and not ready, though they may share its directory. Who loses the Lease ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from typing import Final
 
 from honed.artifacts.store import PolicyStore
 from honed.conductor.endpoints import write_endpoints
 from honed.conductor.external import ExternalFleet
 from honed.conductor.jobs import AwaitedJobs, JobLauncher
-from honed.conductor.leadership import Leadership, Unopposed
-from honed.conductor.local import alone
+from honed.conductor.leadership import Leadership, Say, Unopposed
+from honed.conductor.local import DirectoryInUse, alone
 from honed.conductor.results import Results
 from honed.conductor.roster import Roster
 from honed.conductor.run import Run
@@ -29,6 +31,8 @@ from honed.kit.server import Server, serve_until_signalled
 from honed.workspace import Workspace
 
 logger = logging.getLogger(__name__)
+
+_LOOK_EVERY_S: Final = 1.0
 
 
 async def run(settings: RunSettings) -> None:
@@ -53,9 +57,8 @@ async def run(settings: RunSettings) -> None:
         async def work(stopping: asyncio.Event) -> None:
             await _lead(driven, leadership, server, stopping)
 
-        with alone(driven.workspace):
-            async with roster.running(), fleet.watched():
-                await serve_until_signalled(server, work)
+        async with roster.running(), fleet.watched():
+            await serve_until_signalled(server, work)
 
 
 @asynccontextmanager
@@ -82,7 +85,7 @@ async def _lead(driven: Run, leadership: Leadership, server: Server, stopping: a
         driven.state.doing = f"standing by: {reason}"
 
     async def lead() -> None:
-        async with leadership.held(wait, partial(driven.state.alarm, "lease")):
+        async with leadership.held(wait, partial(driven.state.alarm, "lease")), _directory_held(driven, wait):
             chosen.set()
             driven.state.doing = doing
             await server.ready()
@@ -97,6 +100,26 @@ async def _lead(driven: Run, leadership: Leadership, server: Server, stopping: a
         for task in (leading, stop):
             task.cancel()
         await asyncio.gather(leading, stop, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _directory_held(driven: Run, on_wait: Say) -> AsyncIterator[None]:
+    """Holds the run's directory. Where a Lease chooses, a predecessor that still ends on the same volume is waited for.
+
+    Raises:
+        FailedPrecondition: another process holds it, and none is chosen; or the directory cannot be used.
+    """
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(alone(driven.workspace))
+                break
+            except DirectoryInUse as error:
+                if driven.settings.conductor.launcher != "kubernetes":
+                    raise
+                on_wait(str(error))
+                await asyncio.sleep(_LOOK_EVERY_S)
+        yield
 
 
 async def _drive(driven: Run, stopping: asyncio.Event) -> None:

@@ -167,6 +167,7 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
                     address=member.address if member else "",
                     version=member.version if member else "",
                     metrics_port=_metrics_port(member) if member else 0,
+                    log_tail=process.log_tail,
                 )
             )
         others = (

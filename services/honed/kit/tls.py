@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import grpc
 
@@ -12,6 +12,38 @@ from honed.kit.address import joined_hosts
 from honed.kit.from_files import FromFiles
 
 _CHECKED_NAME: Final = "grpc.ssl_target_name_override"
+
+
+class ChannelTls(Protocol):
+    """What a client's channel needs for mutual TLS."""
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """Credentials of a client that shows its certificate."""
+
+    def channel_options(self, target: str) -> tuple[tuple[str, str], ...]:
+        """The name that the certificates at a target are checked against."""
+
+
+@dataclass(frozen=True)
+class TlsTexts:
+    """The three files' contents, PEM, for a key that no file may hold.
+
+    Attributes:
+        server_name: name that every server's certificate carries.
+    """
+
+    authority: bytes
+    certificate: bytes
+    key: bytes = field(repr=False)
+    server_name: str
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """See `ChannelTls`."""
+        return grpc.ssl_channel_credentials(self.authority, self.key, self.certificate)
+
+    def channel_options(self, target: str) -> tuple[tuple[str, str], ...]:
+        """See `ChannelTls`; the same for each target."""
+        return ((_CHECKED_NAME, self.server_name),)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ class ProcessStatus(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     METRICS_PORT_FIELD_NUMBER: _builtins.int
+    LOG_TAIL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The service or job."""
     healthy: _builtins.bool
@@ -96,6 +97,10 @@ class ProcessStatus(_message.Message):
     """The policy version that it serves, as `fence.step`, for a generator that has registered."""
     metrics_port: _builtins.int
     """Port of its `/metrics` on the host of `address`; 0 if it has none."""
+    @_builtins.property
+    def log_tail(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The last lines of its log, of a job that runs in a pod; progress is left out."""
+
     def __init__(
         self,
         *,
@@ -107,10 +112,11 @@ class ProcessStatus(_message.Message):
         address: _builtins.str = ...,
         version: _builtins.str = ...,
         metrics_port: _builtins.int = ...,
+        log_tail: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "healthy", b"healthy", "last_exit", b"last_exit", "metrics_port", b"metrics_port", "name", b"name", "pid", b"pid", "restarts", b"restarts", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "healthy", b"healthy", "last_exit", b"last_exit", "log_tail", b"log_tail", "metrics_port", b"metrics_port", "name", b"name", "pid", b"pid", "restarts", b"restarts", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -205,6 +205,7 @@ class Conductor(conductor_pb2_grpc.ConductorServiceServicer):
             prompts_admitted=1500,
         )
         run.processes.add(name="learner", healthy=True, restarts=1, last_exit="killed by SIGKILL")
+        run.processes.add(name="reward-model", healthy=True, log_tail=["reading [pairs]", "the loss is NaN"])
         return conductor_pb2.GetRunResponse(run=run)
 
     async def ListVersions(

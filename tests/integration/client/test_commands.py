@@ -72,6 +72,7 @@ def test_status_shows_phase_processes_learner_and_what_serves(run: Run) -> None:
     found = run.honed("status").stdout
     for part in ("ppo, 12%", "7 scored", "killed by SIGKILL", "1280 trained, dropped: 3 stale", "version 1.5 by recorded 1"):
         assert part in found
+    assert "the end of the log of reward-model:\nreading [pairs]\nthe loss is NaN\n" in found
     tree = json.loads(run.honed("status", "--json").stdout)
     assert (tree["learner"]["state"], tree["run"]["processes"][0]["restarts"]) == ("training", 1)
 

@@ -67,8 +67,19 @@ async def test_each_status_becomes_an_error_that_a_caller_can_act_on(
 ) -> None:
     cluster.faults = [Fault("refused", status, retry_after="7")]
     with pytest.raises(kind, match=text) as raised:
-        await api.find(JOBS)
+        await api.get(CRON_JOBS, "honed-pretrain")
     assert getattr(raised.value, "retry_after_s", None) == (7.0 if status in (410, 429, 500, 503) else None)
+
+
+async def test_a_list_that_is_missing_is_an_outage_and_no_wait_is_longer_than_a_minute(cluster: Cluster, api: Api) -> None:
+    cluster.faults = [Fault("refused", 404), Fault("refused", 404), Fault("refused", 503, retry_after="3600")]
+    with pytest.raises(ApiUnavailable, match="is not there"):
+        await api.find(JOBS)
+    with pytest.raises(ApiUnavailable, match="has no place"):
+        await api.create(JOBS, thing("one"))
+    with pytest.raises(ApiUnavailable) as raised:
+        await api.find(JOBS)
+    assert raised.value.retry_after_s == 60.0
 
 
 @pytest.mark.parametrize("kind", ["cut", "lost", "silent"])

@@ -58,7 +58,7 @@ class Conductor:
     async def start(self) -> None:
         self.port, self.health_port = free_port(), free_port()
         variables = {
-            "HONED_DIRECTORY": str(self.root / self.name),
+            "HONED_DIRECTORY": str(self.root / "run"),  # one volume, which a pod and its successor share
             "HONED_CONDUCTOR__PORT": str(self.port),
             "HONED_CONDUCTOR__HEALTH_PORT": str(self.health_port),
             "HONED_CONDUCTOR__KUBERNETES__IDENTITY": f"{self.name}_uid",
@@ -158,11 +158,12 @@ async def test_one_conductor_drives_another_stands_by_and_takes_the_job_over(tmp
         await add_pod(cluster, job, "one-x", phase="Running")
         record = logging.makeLogRecord({"msg": "step", "levelname": "INFO", "name": "honed.kit.progress"})
         record.job_progress = {"done": 0.25, "doing": "step 7", "figures": {"loss": 3.5}}
-        cluster.logs["one-x"] = JsonFormatter("pretrain").format(record) + "\n"
+        cluster.logs["one-x"] = "2,000 texts are empty\n" + JsonFormatter("pretrain").format(record) + "\n"
         told = await one.says(lambda run: run.phase_progress == 0.25, "the progress of the job")
         assert (told.phase_name, told.doing) == ("pretrain", "training the language model: step 7")
         assert dict(told.figures) == {"loss": 3.5}
-        assert {p.name: p.healthy for p in told.processes}["pretrain"]
+        [job_told] = [process for process in told.processes if process.name == "pretrain"]
+        assert (job_told.healthy, list(job_told.log_tail)) == (True, ["2,000 texts are empty"])
 
         # A second one is alive, not ready, and says for whom it waits.
         await two.start()
@@ -170,7 +171,6 @@ async def test_one_conductor_drives_another_stands_by_and_takes_the_job_over(tmp
         assert waiting.doing == f"standing by: the Lease {NAME} is held by one_uid with number 1"
         assert (await two.health(""), await two.health(SERVICE)) == (True, False)
         assert '"message": "standing by"' in two.log
-        assert not (tmp_path / "two" / "endpoints.json").exists()
 
         # The first one is killed: the second one follows the same job.
         one.signal(signal.SIGKILL)
@@ -219,7 +219,7 @@ async def test_who_loses_the_lease_ends_and_its_last_line_says_why(tmp_path: Pat
         assert last.startswith(f"honed: the Lease {NAME} went to another with number 5, and this conductor had number 1")
         assert holder(cluster) == "another"
         assert len(cluster.all("jobs")) == 1
-        assert not (tmp_path / "one" / "endpoints.json").exists()
+        assert not (tmp_path / "run" / "endpoints.json").exists()
 
 
 async def test_without_a_cluster_it_says_so_in_its_last_line(tmp_path: Path, cluster: Cluster) -> None:

@@ -17,6 +17,7 @@ from tests.support.cluster_run import api_of, jobs_of, publish_base
 from tests.support.job_controller import JobController, add_pod, cron_job, end_job, end_pod
 from tests.support.run import until
 
+from honed.conductor.cluster import patience
 from honed.conductor.cluster.api import Api
 from honed.conductor.cluster.jobs import KubernetesJobs
 from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, Unavailable
@@ -24,6 +25,8 @@ from honed.kit.log import JsonFormatter
 from honed.kit.progress import JobProgress
 
 SECRET = 'container job of pod one-x waits: CreateContainerConfigError: secret "honed-token-learner" not found'
+
+SUSPENDED: Object = {"spec": {"suspend": True}}
 
 
 def on(verb: str, resource: str) -> Any:
@@ -42,8 +45,8 @@ async def running(jobs: KubernetesJobs, job: str = "pretrain") -> AsyncIterator[
 
 
 async def started(cluster: Cluster) -> Object:
-    """The one Job that there is."""
-    await until(lambda: cluster.all("jobs"), 10, "a Job")
+    """The one Job that there is, once it may run."""
+    await until(lambda: any(not job["spec"]["suspend"] for job in cluster.all("jobs")), 10, "a Job that may run")
     [job] = cluster.all("jobs")
     return job
 
@@ -88,7 +91,11 @@ async def test_a_job_is_made_from_its_template_and_ends_with_its_success(
             "honed.dev/attempt": "1",
         }
         job["metadata"]["annotations"].pop("honed.dev/released", None)  # it is let run in the next moment
-        assert job["metadata"]["annotations"] == {"honed.dev/run": "small", "cronjob.kubernetes.io/instantiate": "manual"}
+        assert job["metadata"]["annotations"] == {
+            "honed.dev/run": "small",
+            "honed.dev/generation": "1",
+            "cronjob.kubernetes.io/instantiate": "manual",
+        }
         assert (spec["ttlSecondsAfterFinished"], spec["activeDeadlineSeconds"]) == (86_400, 86_400)
         pods = spec["template"]
         assert pods["spec"] == template["spec"]["jobTemplate"]["spec"]["template"]["spec"]
@@ -161,7 +168,7 @@ async def test_a_template_that_the_cluster_refuses_is_an_error(
         await jobs_of(tmp_path, api).run_job("pretrain")
 
 
-@pytest.mark.parametrize(("status", "times"), [(403, 3), (409, 3), (500, 2), (429, 2)])
+@pytest.mark.parametrize(("status", "times"), [(403, 3), (404, 3), (409, 3), (500, 2), (429, 2)])
 async def test_a_job_that_cannot_be_made_now_is_made_later(
     tmp_path: Path, cluster: Cluster, api: Api, template: Object, status: int, times: int
 ) -> None:
@@ -232,17 +239,72 @@ async def test_what_a_newer_api_server_fills_into_a_template_starts_nothing_anew
     assert len(cluster.all("jobs")) == 1
 
 
-async def test_a_job_of_another_template_is_left_alone(tmp_path: Path, cluster: Cluster, api: Api, template: Object) -> None:
+async def test_a_job_of_an_older_template_is_deleted_and_the_new_one_runs_once_its_pods_have_ended(
+    tmp_path: Path, cluster: Cluster, api: Api, template: Object
+) -> None:
     async with running(jobs_of(tmp_path, api)):
-        old = (await started(cluster))["metadata"]["name"]
+        old = await started(cluster)
+        await add_pod(cluster, old, "old-x", phase="Running")
     await cluster.put("cronjobs", cron_job(image="honed-learner-cpu:2"))
-    async with running(jobs_of(tmp_path, api)) as task:
-        await until(lambda: len(cluster.all("jobs")) == 2, 10, "a Job of the new template")
-        [new] = [job["metadata"]["name"] for job in cluster.all("jobs") if job["metadata"]["name"] != old]
+    jobs = jobs_of(tmp_path, api, start_timeout_s=0.02)
+    async with running(jobs) as task:
+        await until(lambda: cluster.object("jobs", old["metadata"]["name"]) is None, 10, "the old one is deleted")
+        await until(lambda: "pods of an earlier job still run" in jobs.states()[0].alarm, 10, "the alarm")
+        [new] = cluster.all("jobs")
+        assert new["spec"]["suspend"] is True
+        await end_pod(cluster, "old-x", 143)
+        name = (await started(cluster))["metadata"]["name"]
         publish_base(tmp_path)
-        await end_job(cluster, new, "Complete")
+        await end_job(cluster, name, "Complete")
         await within(task)
-    assert "conditions" not in (cluster.object("jobs", old) or {}).get("status", {})
+    assert cluster.asked("delete", "jobs") == 1
+
+
+async def test_who_has_an_older_template_takes_the_newer_one(
+    tmp_path: Path, cluster: Cluster, api: Api, template: Object
+) -> None:
+    """Another conductor has seen the change first, and its Job is there when this one wants its own to run."""
+    blocking = cron_job()["spec"]["jobTemplate"]["spec"]["template"]
+    by_hand = {"metadata": {"name": "by-hand"}, "spec": {"template": blocking}}
+    await add_pod(cluster, by_hand, "by-hand-x", phase="Running")
+    async with running(jobs_of(tmp_path, api)) as task:
+        await until(lambda: cluster.all("jobs"), 10, "a Job")
+        [stale] = cluster.all("jobs")
+        await cluster.put("cronjobs", cron_job(image="honed-learner-cpu:2"))
+        async with api_of(tmp_path, cluster) as other, running(jobs_of(tmp_path, other)) as second:
+            await until(lambda: cluster.object("jobs", stale["metadata"]["name"]) is None, 10, "the older one is gone")
+            await end_pod(cluster, "by-hand-x", 0)
+            name = (await started(cluster))["metadata"]["name"]
+            publish_base(tmp_path)
+            await end_job(cluster, name, "Complete")
+            await within(task)
+            await within(second)
+    assert len(cluster.all("jobs")) == 1
+
+
+async def test_a_job_that_a_person_made_of_the_template_is_waited_for_and_its_result_taken(
+    tmp_path: Path, cluster: Cluster, api: Api, template: Object
+) -> None:
+    by_hand = {"metadata": {"name": "by-hand"}, "spec": template["spec"]["jobTemplate"]["spec"]}
+    await add_pod(cluster, by_hand, "by-hand-x", phase="Running")
+    jobs = jobs_of(tmp_path, api, start_timeout_s=0.02)
+    async with running(jobs) as task:
+        await until(lambda: "by-hand-x" in jobs.states()[0].alarm, 10, "the alarm")
+        publish_base(tmp_path)
+        await end_pod(cluster, "by-hand-x", 0)
+        await within(task)
+    assert cluster.all("jobs") == [], "the one that waited need not run"
+
+
+async def test_a_job_that_vanishes_again_and_again_is_made_with_growing_pauses(
+    tmp_path: Path, cluster: Cluster, api: Api, template: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.2)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 10.0)
+    cluster.faults = [Fault("refused", 409, matches=on("create", "jobs")) for _ in range(1000)]
+    async with running(jobs_of(tmp_path, api)):
+        await asyncio.sleep(1.5)
+    assert 2 <= cluster.asked("create", "jobs") <= 10
 
 
 async def test_a_job_that_nobody_here_made_is_not_taken_for_ours(
@@ -265,7 +327,7 @@ async def test_a_job_that_is_deleted_is_started_again_once_nothing_of_it_runs(
         name = await followed(cluster)
         pod = await add_pod(cluster, (await started(cluster)), "one-x", phase="Running")
         await cluster.delete("jobs", name)
-        await until(lambda: "pods of an ended job still run" in jobs.states()[0].alarm, 10, "the alarm")
+        await until(lambda: "pods of an earlier job still run" in jobs.states()[0].alarm, 10, "the alarm")
         assert "one-x" in jobs.states()[0].alarm
         [successor] = cluster.all("jobs")
         assert (successor["metadata"]["name"], successor["spec"]["suspend"]) == (name, True)
@@ -311,6 +373,8 @@ async def failed(cluster: Cluster, *, code: int, reason: str, message: str = "",
         (75, "BackoffLimitExceeded", Unavailable, "exit code 75; BackoffLimitExceeded: it hurts"),
         (137, "BackoffLimitExceeded", Unavailable, "OOMKilled, exit code 137; BackoffLimitExceeded: it hurts"),
         (143, "BackoffLimitExceeded", Unavailable, "exit code 143; BackoffLimitExceeded: it hurts"),
+        (139, "BackoffLimitExceeded", Unavailable, "exit code 139; BackoffLimitExceeded: it hurts"),
+        (255, "PodFailurePolicy", FailedPrecondition, "exit code 255; PodFailurePolicy: it hurts"),
         (0, "BackoffLimitExceeded", Unavailable, "Evicted: The node was low on memory.; BackoffLimitExceeded: it hurts"),
         (143, "DeadlineExceeded", DeadlineExceeded, "exit code 143; DeadlineExceeded: it hurts"),
     ],
@@ -355,7 +419,7 @@ async def test_what_failed_for_a_reason_that_may_pass_is_tried_again_by_a_job_of
             await within(task)
     async with running(jobs) as task:
         second = first.removesuffix("-1") + "-2"
-        await until(lambda: cluster.object("jobs", second), 10, "the second attempt")
+        await until(lambda: not (cluster.object("jobs", second) or SUSPENDED)["spec"]["suspend"], 10, "the second may run")
         publish_base(tmp_path)
         await end_job(cluster, second, "Complete")
         await within(task)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client import start_http_server
 from tests.integration.client import served, top_served
 from tests.integration.client.test_dead import bury
@@ -16,6 +19,10 @@ from tests.integration.on_cluster.conftest import GRPC, METRICS, REDIS, Place
 from tests.support.authority import Authority
 from tests.support.kubernetes import pod
 
+from honed.cli.connection import ask_cluster, find_cluster
+from honed.cli.replicas import PodReplicas, figures
+from honed.cli.top import Watch
+from honed.client import RequestError
 from honed.kit.server import Listener, Server, ServerOptions
 from honed.kit.tokens import TokenTable
 from honed.queue.embedded import EmbeddedRedis
@@ -152,9 +159,14 @@ def test_a_missing_token_secret_is_told_unless_authentication_is_off(place: Plac
     place.loop.run(server.stop())
 
 
-def test_certificates_come_from_a_secret_where_mutual_tls_is_on(place: Place, tmp_path: Path) -> None:
+def test_certificates_come_from_a_secret_where_mutual_tls_is_on(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cryptography import x509
 
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     (tmp_path / "certificates").mkdir()
     authority = Authority(tmp_path / "certificates", "ours", x509.DNSName("honed"))
     options = ServerOptions(tokens=TokenTable.load(place.tokens / "table.json"), tls=authority.issue("server"))
@@ -176,6 +188,7 @@ def test_certificates_come_from_a_secret_where_mutual_tls_is_on(place: Place, tm
     place.api.secret("honed-tls-operator", **{key: path.read_text() for key, path in files.items()})
     done = place.honed("generate", "x")
     assert (done.exit_code, done.stdout) == (0, "a fine film\n"), done.output
+    assert not list(temporary.rglob("*")), "the key is in no file, which a signal would leave behind"
     place.loop.run(server.stop())
 
 
@@ -192,6 +205,36 @@ def test_a_run_file_that_may_not_be_read_is_not_needed_to_generate(run: Place) -
     run.api.forbidden.add(("get", "configmaps"))
     assert run.honed("generate", "x").exit_code == 0
     assert 'cannot get resource "configmaps"' in run.honed("dead", "list").stderr
+
+
+def test_the_role_for_people_is_enough_for_each_command(run: Place) -> None:
+    accounts = yaml.safe_load_all((Path(__file__).parents[3] / "deploy" / "base" / "accounts.yaml").read_text())
+    [role] = [tree for tree in accounts if (tree["kind"], tree["metadata"]["name"]) == ("Role", "honed-operator")]
+    text = yaml.safe_dump(role["rules"]).replace("honed-run", "honed-run-5f7c")  # as kustomize does
+    run.api.allowed = yaml.safe_load(text)
+    run.api.put("deployments", "honed-generation", {"spec": {"replicas": 2}})
+    run.api.put("deployments", "honed-reward", {"spec": {"replicas": 0}})
+    run.api.put("pods", "honed-generation-c", pod("generation", ready=False, phase="Pending"))
+    for words in (
+        ("generate", "x"),
+        ("score", "--prompt", "p", "fine"),
+        ("status",),
+        ("top", "--once"),
+        ("versions",),
+        ("prompts", "status"),
+        ("judge", "stats"),
+        ("scale", "generation=3", "--timeout", "1"),
+        ("dead", "list"),
+    ):
+        shown = run.honed(*words).output
+        assert "forbidden" not in shown, words
+    run.api.remove("pods", "honed-reward-0")
+    assert "honed-reward is scaled to 0" in run.honed("score", "--prompt", "p", "fine").stderr
+    run.api.put("pods", "honed-redis-0", pod("redis"))
+    run.api.secret("honed-redis", password="p")
+    run.honed("dead", "list")
+    assert run.api.refusals == []
+    assert "is forbidden" in run.honed("cluster", "secrets").stderr, "it makes Secrets, and reads every token"
 
 
 def test_scale_sets_the_deployment_and_waits_for_its_pods(run: Place) -> None:
@@ -260,6 +303,30 @@ def test_top_shows_why_a_replica_does_not_serve(run: Place) -> None:
     shown = run.honed("top", "--once").stdout
     assert "generation: ImagePullBackOff: not found" in shown
     assert "honed-generation-a" in shown
+
+
+def test_a_live_view_takes_the_token_that_replaces_a_wrong_one(run: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(run.kubeconfig))
+    monkeypatch.delenv("HONED_TOKEN", raising=False)
+    token = (run.tokens / "operator.token").read_text()
+    run.serve("honed-reward-0", "reward", top_served.Reward().servicer())
+    run.serve("honed-learner-0", "learner", top_served.Learner().servicer())
+    ask_cluster("")
+    try:
+        with contextlib.ExitStack() as stack:
+            watch = Watch(stack, find_cluster(), None, None)
+            run.api.secret("honed-token-operator", operator_token="old")
+            with pytest.raises(RequestError, match="UNAUTHENTICATED"):
+                watch.look()
+            replicas = PodReplicas(stack, one_run := run.run(), None)
+            assert all("UNAUTHENTICATED" in row["error"] for row in figures(replicas, replicas.list(())))
+            run.api.secret("honed-token-operator", operator_token=token)
+            found = watch.look()
+            assert "error" not in found["run"] | found["learner"]
+            one_run.look_again()
+            assert not any("UNAUTHENTICATED" in row.get("error", "") for row in figures(replicas, replicas.list(())))
+    finally:
+        ask_cluster(None)
 
 
 def arguments(*words: str) -> list[str]:

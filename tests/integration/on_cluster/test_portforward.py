@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from tests.integration.on_cluster.conftest import GRPC, Place
 from tests.support.authority import Authority
-from tests.support.kubernetes import KubernetesApi, kubernetes_api, pod
+from tests.support.kubernetes import KubernetesApi, kubeconfig, kubernetes_api, pod
 
 from honed.client import Client, RequestError
 from honed.cluster import forward as forward_module
+from honed.cluster import portforward
 from honed.cluster.api import Cluster
 from honed.cluster.forward import Forward
-from honed.cluster.pods import list_pods
+from honed.cluster.pods import Pod, list_pods
 from honed.kit.errors import Unavailable
 
 MANY = 6 << 20
@@ -180,13 +181,37 @@ def test_a_port_that_nobody_serves_is_told_in_the_kubelets_words(api: tuple[Kube
         assert forward.trouble == "g-1: error forwarding port 50051 to pod g-1: connection refused"
 
 
-def test_a_right_that_is_missing_is_told(api: tuple[KubernetesApi, Cluster], echo: tuple[str, int]) -> None:
-    api[0].forbidden.add(("create", "pods/portforward"))
+@pytest.mark.parametrize("verb", ["get", "create"])
+def test_a_right_that_is_missing_is_told(api: tuple[KubernetesApi, Cluster], echo: tuple[str, int], verb: str) -> None:
+    api[0].forbidden.add((verb, "pods/portforward"))
     with forwarded(*api, echo) as forward:
         with socket.create_connection(("127.0.0.1", forward.port), timeout=10) as connection:
             assert closed(connection)
         until(lambda: forward.trouble)
-        assert 'cannot create resource "pods/portforward"' in forward.trouble
+        assert f'cannot {verb} resource "pods/portforward"' in forward.trouble
+
+
+def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by a caller, nor by the threads that are left when the port is closed."""
+    monkeypatch.setattr(portforward, "_CONNECT_S", 0.5)
+    before = set(threading.enumerate())
+    found = Pod({**pod("generation"), "metadata": {"name": "g-1"}})
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        path = tmp_path / "kubeconfig"
+        path.write_text(kubeconfig(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        forward = Forward(Cluster.of("", {"KUBECONFIG": str(path)}), "generation", "grpc", [found], pinned=True)
+        with socket.create_connection(("127.0.0.1", forward.port), timeout=10) as connection:
+            assert closed(connection)
+            assert "does not answer" in forward.trouble
+        with socket.create_connection(("127.0.0.1", forward.port), timeout=10) as connection:
+            silent.accept()[0].close()
+            upgrading = silent.accept()[0]  # the second stream waits for an answer to its upgrade
+            forward.close()
+            assert closed(connection)
+            upgrading.close()
+        until(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("honed")])
 
 
 def test_there_is_a_bound(api: tuple[KubernetesApi, Cluster], echo: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +290,20 @@ def test_an_api_server_that_goes_away_is_named(place: Place) -> None:
         with pytest.raises(RequestError) as raised:
             client.generate("x", timeout=4)
     assert "answers 503" in str(raised.value)
+
+
+def test_an_api_server_that_says_nothing_holds_no_error_up(place: Place) -> None:
+    """The call's own time is over when its reason is asked for."""
+    place.generator("honed-generation-a")
+    with Client.over(place.run().peer("generation")) as client:
+        client.generate("x")
+        place.api.hanging = True
+        place.api.break_streams("honed-generation-a")
+        begun = time.monotonic()
+        with pytest.raises(RequestError) as raised:
+            client.generate("x", timeout=1)
+        assert time.monotonic() - begun < 15
+    assert "does not answer" in str(raised.value)
 
 
 def test_no_ready_pod_is_an_error_before_anything_is_sent(place: Place) -> None:

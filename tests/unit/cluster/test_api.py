@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
 import pytest
 from tests.support.kubernetes import CONTEXT, KubernetesApi, kubeconfig
 
-from honed.cluster.api import NAMESPACE, Cluster, Context, choose, items, read_contexts
+from honed.cluster.api import Cluster, items
+from honed.cluster.kubeconfig import NAMESPACE, Context, choose, read_contexts
 from honed.kit.errors import Conflict, FailedPrecondition, NotFound, PermissionDenied, Unauthenticated, Unavailable
 
 ARN = "arn:aws:eks:eu-central-1:1:cluster/trained"
@@ -122,3 +124,28 @@ def test_a_server_that_is_away_is_named_with_what_to_do(tmp_path: Path) -> None:
         Unavailable, match=rf"127.0.0.1:{port} of context 'kind-test' does not answer .*refused.*kubectl --context"
     ):
         gone.get(gone.core("pods"))
+
+
+def test_what_is_asked_briefly_ends_in_that_time_and_is_not_tried_again(api: KubernetesApi, cluster: Cluster) -> None:
+    api.put("pods", "g-1", {})
+    with cluster.briefly(30) as brief:
+        assert brief.get(brief.core("pods", "g-1"))["metadata"]["name"] == "g-1"
+    api.answers = [(503, {})]
+    with cluster.briefly(30) as brief, pytest.raises(Unavailable, match="answers 503"):
+        brief.get(brief.core("pods"))
+    api.hanging, begun, asked = True, time.monotonic(), len(api.requests)
+    with cluster.briefly(0.5) as brief:
+        for _ in range(20):
+            with pytest.raises(Unavailable, match="does not answer"):
+                brief.get(brief.core("pods"))
+    assert time.monotonic() - begun < 5
+    assert len(api.requests) - asked < 20, "once the time is over nobody is asked"
+    api.hanging = False
+    assert cluster.get(cluster.core("pods"))["items"], "the cluster itself is as it was"
+
+
+@pytest.mark.parametrize("page", ["<html>log in</html>", "[]", "", "null"])
+def test_an_answer_that_is_no_object_is_not_the_api_servers(api: KubernetesApi, cluster: Cluster, page: str) -> None:
+    api.page = page
+    with pytest.raises(Unavailable, match=r"API server .* does not answer \(status 200 with no JSON object: a proxy"):
+        cluster.get(cluster.core("pods"))

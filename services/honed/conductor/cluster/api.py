@@ -7,7 +7,7 @@ plain JSON: a Job made from a template keeps fields that the client's models do 
 The conductor's service account needs just this:
 
     batch                cronjobs   get, of honed-pretrain and honed-reward-model
-    batch                jobs       list, watch, create, update
+    batch                jobs       list, watch, create, update, delete
     (core)               pods       list
     (core)               pods/log   get
     coordination.k8s.io  leases     get and update, of honed-conductor; create
@@ -42,6 +42,8 @@ PODS: Final = "/api/v1/namespaces/{}/pods"
 LEASES: Final = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
+LONGEST_ASKED_S: Final = 60.0
+"""The longest wait that a server may ask for: a proxy's hour is not ours."""
 _LOG_BYTES: Final = 4 << 20
 _BROKEN: Final = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 
@@ -95,7 +97,10 @@ class Api:
 
     async def find(self, resource: str, *, labels: Mapping[str, str] | None = None, name: str | None = None) -> Listing:
         """The objects with these labels, or the one of this name if it is there."""
-        found = await self._object("GET", self._path(resource), _selected(labels or {}, name))
+        try:
+            found = await self._object("GET", self._path(resource), _selected(labels or {}, name))
+        except NotFound as error:  # a list is never missing: something between here and the API server said so
+            raise ApiUnavailable(f"the API server's list of objects is not there: {error}") from error
         items, version = found.get("items"), found.get("metadata", {}).get("resourceVersion", "")
         return Listing(list(items or ()), str(version))
 
@@ -105,7 +110,10 @@ class Api:
         Raises:
             Conflict: One of this name exists already, or something else changed at the same moment.
         """
-        return await self._object("POST", self._path(resource), body=body)
+        try:
+            return await self._object("POST", self._path(resource), body=body)
+        except NotFound as error:  # the namespace, or something between here and the API server said so
+            raise ApiUnavailable(f"the API server has no place for an object: {error}") from error
 
     async def replace(self, resource: str, body: Object) -> Object:
         """Writes an object anew, if it is still of the `resourceVersion` that `body` has.
@@ -115,6 +123,14 @@ class Api:
             NotFound: It has been deleted.
         """
         return await self._object("PUT", self._path(resource, body["metadata"]["name"]), body=body)
+
+    async def delete(self, resource: str, name: str) -> None:
+        """Has an object deleted, which ends when all is gone that it owns.
+
+        Raises:
+            NotFound: It has been deleted.
+        """
+        await self._object("DELETE", self._path(resource, name), [("propagationPolicy", "Foreground")])
 
     async def log(self, pod: str, container: str, lines: int) -> str:
         """The last lines of a container's log.
@@ -220,7 +236,7 @@ def _refusal(code: int, status: Object, retry_after: str | None) -> HonedError:
 
 def _seconds(text: object) -> float | None:
     try:
-        return max(0.0, float(str(text)))
+        return min(max(0.0, float(str(text))), LONGEST_ASKED_S)
     except ValueError:  # a date, which no API server sends
         return None
 

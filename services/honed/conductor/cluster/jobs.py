@@ -5,8 +5,8 @@ What holds:
       may pass. Its name is the same whoever makes it, so a conductor that starts again, or a second one, follows what is there.
     * A Job is made suspended, and let run once nothing of an earlier one runs. Looked at before, that could change until the
       Job is there: another conductor's was made, ran, and was deleted meanwhile.
-    * A Job that is deleted is made again. A Job of another template is neither followed nor
-      touched.
+    * A Job that is deleted is made again. One of an older template is deleted, and one that a person has made of the template
+      is waited for: two of the same job would write the same result.
     * A job whose result stands in the store is not started, so that a conductor that starts again needs no room for it.
     * However long the API server is away, only the Job's own end ends the wait. What is waited for is an alarm after
       `conductor.start_timeout_s`.
@@ -27,8 +27,18 @@ from typing import NoReturn
 from honed.conductor.cluster import outcome
 from honed.conductor.cluster.api import CRON_JOBS, JOBS, PODS, Api, ApiUnavailable, Object
 from honed.conductor.cluster.patience import Patience
-from honed.conductor.cluster.template import RELEASED, TEMPLATE, JobTemplate, attempt_of, labels_of, released
+from honed.conductor.cluster.template import (
+    JOB,
+    RELEASED,
+    TEMPLATE,
+    JobTemplate,
+    attempt_of,
+    generation_of,
+    labels_of,
+    released,
+)
 from honed.conductor.launcher import ProcessState
+from honed.conductor.logs import last_lines
 from honed.conductor.results import Results
 from honed.config import RunSettings
 from honed.kit.aio import background
@@ -41,6 +51,7 @@ WATCH_S = 30.0
 SHORTEST_WATCH_S = 1.0
 LOOK_EVERY_S = 5.0
 LOG_LINES = 100
+_JOB_OF_POD = "batch.kubernetes.io/job-name"
 
 
 @dataclass
@@ -63,6 +74,10 @@ class _Following:
         """Raises the alarm of a source, or ends it when `text` is empty."""
         self.alarms[source] = text
         self.state.alarm = "; ".join(filter(None, self.alarms.values()))
+
+
+class _Obsolete(Exception):
+    """A Job that waits to be let run need not: the result is there, or another conductor has made one of a newer template."""
 
 
 class KubernetesJobs:
@@ -88,7 +103,8 @@ class KubernetesJobs:
             if succeeded:
                 await self._check_result(job, name)
                 break
-            logger.warning("a job was deleted; it is started again", extra={"job": name})
+            logger.warning("a job was deleted, or its template has changed; it is started again", extra={"job": name})
+            await patience.failed(ApiUnavailable(f"job {name} is gone, and is made again"))
         del self._following[job]
 
     def progress(self, job: str) -> JobProgress | None:
@@ -113,7 +129,7 @@ class KubernetesJobs:
         return JobTemplate(self._settings.run, job, cron_job)
 
     async def _chosen(self, template: JobTemplate, following: _Following) -> str | None:
-        """The name of the Job to follow, which is started if there is none; None if the result is there without one.
+        """The name of the Job to follow, which is started if there is none; None if the result is there and none runs.
 
         Raises:
             FailedPrecondition: It has failed by itself, or the API refuses the template.
@@ -135,6 +151,8 @@ class KubernetesJobs:
         failed = await self._failure(last, following)
         if not may_pass(failed):
             raise failed
+        if not await self._results.lacking(template.job):
+            return None
         return await self._started(template, attempt_of(last) + 1)
 
     async def _started(self, template: JobTemplate, attempt: int) -> str:
@@ -146,7 +164,7 @@ class KubernetesJobs:
         return name
 
     async def _followed(self, name: str, template: JobTemplate, following: _Following, patience: Patience) -> bool:
-        """Returns True when the Job has succeeded, False when it is gone.
+        """Returns True when the Job has succeeded, False when it is gone or need not run.
 
         Raises:
             Unavailable: It failed for a reason that may pass.
@@ -170,6 +188,8 @@ class KubernetesJobs:
                             return True
                 if self._clock() - began < SHORTEST_WATCH_S:
                     raise ApiUnavailable("a watch of the API ended as soon as it began")
+            except _Obsolete:
+                return False
             except ApiUnavailable as error:
                 await patience.failed(error)
 
@@ -188,16 +208,43 @@ class KubernetesJobs:
         """Lets a Job run that is as it was made. One that a person has suspended since stays so.
 
         Raises:
+            _Obsolete: It has nothing to do any more.
             ApiUnavailable: Also while something of an earlier Job runs.
         """
         if not job["spec"].get("suspend") or RELEASED in (job["metadata"].get("annotations") or {}):
             return
-        pods = (await self._api.find(PODS, labels={TEMPLATE: template.digest})).items
+        await self._end_older(template)
+        pods = (await self._api.find(PODS, labels={JOB: template.job})).items
         if left := [pod["metadata"]["name"] for pod in pods if not outcome.ended(pod)]:
-            raise ApiUnavailable(f"pods of an ended job still run, and are waited for: {', '.join(sorted(left))}")
+            raise ApiUnavailable(f"pods of an earlier job still run, and are waited for: {', '.join(sorted(left))}")
+        if not await self._results.lacking(template.job):  # an older one has succeeded meanwhile
+            with contextlib.suppress(NotFound):
+                await self._api.delete(JOBS, job["metadata"]["name"])
+            raise _Obsolete
         # Somebody else was faster, or it is gone. Its successor of the same name is of another version.
         with contextlib.suppress(Conflict, NotFound):
             await self._api.replace(JOBS, released(job))
+
+    async def _end_older(self, template: JobTemplate) -> None:
+        """Deletes the Jobs of older templates that have yet to end.
+
+        Raises:
+            _Obsolete: There is a newer template's.
+            ApiUnavailable: Also until they are gone.
+        """
+        jobs = (await self._api.find(JOBS, labels={JOB: template.job})).items
+        made = [(generation, job) for job in jobs if (generation := generation_of(job)) is not None]
+        if any(generation > template.generation for generation, _ in made):
+            raise _Obsolete
+        active = (job for generation, job in made if generation < template.generation and outcome.verdict(job).kind == "active")
+        older = {str(job["metadata"]["name"]): job for job in active}
+        for name, job in older.items():
+            if not job["metadata"].get("deletionTimestamp"):
+                logger.warning("a job of an older template is deleted", extra={"job": name})
+                with contextlib.suppress(NotFound):
+                    await self._api.delete(JOBS, name)
+        if older:
+            raise ApiUnavailable(f"jobs of an older template are being deleted, and are waited for: {', '.join(sorted(older))}")
 
     async def _failure(self, job: Object, following: _Following) -> HonedError:
         """Why a Job failed, with the end of its log."""
@@ -238,9 +285,10 @@ class KubernetesJobs:
             following.log = await self._log(pod["metadata"]["name"], outcome.main_container(pod))
             told = [progress for line in following.log.splitlines() if (progress := logged_progress(line))]
             following.progress = told[-1] if told else following.progress
+            state.log_tail = last_lines(following.log)
 
     async def _pods(self, name: str) -> list[Object]:
-        return (await self._api.find(PODS, labels={"batch.kubernetes.io/job-name": name})).items
+        return (await self._api.find(PODS, labels={_JOB_OF_POD: name})).items
 
     async def _log(self, pod: str, container: str) -> str:
         return await self._api.log(pod, container, LOG_LINES)

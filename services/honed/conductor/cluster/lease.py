@@ -119,10 +119,13 @@ class ClusterLease:
                 await asyncio.wait_for(self._doubted.wait(), every_s)
             self._doubted.clear()
             try:
-                async with asyncio.timeout(every_s):
+                # Three calls, each with a deadline of its own, where somebody else has changed the Lease.
+                async with asyncio.timeout(limit_s := max(every_s, self._life_s - (self._clock() - renewed))):
                     await self._change({})
-            except (ApiUnavailable, TimeoutError) as error:
-                reason = str(error) or f"no answer within {every_s:g} s"
+            except LeaseTaken:
+                raise
+            except (HonedError, TimeoutError) as error:  # whatever it refuses: the queue knows who was chosen
+                reason = str(error) or f"no answer within {limit_s:.1f} s"
                 logger.warning("the Lease is not renewed", extra={"reason": reason})
                 if self._clock() - renewed > self._life_s:
                     told = True

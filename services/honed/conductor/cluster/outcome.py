@@ -1,7 +1,7 @@
 """What the status of a Job and of its pods says: is it done, why did it fail, what does it wait for.
 
-Exit status 75 of `honed job` means that the failure may pass; a container that was killed, a pod that was evicted or whose node
-went away may succeed elsewhere. Any other exit status is the job's own.
+Exit status 75 of `honed job` means that the failure may pass; a container that a signal has ended (the kernel's for its memory,
+a driver's fault), a pod that was evicted or whose node went away may succeed elsewhere. Any other exit status is the job's own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from honed.conductor.cluster.api import Object
 from honed.conductor.logs import last_lines
 from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, Unavailable
 
-_KILLED: Final = 128
+KILLED: Final = range(129, 160)
+"""Exit status of a container that a signal has ended: 128 and its number."""
 _ENDED: Final = ("Succeeded", "Failed")
 
 
@@ -125,7 +126,7 @@ def _exit(pod: Object) -> Exit:
         if state and state.get("exitCode"):
             code, reason, message = int(state["exitCode"]), state.get("reason") or "", state.get("message") or ""
             text = f"exit code {code}" if reason in ("", "Error") else f"{reason}, exit code {code}"
-            passing = disrupted or code == os.EX_TEMPFAIL or code > _KILLED
+            passing = disrupted or code == os.EX_TEMPFAIL or code in KILLED
             return Exit(name, str(container["name"]), code, text, message, passing)
     reason, message = status.get("reason") or "its pod failed", status.get("message") or ""
     return Exit(name, "", None, f"{reason}: {message}" if message else reason, message, passing=True)

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from honed.conductor.cluster.api import ApiUnavailable
 
@@ -17,7 +17,6 @@ Result = TypeVar("Result")
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
-LONGEST_ASKED_S: Final = 60.0
 
 
 class Patience:
@@ -60,7 +59,7 @@ class Patience:
         self._pause_s = FIRST_PAUSE_S if quiet or not self._pause_s else min(2 * self._pause_s, LONGEST_PAUSE_S)
         pause_s = self._pause_s * self._rng.uniform(0.5, 1.0)
         if error.retry_after_s is not None:
-            pause_s = max(pause_s, min(error.retry_after_s, LONGEST_ASKED_S))
+            pause_s = max(pause_s, error.retry_after_s)
         logger.info("the cluster is asked again", extra={"reason": str(error), "pause_s": round(pause_s, 3)})
         await asyncio.sleep(pause_s)
         self._last = self._clock()

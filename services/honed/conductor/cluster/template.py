@@ -19,6 +19,8 @@ JOB: Final = "honed.dev/job"
 TEMPLATE: Final = "honed.dev/template"
 ATTEMPT: Final = "honed.dev/attempt"
 RUN: Final = "honed.dev/run"
+GENERATION: Final = "honed.dev/generation"
+"""Annotation of a Job: the generation of the CronJob that it was made from."""
 RELEASED: Final = "honed.dev/released"
 """Annotation of a Job that was let run: if it is suspended all the same, a person did that."""
 TTL_S: Final = 86_400
@@ -41,6 +43,11 @@ class JobTemplate:
     cron_job: Object
 
     @property
+    def generation(self) -> int:
+        """How often the template was changed, counted by the API server."""
+        return int(self.cron_job["metadata"]["generation"])
+
+    @property
     def digest(self) -> str:
         """Tells this template, for this run, from every other.
 
@@ -48,7 +55,7 @@ class JobTemplate:
         before, is none of them.
         """
         metadata = self.cron_job["metadata"]
-        content = json.dumps([self.run, self.job, metadata["uid"], metadata["generation"]])
+        content = json.dumps([self.run, self.job, metadata["uid"], self.generation])
         return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]
 
     def name(self, attempt: int) -> str:
@@ -66,7 +73,7 @@ class JobTemplate:
         template: Object = copy.deepcopy(self.cron_job["spec"]["jobTemplate"])
         metadata, spec = template.get("metadata") or {}, template["spec"]
         pods = spec["template"].setdefault("metadata", {})
-        labels = {TEMPLATE: self.digest, ATTEMPT: str(attempt)}
+        labels = {JOB: self.job, TEMPLATE: self.digest, ATTEMPT: str(attempt)}
         pods["labels"] = {**(pods.get("labels") or {}), **labels}
         spec["suspend"] = True
         spec.setdefault("activeDeadlineSeconds", deadline_s)
@@ -77,10 +84,11 @@ class JobTemplate:
             "kind": "Job",
             "metadata": {
                 "name": self.name(attempt),
-                "labels": {**(metadata.get("labels") or {}), JOB: self.job, **labels},
+                "labels": {**(metadata.get("labels") or {}), **labels},
                 "annotations": {
                     **(metadata.get("annotations") or {}),
                     RUN: self.run,
+                    GENERATION: str(self.generation),
                     "cronjob.kubernetes.io/instantiate": "manual",
                 },
                 # Not its controller: that would count it against the CronJob's history limits, and remove it early.
@@ -100,6 +108,12 @@ def attempt_of(job: Object) -> int:
     """Which attempt a Job is; 0 if it does not say."""
     text = labels_of(job).get(ATTEMPT, "")
     return int(text) if text.isdecimal() else 0
+
+
+def generation_of(job: Object) -> int | None:
+    """Which generation of its CronJob a Job was made from; None if it does not say: no conductor has made it."""
+    text = (job["metadata"].get("annotations") or {}).get(GENERATION, "")
+    return int(text) if text.isdecimal() else None
 
 
 def labels_of(thing: Object) -> dict[str, str]:
