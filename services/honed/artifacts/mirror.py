@@ -4,6 +4,9 @@
 
 Every byte is verified against its manifest on the way, and a version's manifest is written last: a copy that was broken off
 holds whole versions only, and the next one goes on where it ended. What is retired while it is copied is left out.
+
+Two stores that are not of one run are never mixed: a store that was lost begins anew with a version 0.0 of its own, and a
+backup of it over the backup of the lost one would leave neither. So a version is never replaced by another of its label.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +25,8 @@ from honed.artifacts.files import open_backend
 from honed.artifacts.names import MANIFEST_NAME
 from honed.artifacts.reward_models import RewardModelStore
 from honed.artifacts.store import ArtifactStore, PolicyStore
-from honed.kit.errors import DataLoss, HonedError, NotFound
+from honed.artifacts.version import VersionId
+from honed.kit.errors import Conflict, DataLoss, HonedError, NotFound
 from honed.kit.log import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -60,12 +65,15 @@ def mirror(source: str, target: str, run: str, *, remove: bool = False) -> Mirro
 
     Raises:
         NotFound: the original holds no version of the run.
+        Conflict: the two places hold versions of different runs; nothing was changed.
         DataLoss: bytes of the original are damaged; names the file. What was copied before stays.
         Unavailable: one of the stores does not answer.
     """
     done = Mirrored()
     if not PolicyStore(source, run).versions():
         raise NotFound(f"{source} holds no version of run {run!r}: nothing is copied, and nothing removed")
+    for original, copy, parts in _stores(source, target, run):
+        _check_same_run(original, copy, (source, target), parts)
     for original, copy, parts in _stores(source, target, run):
         _copy_versions(original, copy, (target, *parts), done, remove=remove)
         _copy_marks(source, target, parts, remove=remove)
@@ -79,6 +87,44 @@ def _stores(source: str, target: str, run: str) -> Iterator[tuple[ArtifactStore,
         yield RewardModelStore(source, run, name), RewardModelStore(target, run, name), (run, _REWARD_MODELS, name)
 
 
+def _check_same_run(original: ArtifactStore, copy: ArtifactStore, places: tuple[str, str], parts: tuple[str, ...]) -> None:
+    """Raises Conflict unless what the copy holds was once copied from the original.
+
+    The policy's 0.0 says when it was made, so that no other run has the same one, and it is never retired. Reward models
+    are: of one that was trained anew the copy may hold only versions that are gone.
+    """
+    there, wanted = set(copy.versions()), set(original.versions())
+    for version in sorted(there & wanted):
+        with _unless_retired(original, version):
+            digests = original.manifest(version).digest, copy.manifest(version).digest
+            if digests[0] != digests[1]:
+                raise _conflict(
+                    places, parts, f"hold different versions {version} (sha256 {digests[0][:12]} and {digests[1][:12]})"
+                )
+    if copy.kind == "policy" and there and not there & wanted:
+        raise _conflict(places, parts, "hold no version in common")
+
+
+def _conflict(places: tuple[str, str], parts: tuple[str, ...], what: str) -> Conflict:
+    source, target = places
+    return Conflict(
+        f"{source} and {target} {what} below {'/'.join(parts)}: they are not of one run, and nothing was copied or removed. "
+        f"If {source} holds the right one, move {target}/{parts[0]} away or name another place, and copy again. If it was made "
+        f"anew after a loss, move {source}/{parts[0]} away and restore it from {target}"
+    )
+
+
+@contextmanager
+def _unless_retired(original: ArtifactStore, version: VersionId) -> Iterator[None]:
+    """Ends quietly what failed because the version was retired meanwhile."""
+    try:
+        yield
+    except (NotFound, DataLoss):
+        if version in original.versions():
+            raise
+        logger.info("retired while it was copied", extra={"version": version.label})
+
+
 def _copy_versions(
     original: ArtifactStore, copy: ArtifactStore, where: tuple[str, ...], done: Mirrored, *, remove: bool
 ) -> None:
@@ -86,25 +132,19 @@ def _copy_versions(
     backend = open_backend(target, _IO_TIMEOUT_S)
     there, wanted = set(copy.versions()), original.versions()
     for version in wanted:
+        if version in there:  # with the same digest: `_check_same_run`
+            done.there += 1
+            continue
         directory = backend.join(*parts, version.label)
-        try:
+        with _unless_retired(original, version), tempfile.TemporaryDirectory(prefix="honed-mirror-") as scratch:
             manifest = original.manifest(version)
-            if version in there and copy.manifest(version).digest == manifest.digest:
-                done.there += 1
-                continue
-            with tempfile.TemporaryDirectory(prefix="honed-mirror-") as scratch:
-                fetched = original.fetch(version, Path(scratch), manifest.digest)
-                backend.remove(backend.join(directory, MANIFEST_NAME))
-                for entry in manifest.files:
-                    backend.upload(fetched / entry.path, backend.join(directory, entry.path))
-                backend.write(backend.join(directory, MANIFEST_NAME), manifest.to_bytes())
-        except (NotFound, DataLoss):
-            if version in original.versions():
-                raise
-            logger.info("retired while it was copied", extra={"version": version.label})
-        else:
+            fetched = original.fetch(version, Path(scratch), manifest.digest)
+            backend.remove(backend.join(directory, MANIFEST_NAME))
+            for entry in manifest.files:
+                backend.upload(fetched / entry.path, backend.join(directory, entry.path))
+            backend.write(backend.join(directory, MANIFEST_NAME), manifest.to_bytes())
             done.copied += 1
-    for version in sorted(there - set(wanted)) if remove else ():
+    for version in sorted(there - set(wanted)) if remove and wanted else ():
         backend.remove(backend.join(*parts, version.label, MANIFEST_NAME))
         backend.remove_tree(backend.join(*parts, version.label))
         done.removed += 1
