@@ -1,6 +1,6 @@
 """Copies a run's store; a backup is such a copy, a restore its reverse.
 
-    python3 -m honed.artifacts.mirror FROM TO --run NAME [--remove]
+    python3 -m honed.artifacts.mirror FROM TO --run NAME [--remove | --restore]
 
 Every byte is verified against its manifest on the way, and a version's manifest is written last: a copy that was broken off
 holds whole versions only, and the next one goes on where it ended. What is retired while it is copied is left out.
@@ -26,7 +26,7 @@ from honed.artifacts.names import MANIFEST_NAME
 from honed.artifacts.reward_models import RewardModelStore
 from honed.artifacts.store import ArtifactStore, PolicyStore
 from honed.artifacts.version import VersionId
-from honed.kit.errors import Conflict, DataLoss, HonedError, NotFound
+from honed.kit.errors import Conflict, DataLoss, HonedError, InvalidArgument, NotFound
 from honed.kit.log import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Mirrored:
     removed: int = 0
 
 
-def mirror(source: str, target: str, run: str, *, remove: bool = False) -> Mirrored:
+def mirror(source: str, target: str, run: str, *, remove: bool = False, restore: bool = False) -> Mirrored:
     """Brings a copy of a run's store up to date. Blocks.
 
     Args:
@@ -62,13 +62,17 @@ def mirror(source: str, target: str, run: str, *, remove: bool = False) -> Mirro
         run: whose.
         remove: whether versions that the original has retired leave the copy as well. An original without any version removes
             none: that is a volume that is not mounted, or a store that was lost.
+        restore: whether the copy is a live store that gets back what it lacks: its own marks and promotions stay as they are.
 
     Raises:
+        InvalidArgument: a restore removes nothing.
         NotFound: the original holds no version of the run.
         Conflict: the two places hold versions of different runs; nothing was changed.
         DataLoss: bytes of the original are damaged; names the file. What was copied before stays.
         Unavailable: one of the stores does not answer.
     """
+    if remove and restore:
+        raise InvalidArgument("remove", "a restore removes nothing: choose one of the two")
     done = Mirrored()
     if not PolicyStore(source, run).versions():
         raise NotFound(f"{source} holds no version of run {run!r}: nothing is copied, and nothing removed")
@@ -76,8 +80,8 @@ def mirror(source: str, target: str, run: str, *, remove: bool = False) -> Mirro
         _check_same_run(original, copy, (source, target), parts)
     for original, copy, parts in _stores(source, target, run):
         _copy_versions(original, copy, (target, *parts), done, remove=remove)
-        _copy_marks(source, target, parts, remove=remove)
-    _copy_file(source, target, (run, *_PROMOTED))
+        _copy_marks(source, target, parts, remove=remove, replace=not restore)
+    _copy_file(source, target, (run, *_PROMOTED), replace=not restore)
     return done
 
 
@@ -150,19 +154,20 @@ def _copy_versions(
         done.removed += 1
 
 
-def _copy_marks(source: str, target: str, parts: tuple[str, ...], *, remove: bool) -> None:
+def _copy_marks(source: str, target: str, parts: tuple[str, ...], *, remove: bool, replace: bool) -> None:
     original, copy = open_backend(source, _IO_TIMEOUT_S), open_backend(target, _IO_TIMEOUT_S)
     names = {name for name in original.list_names(original.join(*parts, _MARKS)) if not name.startswith(".")}
     for name in sorted(names):
-        _copy_file(source, target, (*parts, _MARKS, name))
+        _copy_file(source, target, (*parts, _MARKS, name), replace=replace)
     for name in sorted(set(copy.list_names(copy.join(*parts, _MARKS))) - names) if remove else ():
         copy.remove(copy.join(*parts, _MARKS, name))
 
 
-def _copy_file(source: str, target: str, parts: tuple[str, ...]) -> None:
+def _copy_file(source: str, target: str, parts: tuple[str, ...], *, replace: bool) -> None:
     original, copy = open_backend(source, _IO_TIMEOUT_S), open_backend(target, _IO_TIMEOUT_S)
     data = original.read(original.join(*parts), _SMALL)
-    if data is not None and data != copy.read(copy.join(*parts), _SMALL):
+    there = copy.read(copy.join(*parts), _SMALL)
+    if data is not None and (there is None or (replace and data != there)):
         copy.write(copy.join(*parts), data)
 
 
@@ -172,11 +177,13 @@ def main() -> int:
     parser.add_argument("source", help="Directory or URL of the original.")
     parser.add_argument("target", help="Directory or URL of the copy.")
     parser.add_argument("--run", required=True, help="The run's name.")
-    parser.add_argument("--remove", action="store_true", help="Remove from the copy what the original has retired.")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--remove", action="store_true", help="Remove from the copy what the original has retired.")
+    how.add_argument("--restore", action="store_true", help="Only add what is missing; marks and promotions stay.")
     options = parser.parse_args()
     configure_logging("mirror", "INFO")
     try:
-        done = mirror(options.source, options.target, options.run, remove=options.remove)
+        done = mirror(options.source, options.target, options.run, remove=options.remove, restore=options.restore)
     except (HonedError, OSError) as error:
         sys.stderr.write(f"honed: {error}\n")
         return 1

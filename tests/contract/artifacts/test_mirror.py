@@ -15,7 +15,7 @@ from honed.artifacts.promotions import Promoted, PromotionRecord, PromotionState
 from honed.artifacts.reward_models import RewardModelStore
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
-from honed.kit.errors import Conflict, DataLoss, NotFound
+from honed.kit.errors import Conflict, DataLoss, InvalidArgument, NotFound
 
 BASE, FIRST, SECOND = VersionId(0, 0), VersionId(1, 1), VersionId(1, 2)
 PROMOTED = PromotionState(1, {"people": Promoted("artifact:trained/0.1", "digest", "trained")})
@@ -140,6 +140,22 @@ def test_a_reward_model_that_lost_every_version_keeps_those_of_its_backup(
     damage(location, "reward-models/trained/0.1/manifest.json", None)
     assert mirror(location, backup, "demo", remove=True) == Mirrored(there=2)
     assert RewardModelStore(backup, "demo", "trained").versions() == [VersionId(0, 1)]
+
+
+def test_a_restore_adds_and_changes_nothing_that_lives(store: PolicyStore, location: str, backup: str, tmp_path: Path) -> None:
+    mirror(location, backup, "demo")
+    damage(location, "1.1/manifest.json", None)  # lost
+    newer = PromotionState(2, {"people": Promoted("artifact:trained/0.2", "digest", "trained")})
+    PromotionRecord(location, "demo").write(newer)
+    store.marks.add(FIRST, "promoted", Mark("release", "later"))
+    PolicyStore(backup, "demo").marks.add(FIRST, "quarantined", Mark("canaries", "now"))
+    assert mirror(backup, location, "demo", restore=True) == Mirrored(copied=1, there=2)
+    assert store.versions() == [BASE, FIRST]
+    assert PromotionRecord(location, "demo").read() == newer
+    assert store.marks.all("promoted") == {FIRST: Mark("release", "later")}
+    assert store.marks.all("quarantined") == {FIRST: Mark("canaries", "now")}
+    with pytest.raises(InvalidArgument, match="a restore removes nothing"):
+        mirror(backup, location, "demo", restore=True, remove=True)
 
 
 def test_damage_is_not_copied_over_what_is_whole(store: PolicyStore, location: str, backup: str, tmp_path: Path) -> None:
