@@ -1,4 +1,4 @@
-"""Backup and restore of the store by the commands of the CronJobs themselves, over directories."""
+"""Backup and restore of the store by the commands of the CronJobs themselves, over directories; and the steps of the page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.artifacts.stores import make_source
-from tests.deploy.manifests import named, overlay
+from tests.deploy.manifests import DEPLOY, named, overlay
 
 from honed.artifacts.draft import VersionDraft
 from honed.artifacts.marks import Mark
@@ -83,3 +83,16 @@ def test_a_restore_leaves_what_the_live_run_decided_since(jobs: Jobs) -> None:
     assert live.versions() == [BASE, FIRST, SECOND]
     assert PromotionRecord(jobs.store, RUN).read() == now
     assert live.marks.all("promoted") == {SECOND: Mark("release", "later")}
+
+
+def test_a_restored_database_is_migrated_before_the_service_starts() -> None:
+    """The service waits for the schema of its build, and the Job that makes it is gone minutes after an upgrade."""
+    migration = named(overlay("production"), "Job", "honed-migrate")
+    assert migration["spec"]["ttlSecondsAfterFinished"] < 3600
+    page = (DEPLOY / "README.md").read_text().partition("## Backup and restore")[2]
+    steps = [
+        "job/restore-1\n", "delete job/honed-migrate --ignore-not-found && kubectl apply -k OVERLAY",
+        "deployment/honed-preference --replicas=2",
+    ]  # fmt: skip
+    positions = [page.index(step) for step in steps]
+    assert positions == sorted(positions)
