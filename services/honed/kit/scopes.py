@@ -43,14 +43,13 @@ LOCAL_TOKENS: dict[str, tuple[str, ...]] = {
     # Who calls whom: the learner brings versions into generators and checks what they serve; its job exports a snapshot that
     # it creates, which is a write.
     "learner": ("generation", "generation.control", "preference.read", "preference.write"),
+    # The conductor looks at all of them, imports judgements, asks generators and scorers for a comparison, and lets the learner
+    # pause and go back.
     "conductor": (
         "generation",
-        "generation.control",
         "reward",
-        "reward.control",
         "preference.read",
         "preference.write",
-        "preference.control",
         "learner.read",
         "learner.control",
         "conductor.read",

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import multiprocessing
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from tests.support.calls import failure
 from tests.support.listening import local_table, open_channel, serving
 
+import honed
 from honed.kit.channel import connect
 from honed.kit.log import JsonFormatter
 from honed.kit.scopes import LOCAL_TOKENS, SCOPES, allows
@@ -139,7 +141,7 @@ async def test_a_table_that_breaks_leaves_the_one_before_in_force(tmp_path: Path
 
 async def test_control_calls_are_in_the_audit_log_with_their_caller(tmp_path: Path, audit_log: io.StringIO) -> None:
     async with serving([preference()], tokens=local_table(tmp_path)) as server:
-        async with open_channel(server, tmp_path, "conductor") as channel:
+        async with open_channel(server, tmp_path, "operator") as channel:
             stub = preference_pb2_grpc.PreferenceServiceStub(channel)
             await stub.GetStats(pb.GetStatsRequest(), timeout=5)
             await stub.EraseAnnotator(pb.EraseAnnotatorRequest(annotator="ann-17", idempotency_key="ann-17-out"), timeout=5)
@@ -149,8 +151,8 @@ async def test_control_calls_are_in_the_audit_log_with_their_caller(tmp_path: Pa
             await failure(stub.EraseAnnotator(pb.EraseAnnotatorRequest(annotator="ann-17"), timeout=5))
     lines = [json.loads(line) for line in audit_log.getvalue().splitlines()]
     assert [(line["caller"], line["method"], line["code"]) for line in lines] == [
-        ("conductor", f"/{NAME}/EraseAnnotator", "OK"),
-        ("conductor", f"/{NAME}/EraseAnnotator", "INVALID_ARGUMENT"),
+        ("operator", f"/{NAME}/EraseAnnotator", "OK"),
+        ("operator", f"/{NAME}/EraseAnnotator", "INVALID_ARGUMENT"),
         ("application", f"/{NAME}/EraseAnnotator", "PERMISSION_DENIED"),
     ]
     assert all(line["request_id"] for line in lines)
@@ -163,6 +165,8 @@ async def test_control_calls_are_in_the_audit_log_with_their_caller(tmp_path: Pa
         ("learner", "GenerationControlService/CommitVersion", "RewardService/PromoteScorer"),
         ("learner", "PreferenceService/ExportJudgements", "PreferenceService/EraseAnnotator"),
         ("conductor", "LearnerService/Pause", "ConductorService/StartRun"),
+        ("conductor", "RewardService/Score", "GenerationControlService/CommitVersion"),
+        ("conductor", "PreferenceService/ImportJudgements", "PreferenceService/EraseAnnotator"),
         ("application", "PreferenceService/RecordJudgement", "PreferenceService/ExportJudgements"),
         ("operator", "ConductorService/StartRun", None),
         ("generation", None, "GenerationControlService/CommitVersion"),
@@ -172,6 +176,21 @@ def test_each_service_may_call_what_it_calls_and_no_more(service: str, may: str 
     scopes = frozenset(LOCAL_TOKENS[service])
     assert may is None or allows(scopes, SCOPES[f"/honed.v1.{may}"])
     assert may_not is None or not allows(scopes, SCOPES[f"/honed.v1.{may_not}"])
+
+
+@pytest.mark.parametrize("service", ["conductor", "learner", "generation", "reward", "preference"])
+def test_a_service_has_the_scopes_of_the_calls_in_its_code(service: str) -> None:
+    needed: set[str] = set()
+    for path in (Path(honed.__file__).parent / service).rglob("*.py"):
+        text = path.read_text()
+        called = set(re.findall(r"\.(\w+)\b", text))
+        for name in re.findall(r"_pb2_grpc\.(\w+?)(?:Async)?Stub\b", text):
+            needed |= {
+                SCOPES[full] for full in SCOPES if full.startswith(f"/honed.v1.{name}/") and full.rpartition("/")[2] in called
+            }
+    # The command line that drives a run on this machine asks its own conductor.
+    own = {"conductor.read"} if service == "conductor" else set()
+    assert set(LOCAL_TOKENS[service]) - own == needed
 
 
 def test_processes_that_start_together_share_one_set_of_tokens(tmp_path: Path) -> None:
