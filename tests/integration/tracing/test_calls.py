@@ -48,6 +48,7 @@ class Generation(generation_pb2_grpc.GenerationServiceServicer):
     def __init__(self) -> None:
         self.line: dict[str, Any] = {}
         self.entered = asyncio.Event()
+        self.next: Serving | None = None
 
     async def Generate(self, request: Any, context: Any) -> Any:
         self.line = json.loads(JsonFormatter("test").format(logging.makeLogRecord({"msg": "inside"})))
@@ -59,6 +60,8 @@ class Generation(generation_pb2_grpc.GenerationServiceServicer):
                 raise RuntimeError("a secret of a person")
             case "wait":
                 await asyncio.Event().wait()
+        if self.next is not None:
+            await self.next.call()
         with tracing.span("inner"):
             return generation_pb2.GenerateResponse()
 
@@ -210,6 +213,20 @@ async def test_a_share_of_the_traces_is_recorded(collector: Collector) -> None:
         for _ in range(1000):
             tracing.begin("work", None, head=True).end()
     assert 150 < len(collector.spans) < 350
+
+
+async def test_a_trace_through_two_services_is_whole_or_absent(collector: Collector) -> None:
+    """The first service decides; the second does as it says, for what is not recorded too."""
+    with exporting(collector, 0.5):
+        async with serving() as inner, serving() as outer:
+            outer.servicer.next = inner
+            for _ in range(60):
+                await outer.call()
+    kinds: dict[str, list[str]] = {}
+    for span in collector.spans:
+        kinds.setdefault(span.trace, []).append(span.kind)
+    assert {tuple(sorted(found)) for found in kinds.values()} == {("client", "internal", "internal", "server", "server")}
+    assert 10 < len(kinds) < 50
 
 
 async def test_spans_draw_no_number_from_a_seeded_generator(collector: Collector) -> None:
