@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import opentelemetry.exporter.otlp.proto.grpc.exporter as _exporter_module
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -38,6 +39,10 @@ from honed.kit.trace_context import TraceContext
 from honed.kit.tracing import Attributes, Kind, Span
 
 logger = logging.getLogger(__name__)
+
+# The exporter draws the jitter of its retries from `random`, whose draws belong to whoever has seeded it: a collector that is
+# away would change what a learner or a scorer draws next. The module gets a generator of its own under that name.
+vars(_exporter_module)["random"] = random.Random()
 
 FLUSH_S: Final = 2.0
 """How long a stop waits for the collector."""

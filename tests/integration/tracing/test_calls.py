@@ -239,6 +239,20 @@ async def test_spans_draw_no_number_from_a_seeded_generator(collector: Collector
     assert drawn == random.random()
 
 
+async def test_retries_to_a_collector_that_is_away_draw_no_number_from_a_seeded_generator(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    monkeypatch.setattr(otlp, "_EXPORT_S", 0.3)
+    with otlp.exporting(otlp.Collector(f"http://127.0.0.1:{free_port()}"), 1.0, SERVICE):
+        random.seed(7)
+        tracing.begin("work", None, head=True).end()
+        await until(lambda: "spans cannot be exported" in caplog.text, 10, "the export has failed")
+        drawn = random.random()
+    random.seed(7)
+    assert drawn == random.random()
+
+
 async def test_a_collector_that_is_away_is_told_of_once_and_again_when_it_is_back(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
