@@ -14,6 +14,7 @@ from honed import __version__
 from honed.config import RunSettings
 from honed.kit.address import check_collector
 from honed.kit.errors import FailedPrecondition
+from honed.kit.from_files import FromFiles
 from honed.settings import TelemetrySettings
 
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -24,6 +25,8 @@ _HEADER: Final = re.compile(r"([0-9a-z_.-]+):[ \t]*([\x20-\x7e]*\S)\s*", re.IGNO
 @contextmanager
 def traced(settings: RunSettings, service: str, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     """Does the block with traces, if there is a collector for them; what is left goes out at its end.
+
+    The file of headers is read again when it is replaced.
 
     Args:
         settings: the run's.
@@ -38,7 +41,8 @@ def traced(settings: RunSettings, service: str, environment: Mapping[str, str] =
     if endpoint is None:
         yield
         return
-    headers = None if settings.telemetry.headers_file is None else read_headers(settings.telemetry.headers_file)
+    file = settings.telemetry.headers_file
+    headers = None if file is None else FromFiles([file], lambda: read_headers(file)).get
     try:
         from honed.kit.otlp import Collector, exporting
     except ModuleNotFoundError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -62,11 +62,11 @@ class Collector:
 
     Attributes:
         endpoint: `http://host:port` for plain text, `https://host:port` for TLS.
-        headers: Sent with each export; None takes OTEL_EXPORTER_OTLP_HEADERS.
+        headers: Asked before each export for what to send with it; None takes OTEL_EXPORTER_OTLP_HEADERS.
     """
 
     endpoint: str
-    headers: tuple[tuple[str, str], ...] | None = None
+    headers: Callable[[], tuple[tuple[str, str], ...]] | None = None
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def exporting(collector: Collector, sample_ratio: float, resource: Mapping[str, 
         resource: Says which process this is.
     """
     plain = collector.endpoint.startswith("http://")
-    exporter = OTLPSpanExporter(endpoint=collector.endpoint, insecure=plain, headers=collector.headers, timeout=_EXPORT_S)
+    exporter = _Exporter(collector.headers, endpoint=collector.endpoint, insecure=plain, timeout=_EXPORT_S)
     recorder = _SdkRecorder(exporter, collector.endpoint, sample_ratio, resource)
     tracing.record_with(recorder)
     try:
@@ -188,6 +188,19 @@ class _SystemIds(IdGenerator):
 
     def is_trace_id_random(self) -> bool:
         return True
+
+
+class _Exporter(OTLPSpanExporter):
+    """Sends the headers that hold now: the SDK's exporter keeps those of its start, and a token is replaced while it runs."""
+
+    def __init__(self, headers: Callable[[], tuple[tuple[str, str], ...]] | None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._headers_now = headers
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self._headers_now is not None:
+            self._headers = self._headers_now()
+        return super().export(spans)
 
 
 class _Watched(SpanExporter):

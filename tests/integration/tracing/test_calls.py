@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.support.tiny import make_canaries, publish_version
 import honed
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
+from honed.config import RunSettings
 from honed.kit import otlp, tracing
 from honed.kit.channel import connect
 from honed.kit.errors import InvalidArgument
@@ -35,6 +37,7 @@ from honed.kit.tokens import read_token
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import RunKeys
 from honed.queue.members import GENERATION, Members
+from honed.telemetry import traced
 from honed.v1 import generation_pb2, generation_pb2_grpc
 
 NAME = "honed.v1.GenerationService"
@@ -281,6 +284,21 @@ async def test_a_collector_that_is_away_is_told_of_once_and_again_when_it_is_bac
     warning = next(record for record in caplog.records if "cannot be exported" in record.getMessage())
     assert "UNAVAILABLE" in warning.__dict__["reason"]
     assert {record.name for record in caplog.records if "opentelemetry" in record.name} == set()
+
+
+async def test_a_token_of_the_collector_that_is_replaced_goes_with_the_next_export(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    headers = tmp_path / "headers"
+    settings = RunSettings.model_validate({"telemetry": {"otlp_endpoint": collector.endpoint, "headers_file": str(headers)}})
+    headers.write_text("authorization: Bearer first\n")
+    with traced(settings, "generation", {}):
+        for token in ("first", "the second"):
+            headers.write_text(f"authorization: Bearer {token}\n")
+            tracing.begin(token, None, head=True).end()
+            await until(partial(collector.named, token), 10, f"the span under {token}")
+            assert collector.metadata["authorization"] == f"Bearer {token}"
 
 
 @pytest.fixture
