@@ -16,6 +16,7 @@ LATENCY = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 IN_FLIGHT = Gauge("honed_grpc_calls_in_flight", "Calls being served.", ["method"])
+SPANS_LOST = Counter("honed_spans_lost_total", "Spans that no collector got, by reason.", ["reason"])
 
 
 class Outcome:

@@ -19,6 +19,7 @@ import pytest
 from loadtest.replicas import Replicas
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import use_span
+from prometheus_client import REGISTRY
 from tests.integration.queue.servers import Server as RedisServer
 from tests.support.collector import Collector, collecting
 from tests.support.run import environment, run_tree, until
@@ -281,6 +282,7 @@ async def test_a_collector_that_is_away_is_told_of_once_and_again_when_it_is_bac
             await until(works, 20, "spans arrive", every_s=0.1)
             await until(lambda: said("spans are exported again"), 5, "the good news")
             assert said("spans cannot be exported") == 1
+            assert lost("export_failed") >= 5
     warning = next(record for record in caplog.records if "cannot be exported" in record.getMessage())
     assert "UNAVAILABLE" in warning.__dict__["reason"]
     assert {record.name for record in caplog.records if "opentelemetry" in record.name} == set()
@@ -299,6 +301,45 @@ async def test_a_token_of_the_collector_that_is_replaced_goes_with_the_next_expo
             tracing.begin(token, None, head=True).end()
             await until(partial(collector.named, token), 10, f"the span under {token}")
             assert collector.metadata["authorization"] == f"Bearer {token}"
+
+
+def lost(reason: str) -> float:
+    return REGISTRY.get_sample_value("honed_spans_lost_total", {"reason": reason}) or 0.0
+
+
+async def test_spans_that_find_the_queue_full_are_counted_and_warned_of_once(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "512")
+    before = lost("queue_full"), lost("export_failed")
+    with exporting(collector):
+        for _ in range(5000):
+            tracing.begin("work", None, head=True).end()
+    assert len(collector.spans) < 5000, "it was no load at all"
+    assert (lost("queue_full") - before[0], lost("export_failed") - before[1]) == (5000 - len(collector.spans), 0)
+    warned = [record.__dict__["queue"] for record in caplog.records if "finds the queue full" in record.getMessage()]
+    assert warned == [512]
+
+
+async def test_what_opentelemetry_says_to_others_in_the_process_is_logged(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A scorer may export spans, logs or metrics of its own by the same packages."""
+    names = [f"opentelemetry.{name}" for name in ("exporter.otlp.proto.grpc.exporter", "sdk._shared_internal", "sdk.metrics")]
+    with exporting(collector):
+        for name in names:
+            logging.getLogger(name).error("of somebody else")
+    assert [record.name for record in caplog.records if record.getMessage() == "of somebody else"] == names
+
+
+async def test_a_span_that_ends_after_the_stop_is_quietly_lost(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with exporting(collector):
+        late = tracing.begin("late", None, head=True)
+    late.end()
+    late.set({"more": 1})
+    late.fail("cancelled")
+    assert [record.name for record in caplog.records if "opentelemetry" in record.name] == []
 
 
 @pytest.fixture
