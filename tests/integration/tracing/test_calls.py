@@ -197,6 +197,20 @@ async def test_a_caller_that_gives_up_inside_of_a_trace_cancels_the_call_at_the_
     assert codes == {"client": 1, "server": 1}
 
 
+async def test_work_that_is_cancelled_is_no_success(collector: Collector) -> None:
+    async def wait() -> None:
+        with tracing.span("one", head=True) as one, tracing.ending([tracing.begin("each", one.context) for _ in range(2)]):
+            await asyncio.Event().wait()
+
+    with exporting(collector):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(wait(), 0.05)
+        with pytest.raises(SystemExit), tracing.span("job", head=True):
+            raise SystemExit(143)
+    found = sorted((span.name, span.failed, span.attributes["error.type"]) for span in collector.spans)
+    assert found == [("each", True, "cancelled")] * 2 + [("job", True, "SystemExit"), ("one", True, "cancelled")]
+
+
 async def test_an_applications_own_trace_goes_on_in_the_service(collector: Collector) -> None:
     own = TracerProvider().get_tracer("shop").start_span("checkout")
 
