@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -74,20 +74,25 @@ def collector_endpoint(settings: TelemetrySettings, environment: Mapping[str, st
         return None
     if settings.otlp_endpoint is not None:
         return settings.otlp_endpoint
-    name = next((name for name in ENDPOINTS if environment.get(name)), None)
-    if name is None or environment.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+    name = _first_set(ENDPOINTS, environment)
+    if name is None or (environment.get("OTEL_TRACES_EXPORTER") or "otlp") != "otlp":
         return None
-    for protocol in PROTOCOLS:
-        if environment.get(protocol, "grpc") != "grpc":
-            raise ValueError(
-                f"{name} is set with {protocol}={environment[protocol]}, and honed speaks OTLP over gRPC alone: set "
-                "telemetry.otlp_endpoint, or OTEL_TRACES_EXPORTER=none for no traces"
-            )
+    protocol = _first_set(PROTOCOLS, environment)
+    if protocol is not None and environment[protocol] != "grpc":
+        raise ValueError(
+            f"{name} is set with {protocol}={environment[protocol]}, and honed speaks OTLP over gRPC alone: set "
+            "telemetry.otlp_endpoint, or OTEL_TRACES_EXPORTER=none for no traces"
+        )
     try:
         check_collector(environment[name])
     except ValueError as error:
         raise ValueError(f"{name} {error}; telemetry.otlp_endpoint comes before it") from None
     return environment[name]
+
+
+def _first_set(names: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """The first that is set, the specific before the general; by OpenTelemetry's specification empty is unset."""
+    return next((name for name in names if environment.get(name)), None)
 
 
 def read_headers(path: Path) -> tuple[tuple[str, str], ...]:
