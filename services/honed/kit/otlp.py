@@ -89,8 +89,7 @@ def exporting(collector: Collector, sample_ratio: float, resource: Mapping[str, 
     try:
         yield
     finally:
-        tracing.record_with(None)
-        recorder.stop()
+        tracing.stop()
 
 
 class _SdkRecorder:

@@ -52,6 +52,9 @@ class Recorder(Protocol):
     ) -> Span:
         """A span; without a parent it begins a trace, and decides whether that is sampled."""
 
+    def stop(self) -> None:
+        """Hands on what has ended, within a bounded time."""
+
 
 NOTHING: Final = Span(None)
 _recorder: Recorder | None = None
@@ -61,6 +64,14 @@ def record_with(recorder: Recorder | None) -> None:
     """Records spans of this process by `recorder` from now on; None stops it."""
     global _recorder
     _recorder = recorder
+
+
+def stop() -> None:
+    """Stops recording, and hands on what has ended, within a bounded time: for a process that ends without its `finally`s."""
+    recorder = _recorder
+    record_with(None)
+    if recorder is not None:
+        recorder.stop()
 
 
 def is_on() -> bool:
