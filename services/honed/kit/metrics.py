@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
+from honed.kit.address import cannot_listen
+
 CALLS = Counter("honed_grpc_calls_total", "Calls served, by method and status code.", ["method", "code"])
 LATENCY = Histogram(
     "honed_grpc_call_seconds",
@@ -50,5 +52,12 @@ class MethodMetrics:
 
 
 def expose(host: str, port: int) -> None:
-    """Serves `/metrics` by HTTP in a background thread."""
-    start_http_server(port, addr=host)
+    """Serves `/metrics` by HTTP in a background thread.
+
+    Raises:
+        OSError: the port is taken; names it.
+    """
+    try:
+        start_http_server(port, addr=host)
+    except OSError as error:
+        raise cannot_listen(host, port, "metrics") from error

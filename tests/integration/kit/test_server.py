@@ -206,6 +206,12 @@ async def test_a_taken_port_is_an_error_that_names_it(running: Running) -> None:
         await Server([Listener("127.0.0.1", port, [registration])], ServerOptions()).start()
 
 
+async def test_a_taken_metrics_port_is_an_error_that_names_it(running: Running) -> None:
+    port = running.options.metrics_port
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port} for metrics: is the port taken by another run?"):
+        await Server([], ServerOptions(metrics_port=port)).start()
+
+
 async def test_metrics_count_calls_by_code(running: Running) -> None:
     stub = running.stub(read_token(running.tokens / "operator.token"))
     await stub.RecordJudgement(a_judgement(), timeout=5)
