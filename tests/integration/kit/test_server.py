@@ -17,6 +17,7 @@ from honed.kit.channel import connect
 from honed.kit.errors import Overloaded
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import TokenTable, ensure_local_tokens, read_token
+from honed.queue.embedded import free_port
 from honed.v1 import preference_pb2, preference_pb2_grpc
 
 NAME = "honed.v1.PreferenceService"
@@ -43,15 +44,6 @@ class Preference(preference_pb2_grpc.PreferenceServiceServicer):
     async def ExportJudgements(self, request: Any, context: Any) -> AsyncIterator[Any]:
         yield preference_pb2.ExportJudgementsResponse()
         await asyncio.Event().wait()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Running:

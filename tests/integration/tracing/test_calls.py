@@ -36,6 +36,7 @@ from honed.kit.log import JsonFormatter
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import read_token
 from honed.queue.connection import RedisLink, RetryPolicy
+from honed.queue.embedded import free_port
 from honed.queue.keys import RunKeys
 from honed.queue.members import GENERATION, Members
 from honed.telemetry import traced
@@ -412,10 +413,3 @@ async def test_a_generator_whose_collector_never_answers_serves_and_stops_in_tim
     log = process.log.read_text()
     assert log.count("spans cannot be exported") <= 1
     assert "opentelemetry" not in log
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
