@@ -146,7 +146,10 @@ TRAINING = Dashboard(
             "Versions",
             [("max (honed_run_versions_pushed{$N})", "pushed"), ("max (honed_run_versions_refused{$N})", "refused")],
         ),
-        Panel("Updates an hour", [("max (delta(honed_run_updates{$N}[1h]))", "updates")]),
+        Panel(
+            "Updates an hour",
+            [("max (max_over_time(honed_run_updates{$N}[1h]) - min_over_time(honed_run_updates{$N}[1h]))", "updates")],
+        ),
         Panel(
             "Rollouts a second",
             [

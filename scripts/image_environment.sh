@@ -1,7 +1,7 @@
 #!/bin/sh
 # The steps of an image's build, the same in all of deploy/images/*.Dockerfile.
 #
-#   packages LOCK   a virtual environment in /opt/honed with what requirements/images/LOCK.lock pins
+#   packages LOCK   a virtual environment in /opt/honed with what requirements/images/LOCK.lock pins, by the tools of build.lock
 #   honed           honed itself into it, with a list of all packages (CycloneDX); the same files alone below /honed
 #   bare            removes from a base image what only builds need
 set -eu
@@ -11,7 +11,7 @@ case $1 in
 packages)
     python3 -m venv "$tools"
     # What the build needs stays in the build: the environment itself has no pip.
-    "$tools/bin/pip" install --quiet --no-cache-dir 'pip>=23.1' 'setuptools>=75' wheel 'cyclonedx-bom>=6,<8'
+    "$tools/bin/pip" install --quiet --no-cache-dir --no-deps --only-binary=:all: -r /src/requirements/images/build.lock
     python3 -m venv --without-pip /opt/honed
     "$tools/bin/pip" --python /opt/honed/bin/python install --quiet --no-cache-dir --no-deps --only-binary=:all: \
         --no-compile -r "/src/requirements/images/$2.lock"

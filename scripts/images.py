@@ -95,6 +95,17 @@ def pinned_base(name: str) -> str:
     return next(line.removeprefix("ARG BASE=") for line in lines if line.startswith("ARG BASE="))
 
 
+def base_size(tool: str, reference: str, tool_options: Sequence[str] = ()) -> int | None:
+    """Bytes of a base image; None if it is not to be had.
+
+    BuildKit keeps the bases of what it builds in its own cache, where docker does not list them: such a base is pulled.
+    """
+    found = size(tool, reference, tool_options)
+    if found is None and subprocess.run([tool, *tool_options, "pull", reference], stdout=sys.stderr).returncode == 0:
+        found = size(tool, reference, tool_options)
+    return found
+
+
 def size(tool: str, reference: str, tool_options: Sequence[str] = ()) -> int | None:
     """Bytes of an image with its base; None if the tool does not know it."""
     if tool == "buildah":
@@ -146,10 +157,10 @@ def main() -> int:
     for name, reference in zip(names, references, strict=True):
         build(tool, name, reference, options)
     for name, reference in zip(names, references, strict=True):
-        base = size(tool, options.base or pinned_base(name), options.tool_options)
+        base = base_size(tool, options.base or pinned_base(name), options.tool_options)
         found = size(tool, reference, options.tool_options)
-        over = f", {(found - base) / 1e6:.0f} MB over its base" if found is not None and base is not None else ""
-        print(f"{reference}  {'size unknown' if found is None else f'{found / 1e6:.0f} MB'}{over}")
+        over = "size over its base unknown" if found is None or base is None else f"{(found - base) / 1e6:.0f} MB over its base"
+        print(f"{reference}  {'size unknown' if found is None else f'{found / 1e6:.0f} MB'}, {over}")
     return 0
 
 

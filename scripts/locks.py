@@ -1,5 +1,7 @@
 """Writes the locks of the container images, requirements/images/*.lock, from pyproject.toml and requirements/cpu.lock.
 
+`build.lock` has what a build needs and leaves behind; the others are what images hold.
+
 scripts/locks.py write     resolve each family's packages anew (needs `uv` on the PATH and a package index)
 scripts/locks.py check     prove, without an index, that each lock pins what requirements/cpu.lock pins
 
@@ -13,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,9 @@ UNNEEDED = ("torchvision", "torchaudio", "torchcodec")
 
 # Two packages name ranges of these that exclude each other; which one is right was tried (docs/decisions.md).
 DISPUTED = ("python-dateutil",)
+
+
+BUILD_TOOLS = ("pip", "setuptools", "wheel", "cyclonedx-bom")
 
 
 @dataclass(frozen=True)
@@ -64,34 +69,48 @@ def write() -> None:
     """Resolves all families."""
     LOCKS.mkdir(parents=True, exist_ok=True)
     tested, own = pins(TESTED), set[str]()
+    tools = _compiled((), "\n".join(BUILD_TOOLS), "", "")
+    _write_lock("build", tools)
     for name, family in FAMILIES.items():
         # On GPUs vLLM's own requirements decide, beside what honed itself stands on.
         held = {package: version for package, version in tested.items() if not family.cuda or package in own}
         found = _resolved(family, held, {name: tested[name] for name in ("torch", *DISPUTED)})
         kept = {package: version for package, version in found.items() if family.cuda or package in tested}
-        (LOCKS / f"{name}.lock").write_text("".join(f"{package}=={kept[package]}\n" for package in sorted(kept)))
-        print(f"{name}: {len(kept)} packages")
+        _write_lock(name, kept)
         if not family.others:
             own |= kept.keys()
 
 
+def _write_lock(name: str, found: Mapping[str, str]) -> None:
+    (LOCKS / f"{name}.lock").write_text(_lines(found))
+    print(f"{name}: {len(found)} packages")
+
+
+def _lines(found: Mapping[str, str]) -> str:
+    return "".join(f"{package}=={found[package]}\n" for package in sorted(found))
+
+
 def _resolved(family: Family, held: Mapping[str, str], overrides: Mapping[str, str]) -> dict[str, str]:
+    unneeded = () if family.cuda else UNNEEDED
+    never = "".join(f"{name} ; python_version < '3'\n" for name in unneeded)
+    # torch: vLLM for CPUs asks for `+cpu`, which few indices have.
+    sources = [part for extra in family.extras for part in ("--extra", extra)] + [str(ROOT / "pyproject.toml")]
+    return _compiled(sources, "\n".join(family.others), _lines(held), never + _lines(overrides))
+
+
+def _compiled(sources: Sequence[str], others: str, constraints: str, overrides: str) -> dict[str, str]:
+    """What uv resolves `sources` (its arguments) and `others` (lines of requirements) to."""
     with tempfile.TemporaryDirectory() as scratch:
         files = {name: Path(scratch) / f"{name}.txt" for name in ("overrides", "constraints", "others", "found")}
-        unneeded = () if family.cuda else UNNEEDED
-        never = "".join(f"{name} ; python_version < '3'\n" for name in unneeded)
-        # torch: vLLM for CPUs asks for `+cpu`, which few indices have.
-        chosen = "".join(f"{package}=={version}\n" for package, version in overrides.items())
-        files["overrides"].write_text(never + chosen)
-        files["constraints"].write_text("".join(f"{package}=={version}\n" for package, version in held.items()))
-        files["others"].write_text("".join(f"{other}\n" for other in family.others))
+        files["overrides"].write_text(overrides)
+        files["constraints"].write_text(constraints)
+        files["others"].write_text(f"{others}\n")
         subprocess.run(
             [
                 *("uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"),
                 *("--python-version", "3.11", "--python-platform", "x86_64-unknown-linux-gnu"),
-                *(part for extra in family.extras for part in ("--extra", extra)),
                 *("--constraints", str(files["constraints"]), "--overrides", str(files["overrides"])),
-                *("--output-file", str(files["found"]), str(ROOT / "pyproject.toml"), str(files["others"])),
+                *("--output-file", str(files["found"]), *sources, str(files["others"])),
             ],
             check=True,
         )
@@ -100,7 +119,10 @@ def _resolved(family: Family, held: Mapping[str, str], overrides: Mapping[str, s
 
 def check() -> int:
     """Returns 0 if every lock is there, whole, and agrees with the tested versions."""
-    tested, problems = pins(TESTED), []
+    tested, problems = pins(TESTED), list[str]()
+    build = LOCKS / "build.lock"
+    held = pins(build) if build.is_file() else {}
+    problems += [f"{build} lacks {tool}" for tool in BUILD_TOOLS if tool not in held]
     for name, family in FAMILIES.items():
         path = LOCKS / f"{name}.lock"
         held = pins(path) if path.is_file() else {}

@@ -7,7 +7,7 @@ ARG DEVICE=cpu
 # Where the CPU build of torch is found.
 ARG PIP_EXTRA_INDEX_URL
 COPY scripts/image_environment.sh /tools/
-COPY requirements/images/generation-${DEVICE}.lock /src/requirements/images/
+COPY requirements/images/build.lock requirements/images/generation-${DEVICE}.lock /src/requirements/images/
 RUN /tools/image_environment.sh packages generation-${DEVICE}
 
 FROM packages AS build

@@ -4,7 +4,7 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d
 
 FROM ${BASE} AS packages
 COPY scripts/image_environment.sh /tools/
-COPY requirements/images/honed.lock /src/requirements/images/
+COPY requirements/images/build.lock requirements/images/honed.lock /src/requirements/images/
 RUN /tools/image_environment.sh packages honed
 
 FROM packages AS build

@@ -6,7 +6,7 @@ FROM ${BASE} AS packages
 # Where the CPU build of torch is found.
 ARG PIP_EXTRA_INDEX_URL
 COPY scripts/image_environment.sh /tools/
-COPY requirements/images/reward.lock /src/requirements/images/
+COPY requirements/images/build.lock requirements/images/reward.lock /src/requirements/images/
 RUN /tools/image_environment.sh packages reward
 
 FROM packages AS build

@@ -20,7 +20,12 @@ from honed.config import RunSettings
 
 Source = Literal["default", "file", "environment"]
 PREFIX = "HONED_"
-_NOT_SETTINGS = frozenset({"HONED_TOKEN", "HONED_ADDRESS", "HONED_RUN_FILE", "HONED_RUN_DIR", "HONED_DEBUG", "HONED_CLUSTER"})
+_NOT_SETTINGS = frozenset(
+    {
+        "HONED_TOKEN", "HONED_ADDRESS", "HONED_RUN_FILE", "HONED_RUN_DIR", "HONED_DEBUG", "HONED_CLUSTER",
+        "HONED_RECORD_CONNECTIONS",
+    }
+)  # fmt: skip
 
 
 class SettingsError(ValueError):

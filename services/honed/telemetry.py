@@ -1,4 +1,4 @@
-"""From the settings and the environment to the traces of this process: whether, where to, and as who."""
+"""From the settings and the environment to this process' traces, and its record of connections: whether, where to, as who."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Final
 
 from honed import __version__
 from honed.config import RunSettings
+from honed.kit import connections
 from honed.kit.address import check_collector
 from honed.kit.errors import FailedPrecondition
 from honed.kit.from_files import FromFiles
@@ -26,7 +27,8 @@ _HEADER: Final = re.compile(r"([0-9a-z_.-]+):[ \t]*([\x20-\x7e]*\S)\s*", re.IGNO
 def traced(settings: RunSettings, service: str, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     """Does the block with traces, if there is a collector for them; what is left goes out at its end.
 
-    The file of headers is read again when it is replaced.
+    The file of headers is read again when it is replaced. From here on the process also records its connections, if it is to
+    (`kit.connections`).
 
     Args:
         settings: the run's.
@@ -37,6 +39,7 @@ def traced(settings: RunSettings, service: str, environment: Mapping[str, str] =
         FailedPrecondition: the packages for it are not installed; names the extra.
         ValueError: the environment's collector or the file of headers cannot be used.
     """
+    connections.record(service, environment)
     endpoint = collector_endpoint(settings.telemetry, environment)
     if endpoint is None:
         yield

@@ -1,13 +1,13 @@
-"""Who opens a connection to whom, as the code does it. The model of the NetworkPolicies is compared with this table.
+"""Who opens a connection to whom. The model of the NetworkPolicies is compared with this table (`test_network`), and the table
+with what the processes of a local run have really opened (`tests/integration/conductor/test_own_run.py`).
 
-`recorded` reads the same facts as lines of JSON, one a connection (`{"from": "learner", "to": "generation", "port": 50052}`):
-what a local run has really opened can so be held against the table, and the table against the policies.
+`recorded` reads the latter from what `honed.kit.connections` has written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,12 +24,6 @@ class Connection:
         return f"{self.source} -> {self.target}:{self.port}"
 
 
-def recorded(lines: Iterable[str]) -> frozenset[Connection]:
-    """The connections that a run has recorded."""
-    rows = (json.loads(line) for line in lines)
-    return frozenset(Connection(row["from"], row["to"], int(row["port"])) for row in rows)
-
-
 GRPC: Final = 50051
 CONTROL: Final = 50052
 METRICS: Final = 9090
@@ -40,6 +34,38 @@ S3: Final = 9000
 HTTPS: Final = 443
 API: Final = 6443
 DNS: Final = 53
+HEALTH: Final = 8081
+
+_JOBS: Final = ("pretrain", "reward-model")
+_SERVED: Final = {"honed.v1.GenerationControlService": CONTROL, "health": HEALTH}
+"""The port in a cluster of what a listener serves; everything else is on `GRPC`."""
+
+
+def recorded(lines: Iterable[str], others: Mapping[int, tuple[str, int]]) -> frozenset[Connection]:
+    """The connections that the processes of a run on one machine have opened, by component and with a cluster's ports.
+
+    Args:
+        lines: What they have recorded.
+        others: Who listens on a port and is no process of honed, and on which port it does in a cluster.
+
+    Returns:
+        A port on which nobody listened stands there by its address.
+    """
+    rows = [json.loads(line) for line in lines]
+    listeners = dict(others)
+    for row in rows:
+        if "listener" in row:
+            listeners[row["port"]] = row["listener"], _SERVED.get(row["serves"], GRPC)
+    return frozenset(
+        Connection(_component(row["from"]), *listeners.get(row["port"], (row["to"], row["port"])))
+        for row in rows
+        if "from" in row
+    )
+
+
+def _component(process: str) -> str:
+    return "job" if process in _JOBS else process
+
 
 STORE_USERS: Final = ("generation", "reward", "learner", "conductor", "job")
 
@@ -62,6 +88,17 @@ OWN: Final = frozenset(
     )
 )
 """What each run opens, whatever its overlay."""
+
+NOT_ON_ONE_MACHINE: Final = {
+    Connection("conductor", "api-server", HTTPS): "a run on one machine has no Kubernetes",
+    Connection("conductor", "api-server", API): "a run on one machine has no Kubernetes",
+}
+"""What of it a run on one machine does not open, and why; `OF_OVERLAY` adds databases, stores and operators, which it lacks."""
+
+ONLY_ON_ONE_MACHINE: Final = {
+    Connection("conductor", "conductor", GRPC): "`honed up` shows the run that it drives, by its own service",
+}
+"""What a run on one machine opens and a cluster does not, and why."""
 
 _SECRETS: Final = frozenset({Connection("secrets", "api-server", HTTPS), Connection("secrets", "api-server", API)})
 _DATABASE: Final = frozenset(Connection(source, "postgres", POSTGRES) for source in ("preference", "migrate"))

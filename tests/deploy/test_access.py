@@ -61,7 +61,7 @@ def test_whoever_operates_a_run_may_do_what_the_command_line_calls_and_nothing_e
 
 
 def test_the_stand_in_of_the_tests_grants_the_same() -> None:
-    assert {(verb, resource, name) for _, resource, name, verb in documented()} == ROLE
+    assert {(verb, resource, name) for _, resource, name, verb in documented(api)} == ROLE
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

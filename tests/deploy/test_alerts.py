@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import promql_parser
@@ -13,17 +15,20 @@ import yaml
 from prometheus_client import REGISTRY
 from scripts.dashboards import DASHBOARDS, Panel
 from tests.deploy.manifests import DEPLOY, named, of_kind, overlay
+from tests.deploy.promql import Samples, evaluate
 
 import honed.conductor.metrics
 import honed.generation.metrics
 import honed.kit.metrics
 import honed.learner.metrics
 import honed.reward.metrics
+from honed.kit.log import JsonFormatter
 
 OTHERS = {
     "up", "kube_pod_container_status_restarts_total", "kube_pod_status_ready", "kube_cronjob_status_last_successful_time",
     "kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes",
-    "certmanager_certificate_expiration_timestamp_seconds",
+    "certmanager_certificate_expiration_timestamp_seconds", "kube_cronjob_created", "kube_deployment_spec_replicas",
+    "kube_statefulset_replicas",
 }  # fmt: skip
 """Of Prometheus itself, kube-state-metrics, the kubelet and cert-manager."""
 MODULES = (
@@ -112,6 +117,72 @@ def test_an_alert_has_a_page_that_says_what_to_do(alert: dict[str, Any]) -> None
     assert f"runbooks/{alert['alert']}.md" in (DEPLOY / "README.md").read_text()
 
 
+ONLINE = {'honed_run_phase{phase="online", namespace="run"}': 1.0}
+STOPPED = {'kube_statefulset_replicas{statefulset="honed-learner", namespace="run"}': 0.0}
+WANTED = dict.fromkeys(STOPPED, 1.0)
+NO_REWARD = {'kube_deployment_spec_replicas{deployment="honed-reward", namespace="run"}': 0.0}
+STANDS = {'honed_run_versions_pushed{namespace="run"}': 0.0, 'up{component="learner", namespace="elsewhere"}': 1.0}
+
+
+def raised(samples: Samples, *names: str, now: float = 0.0) -> set[str]:
+    """Those of the alerts that some series raise in the namespace `run`."""
+    by_name = {alert["alert"]: alert["expr"] for alert in alerts()}
+    found = {name: evaluate(by_name[name], samples, now) for name in names}
+    return {name for name, vector in found.items() if any(("namespace", "run") in labels for labels in vector)}
+
+
+def test_stopped_training_raises_no_alert_and_training_that_stands_does() -> None:
+    about = ("HonedLearnerDown", "HonedNoNewVersion", "HonedRewardDown")
+    assert raised({**ONLINE, **STANDS}, *about) == set(about)  # without kube-state-metrics too
+    assert raised({**ONLINE, **STANDS, **WANTED}, *about) == set(about)
+    assert raised({**ONLINE, **STANDS, **WANTED, **NO_REWARD}, *about) == set(about)
+    assert raised({**ONLINE, **STANDS, **STOPPED}, *about) == {"HonedRewardDown"}
+    assert raised({**ONLINE, **STANDS, **STOPPED, **NO_REWARD}, *about) == set()
+    up = {f'up{{component="{name}", namespace="run", pod="a"}}': 1.0 for name in ("learner", "reward")}
+    assert raised({**ONLINE, **STANDS, **WANTED, **up}, *about) == {"HonedNoNewVersion"}
+
+
+@pytest.mark.parametrize(
+    ("alarms", "scaled", "expected"),
+    [
+        (0, {}, False), (1, {}, True), (1, WANTED, True), (1, STOPPED, False), (2, STOPPED, True),
+        (2, {**STOPPED, **NO_REWARD}, False), (3, {**STOPPED, **NO_REWARD}, True),
+    ],
+)  # fmt: skip
+def test_an_alarm_about_what_is_scaled_to_zero_calls_nobody(alarms: int, scaled: Samples, expected: bool) -> None:
+    samples = {'honed_run_alarms{namespace="run", pod="a"}': float(alarms), **scaled}
+    assert bool(raised(samples, "HonedRunNeedsAPerson")) is expected
+
+
+def test_a_reward_service_that_waits_for_its_model_does_not_stand() -> None:
+    idle = {'honed_reward_working{namespace="run", pod="a"}': 0.0}
+    before = {
+        'honed_run_phase{phase="online", namespace="run"}': 0.0,
+        'honed_run_phase{phase="reward-model", namespace="run"}': 1.0,
+    }
+    assert not raised({**idle, **before}, "HonedScoringStands")
+    assert raised({**idle, **ONLINE}, "HonedScoringStands")
+
+
+def test_a_backup_that_never_succeeded_is_late_too() -> None:
+    labels = '{cronjob="honed-backup-store", namespace="run"}'
+    created, succeeded = f"kube_cronjob_created{labels}", f"kube_cronjob_status_last_successful_time{labels}"
+    late = 130_000.0
+    assert not raised({created: 0.0}, "HonedBackupLate", now=100_000.0)
+    assert raised({created: 0.0}, "HonedBackupLate", now=late)
+    assert not raised({created: 0.0, succeeded: 90_000.0}, "HonedBackupLate", now=late)
+    assert raised({created: 0.0, succeeded: 90_000.0}, "HonedBackupLate", now=90_000.0 + late)
+
+
+@pytest.mark.parametrize("page", sorted((DEPLOY / "runbooks").glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_looks_for_levels_as_logs_write_them(page: Path) -> None:
+    record = logging.LogRecord("honed", logging.ERROR, "", 0, "text", None, None)
+    written = json.loads(JsonFormatter("reward").format(record))["level"]
+    for level in re.findall(r'"level": "(\w+)"', page.read_text()):
+        assert level == level.lower(), level
+        assert written == "error"
+
+
 @pytest.mark.parametrize("panel", [p for d in DASHBOARDS for p in d.panels], ids=lambda panel: panel.title)
 def test_a_panel_reads_what_is_there(panel: Panel) -> None:
     for expression in panel.expressions():
@@ -129,13 +200,26 @@ def test_there_is_no_page_without_its_alert() -> None:
     assert {page.stem for page in (DEPLOY / "runbooks").glob("*.md")} == {alert["alert"] for alert in alerts()}
 
 
+def adapter_rules() -> list[dict[str, Any]]:
+    adapted = yaml.safe_load((DEPLOY / "components" / "hpa" / "adapter-rules.yaml").read_text())
+    return [{"kind": kind, **rule} for kind, key in (("Pods", "rules"), ("External", "externalRules")) for rule in adapted[key]]
+
+
 def test_the_adapter_has_a_rule_for_each_metric_of_the_autoscalers() -> None:
-    component = DEPLOY / "components" / "hpa"
-    scalers = list(yaml.safe_load_all((component / "scaling.yaml").read_text()))
-    asked = {metric["pods"]["metric"]["name"] for tree in scalers for metric in tree["spec"]["metrics"]}
-    adapted = yaml.safe_load((component / "adapter-rules.yaml").read_text())["rules"]
-    assert asked == {rule["name"]["as"] for rule in adapted}
-    assert {rule["seriesQuery"].partition("{")[0] for rule in adapted} <= set(exported())
+    scalers = list(yaml.safe_load_all((DEPLOY / "components" / "hpa" / "scaling.yaml").read_text()))
+    metrics = [metric for tree in scalers for metric in tree["spec"]["metrics"]]
+    asked = {(metric["type"], metric[metric["type"].lower()]["metric"]["name"]) for metric in metrics}
+    assert asked == {(rule["kind"], rule["name"]["as"]) for rule in adapter_rules()}
+    assert {rule["seriesQuery"].partition("{")[0] for rule in adapter_rules()} <= set(exported())
+
+
+@pytest.mark.parametrize("rule", adapter_rules(), ids=lambda rule: rule["name"]["as"])
+def test_a_metric_of_the_autoscalers_has_a_value_when_nothing_happens(rule: dict[str, Any]) -> None:
+    """A query that leaves a value out, as a comparison does, keeps an autoscaler from taking replicas away."""
+    query = rule["metricsQuery"].replace("<<.Series>>", rule["seriesQuery"].partition("{")[0])
+    query = query.replace("<<.LabelMatchers>>", 'namespace="honed"').replace("<<.GroupBy>>", "namespace, pod")
+    check_series(query)
+    assert not re.search(r"[<>]|==|!=", query)
 
 
 def test_every_serving_pod_is_scraped() -> None:
@@ -152,3 +236,8 @@ def test_every_series_is_documented() -> None:
     names |= {name.removesuffix("_bucket") for name in exported() if name.endswith("_bucket")}
     documented = set(re.findall(r"`(honed_\w+)`", text))
     assert names == documented
+
+
+def test_no_alert_takes_a_difference_that_one_missing_number_spoils() -> None:
+    """`delta`, `deriv` and `rate` of a gauge are NaN as long as one sample of the window is."""
+    assert not [alert["alert"] for alert in alerts() if "delta(honed_run" in alert["expr"]]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from tests.deploy.connections import API, CLIENTS, CONTROL, DNS, GRPC, HTTPS, OF_OVERLAY, OTLP, OWN, Connection, recorded
+from tests.deploy.connections import API, CLIENTS, CONTROL, DNS, GRPC, HTTPS, OF_OVERLAY, OTLP, Connection, recorded
 from tests.deploy.manifests import DEPLOY, NAMESPACE, OVERLAYS, every_workload, of_kind, overlay, run_settings, selects
 
 LABEL = "kubernetes.io/metadata.name"
@@ -155,9 +155,21 @@ def test_the_ports_are_those_of_the_run_file(name: str) -> None:
     assert settings.generation.control_port == CONTROL
 
 
-def test_what_a_run_records_can_be_held_against_the_table() -> None:
-    lines = [json.dumps({"from": c.source, "to": c.target, "port": c.port}) for c in OWN]
-    assert recorded(lines) == OWN
+def test_a_record_of_local_ports_is_read_as_connections_of_a_cluster() -> None:
+    rows = [
+        {"listener": "generation", "serves": "honed.v1.GenerationService", "port": 40001},
+        {"listener": "generation", "serves": "honed.v1.GenerationControlService", "port": 40002},
+        {"from": "learner", "to": "127.0.0.1", "port": 40002},
+        {"from": "reward-model", "to": "localhost", "port": 40001},
+        {"from": "reward", "to": "127.0.0.1", "port": 40003},
+        {"from": "reward", "to": "203.0.113.7", "port": 443},
+    ]
+    assert recorded(map(json.dumps, rows), {40003: ("redis", 6379)}) == {
+        Connection("learner", "generation", CONTROL),
+        Connection("job", "generation", GRPC),
+        Connection("reward", "redis", 6379),
+        Connection("reward", "203.0.113.7", HTTPS),
+    }
 
 
 def documented() -> Iterator[tuple[str, str, str]]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -10,11 +14,26 @@ import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
 from packaging.version import Version
-from tests.deploy.manifests import CUSTOM, DEPLOY, OVERLAYS, named, of_kind, overlay, render, run_settings, run_tree, workloads
+from tests.deploy.manifests import (
+    CUSTOM,
+    DEPLOY,
+    OVERLAYS,
+    named,
+    of_kind,
+    overlay,
+    render,
+    run_settings,
+    run_tree,
+    selects,
+    workloads,
+)
 
 from honed.check.cluster import check_cluster
+from honed.config import RunSettings
+from honed.queue.admission import AdmissionPolicy, LoopState
 from honed.queue.keys import PROMPTS, ROLLOUTS, RunKeys
-from honed.queue.scripts import GROUP
+from honed.reward.main import _GROUP
+from honed.reward.worker import _GROUPS
 from honed.settings_file import load_settings
 from honed.workspace import Workspace
 
@@ -47,6 +66,36 @@ def test_what_a_plain_cluster_lacks_is_in_components_alone() -> None:
 def test_no_object_stands_there_twice(name: str) -> None:
     names = [(tree["kind"], tree["metadata"]["name"]) for tree in overlay(name)]
     assert len(names) == len(set(names))
+
+
+def texts(tree: object) -> Iterator[tuple[str, str]]:
+    """Every text of a tree, with the key that it stands under."""
+    match tree:
+        case dict():
+            for key, value in tree.items():
+                yield from ((key, value),) if isinstance(value, str) else texts(value)
+        case list():
+            for value in tree:
+                yield from texts(value)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_copy_in_another_namespace_speaks_of_no_other(name: str, tmp_path: Path) -> None:
+    """As deploy/README.md has it: copy an overlay and change `namespace`."""
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    file = tmp_path / "deploy" / "overlays" / name / "kustomization.yaml"
+    file.write_text(file.read_text().replace("\nnamespace: honed\n", "\nnamespace: elsewhere\n"))
+    trees = render(file.parent)
+    assert "elsewhere" in {tree["metadata"]["name"] for tree in of_kind(trees, "Namespace")}
+    for tree in trees:
+        for subject in (row for row in tree.get("subjects", []) if row["kind"] == "ServiceAccount"):
+            assert subject["namespace"] == "elsewhere", tree["metadata"]["name"]
+        for key, value in texts(tree):
+            assert not (key == "namespace" and value == "honed"), tree["metadata"]["name"]
+            assert not re.search(r"\.honed(\.svc|[:/]|$)", value), (tree["metadata"]["name"], value)
+    for tree in of_kind(trees, "ScaledObject"):
+        addresses = [t["metadata"]["address"] for t in tree["spec"]["triggers"] if t["type"] == "redis-streams"]
+        assert addresses == ["honed-redis.elsewhere.svc:6379"]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -97,10 +146,82 @@ def test_the_autoscalers_look_at_the_streams_of_the_run() -> None:
         trigger = scaled["triggers"][0]
         assert trigger["type"] == "redis-streams"
         assert trigger["metadata"]["stream"] == keys.stream(stage)
-        assert trigger["metadata"]["consumerGroup"] == GROUP
-        assert int(trigger["metadata"]["lagCount"]) > 0
+        # With a group KEDA takes what is pending or the lag, and not the length.
+        assert not {"consumerGroup", "lagCount", "pendingEntriesCount"} & set(trigger["metadata"])
         deployment = named(overlay("production"), "Deployment", scaled["scaleTargetRef"]["name"])
         assert "replicas" not in deployment["spec"]
+
+
+def test_the_gateway_speaks_tls_to_services_that_take_nothing_else() -> None:
+    trees = overlay("production")
+    gateway, route = named(trees, "Gateway", "honed-public")["spec"], named(trees, "GRPCRoute", "honed-public")["spec"]
+    assert route["hostnames"] == [listener["hostname"] for listener in gateway["listeners"]]
+    assert route["hostnames"] != ["honed.example.com"]  # the component's own, which the overlay changes in both
+    called = {backend["name"] for rule in route["rules"] for backend in rule["backendRefs"]}
+    policy = named(trees, "BackendTLSPolicy", "honed-public")["spec"]
+    assert {target["name"] for target in policy["targetRefs"]} == called
+    assert not [port for name in called for port in named(trees, "Service", name)["spec"]["ports"] if "appProtocol" in port]
+    # One authority for both sides: what cert-manager makes of it has the authority's own certificate beside it.
+    shown = gateway["tls"]["backend"]["clientCertificateRef"]
+    assert policy["validation"]["caCertificateRefs"] == [shown]
+    [own] = [t["spec"] for t in of_kind(trees, "Certificate") if t["spec"]["secretName"] == shown["name"]]
+    assert "client auth" in own["usages"]
+    for service in ("generation", "reward"):
+        certificate = named(trees, "Certificate", f"honed-tls-{service}")["spec"]
+        assert certificate["issuerRef"] == own["issuerRef"]
+        assert policy["validation"]["hostname"] in certificate["dnsNames"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_run_can_be_deleted_without_what_all_runs_share(name: str) -> None:
+    """By its namespace, as deploy/README.md says: nothing else is outside of it but what it names there."""
+    outside = {t["kind"] for t in overlay(name) if "namespace" not in t["metadata"]} - {"Namespace"}
+    text = (DEPLOY / "README.md").read_text().partition("**Several runs in one cluster**")[2].partition("\n## ")[0]
+    assert {kind for kind in ("PriorityClass", "PersistentVolume") if kind in text} >= outside
+    assert all(f"`{tree['metadata']['name']}`" in text for tree in of_kind(overlay(name), "PriorityClass"))
+    assert "kubectl delete namespace honed" in text
+
+
+def scalers() -> Iterator[tuple[str, str, int, int]]:
+    """For component and service: the target of the stream's length, and the most replicas."""
+    for service in ("generation", "reward"):
+        spec = named(overlay("production"), "ScaledObject", f"honed-{service}")["spec"]
+        yield "keda", service, int(spec["triggers"][0]["metadata"]["streamLength"]), spec["maxReplicaCount"]
+    for tree in yaml.safe_load_all((DEPLOY / "components" / "hpa" / "scaling.yaml").read_text()):
+        service, spec = tree["metadata"]["name"].removeprefix("honed-"), tree["spec"]
+        [external] = [metric["external"] for metric in spec["metrics"] if metric["type"] == "External"]
+        stage = {"generation": PROMPTS, "reward": ROLLOUTS}[service]
+        assert external["metric"]["selector"]["matchLabels"] == {"stage": stage}
+        yield "hpa", service, int(external["target"]["averageValue"]), spec["maxReplicas"]
+
+
+@pytest.mark.parametrize(("component", "service", "target", "most"), scalers())
+def test_what_admission_lets_in_is_work_for_more_replicas(component: str, service: str, target: int, most: int) -> None:
+    settings = run_settings("production")
+    conductor, learner = settings.conductor, settings.learner
+    policy = AdmissionPolicy(learner.batch, learner.max_staleness, conductor.max_in_flight, conductor.samples_per_prompt)
+    nothing = LoopState(update=0, served=0, waiting=0, running=0)
+    longest = policy.prompts(nothing) if service == "generation" else policy.capacity(nothing)
+    assert math.ceil(longest / target) >= most, component
+    # A replica that has all that it can hold and leaves something waiting asks for another one.
+    held = (
+        settings.generation.rollout_concurrency / conductor.samples_per_prompt if service == "generation" else _GROUPS * _GROUP
+    )
+    assert target <= held
+    # The defaults too let more than one replica of reward work.
+    defaults = RunSettings.model_validate({"conductor": {"samples_per_prompt": 1}})
+    admitted = AdmissionPolicy(defaults.learner.batch, defaults.learner.max_staleness, defaults.conductor.max_in_flight)
+    assert service != "reward" or math.ceil(admitted.capacity(nothing) / target) > 1
+
+
+def test_reward_scales_to_zero_when_nothing_trains() -> None:
+    spec = named(overlay("production"), "ScaledObject", "honed-reward")["spec"]
+    stream, learner = spec["triggers"]
+    assert spec["minReplicaCount"] == 0
+    assert "activationLagCount" not in stream["metadata"]  # one rollout that is left brings a replica back
+    selector = dict(row.split("=") for row in learner["metadata"]["podSelector"].split(","))
+    assert learner["type"] == "kubernetes-workload"
+    assert [w.component for w in workloads("production") if selects({"matchLabels": selector}, w.labels)] == ["learner"]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

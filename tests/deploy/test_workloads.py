@@ -27,6 +27,8 @@ from tests.deploy.manifests import (
 
 from honed.conductor.cluster.outcome import KILLED
 from honed.conductor.launcher import STOP_S
+from honed.reward.registry import _KEPT_BESIDE
+from honed.reward.sources import _COPIES_KEPT
 from honed.runtime import LINGER_S
 from honed.settings import ServerSettings
 from honed.topology import SERVICES
@@ -44,6 +46,7 @@ RESTRICTED_VOLUMES = {
 """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
 TORCH = {"generation", "reward", "learner", "job"}
 CALLS_THE_API = {"conductor", "secrets"}
+GPU_OVERLAYS = ("gpu", "production")
 BRINGS_SECRETS = {"production"}
 UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 TOKENS = {"generation": "generation", "reward": "reward", "preference": "preference", "learner": "learner",
@@ -110,6 +113,35 @@ def test_requests_and_limits(workload: Workload) -> None:
         # What a pod may write must be reached before the pod is evicted for it.
         limit = limits["memory" if directory.get("medium") == "Memory" else "ephemeral-storage"]
         assert quantity(directory["sizeLimit"]) <= quantity(limit), (volume["name"], limit)
+
+
+@everyone
+def test_a_pod_may_fill_its_volumes_all_at_once(workload: Workload) -> None:
+    """Its limit of ephemeral storage is for all of them together; the init containers write into the same volumes."""
+    disks = [v["emptyDir"] for v in workload.pod.get("volumes", []) if "emptyDir" in v]
+    room = sum(quantity(disk["sizeLimit"]) for disk in disks if disk.get("medium") != "Memory")
+    assert room <= sum(quantity(c["resources"]["limits"]["ephemeral-storage"]) for c in workload.containers)
+    for container in workload.pod.get("initContainers", []):
+        written = {mount["name"] for mount in container["volumeMounts"]} & {"data"}
+        limit = quantity(container["resources"]["limits"]["ephemeral-storage"])
+        assert all(quantity(workload.volume(name)["emptyDir"]["sizeLimit"]) <= limit for name in written)
+
+
+@pytest.mark.parametrize("name", GPU_OVERLAYS)
+def test_a_model_of_three_billion_parameters_fits(name: str) -> None:
+    """As overlays/gpu/run.yaml says: in float32 at worst, copied with the data by conductor and jobs, and scored with."""
+    parameters = 3e9
+    found = [w for w in every_workload() if w.overlay == name]
+    copying = [w for w in found if any(v["name"] == "data" and "emptyDir" in v for v in w.pod["volumes"])]
+    assert {w.name for w in copying} >= {"honed-conductor", "honed-pretrain", "honed-reward-model"}
+    for workload in (w for w in copying if w.component in {"conductor", "job"}):
+        assert quantity(workload.volume("data")["emptyDir"]["sizeLimit"]) >= 4 * parameters + 2**30, workload
+    [reward] = [w for w in found if w.component == "reward"]
+    [container] = reward.containers
+    in_memory = 1 + _KEPT_BESIDE + 1  # the serving one, those beside it, and one that is being loaded
+    on_disk = _COPIES_KEPT + 1  # and one that is being fetched
+    assert quantity(container["resources"]["limits"]["memory"]) >= in_memory * 4 * parameters + 2 * 2**30
+    assert quantity(reward.volume("state")["emptyDir"]["sizeLimit"]) >= on_disk * 4 * parameters
 
 
 @everyone
@@ -231,6 +263,13 @@ def test_a_generator_has_the_time_to_load(name: str) -> None:
     fetched = quantity(workload.volume("state")["emptyDir"]["sizeLimit"]) / 2 / 100e6 if name != "local-cpu" else 60
     assert budget(container["startupProbe"]) >= 300 + fetched
     assert workload.tree["spec"]["progressDeadlineSeconds"] >= budget(container["startupProbe"])
+
+
+@pytest.mark.parametrize("name", GPU_OVERLAYS)
+def test_the_conductor_waits_for_a_generator_as_long_as_its_probe_does(name: str) -> None:
+    """Its alarm calls a person (HonedRunNeedsAPerson), so that it must not come while an engine may still load."""
+    [generation] = [w for w in every_workload("Deployment") if (w.overlay, w.component) == (name, "generation")]
+    assert run_settings(name).conductor.start_timeout_s >= budget(generation.containers[0]["startupProbe"])
 
 
 @everyone

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from honed.kit import trace_context
+from honed.kit import connections, trace_context
 from honed.kit.call_spans import begin_call, end_call
 from honed.kit.channel_options import CHANNEL_OPTIONS
 from honed.kit.renewing_channel import RenewingChannel
@@ -29,7 +29,7 @@ def connect(address: str, token: str | Callable[[], str] | None = None, tls: Tls
     Raises:
         ValueError: a certificate file cannot be read, or there is no name to check certificates by.
     """
-    interceptors = _Outgoing.of_every_kind(token or None)
+    interceptors = _Outgoing.of_every_kind(address, token or None)
     if tls is not None:
         options = (*CHANNEL_OPTIONS, *tls.channel_options(address))
 
@@ -47,10 +47,12 @@ class _Outgoing:
     would stand between the call and its caller.
     """
 
-    def __init__(self, token: str | Callable[[], str] | None) -> None:
+    def __init__(self, address: str, token: str | Callable[[], str] | None) -> None:
+        self._address = address
         self._token = token if token is None or callable(token) else lambda: token
 
     def _carrying(self, details: grpc.aio.ClientCallDetails, trace: TraceContext | None) -> grpc.aio.ClientCallDetails:
+        connections.calling(self._address)
         if self._token is None and trace is None:
             return details
         metadata = grpc.aio.Metadata(*(details.metadata or ()))
@@ -83,7 +85,7 @@ class _Outgoing:
         return call
 
     @classmethod
-    def of_every_kind(cls, token: str | Callable[[], str] | None) -> list[grpc.aio.ClientInterceptor]:
+    def of_every_kind(cls, address: str, token: str | Callable[[], str] | None) -> list[grpc.aio.ClientInterceptor]:
         """One interceptor for each of the four kinds of calls, as gRPC wants it."""
         kinds = {
             "intercept_unary_unary": (grpc.aio.UnaryUnaryClientInterceptor, cls.spanned),
@@ -91,4 +93,4 @@ class _Outgoing:
             "intercept_stream_unary": (grpc.aio.StreamUnaryClientInterceptor, cls.plain),
             "intercept_stream_stream": (grpc.aio.StreamStreamClientInterceptor, cls.plain),
         }
-        return [type(f"_Outgoing_{name}", (cls, base), {name: do})(token) for name, (base, do) in kinds.items()]
+        return [type(f"_Outgoing_{name}", (cls, base), {name: do})(address, token) for name, (base, do) in kinds.items()]

@@ -36,4 +36,7 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     # A replica that was replaced is found again within this time; who replaces the next one waits so long.
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A name is asked again when a connection breaks, and by default not twice within 30 s: where all replicas are replaced one
+    # after another, that is a time in which none of those known is left.
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
 )

@@ -38,7 +38,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace import Span as SdkSpan
 
-from honed.kit import metrics, tracing
+from honed.kit import connections, metrics, tracing
 from honed.kit.trace_context import TraceContext
 from honed.kit.tracing import Attributes, Kind, Span
 
@@ -83,6 +83,7 @@ def exporting(collector: Collector, sample_ratio: float, resource: Mapping[str, 
         resource: Says which process this is.
     """
     plain = collector.endpoint.startswith("http://")
+    connections.calling(collector.endpoint.partition("://")[2].rstrip("/"))
     exporter = _Exporter(collector.headers, endpoint=collector.endpoint, insecure=plain, timeout=_EXPORT_S)
     recorder = _SdkRecorder(exporter, collector.endpoint, sample_ratio, resource)
     tracing.record_with(recorder)

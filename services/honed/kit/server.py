@@ -19,7 +19,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from honed.kit import metrics
+from honed.kit import connections, metrics
 from honed.kit.address import cannot_listen, host_port
 from honed.kit.channel_options import MAX_MESSAGE_BYTES
 from honed.kit.health import Health
@@ -258,4 +258,5 @@ def _bind(server: grpc.aio.Server, host: str, port: int, tls: TlsFiles | None, w
         raise cannot_listen(host, port, what) from error
     if bound == 0:
         raise cannot_listen(host, port, what)
+    connections.listening(bound, what)
     return bound

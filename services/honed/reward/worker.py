@@ -80,6 +80,7 @@ class ScoringWorker:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Works until `stopping` is set, and ends what is in hand then. Rides out any outage of Redis."""
+        metrics.WORKING.set(self.working)
         while not stopping.is_set():
             try:
                 await self._work(stopping)

@@ -1,4 +1,7 @@
-"""A run of one's own model and data, from a few flags to a report, and its versions compared, promoted and rolled back."""
+"""A run of one's own model and data, from a few flags to a report, and its versions compared, promoted and rolled back.
+
+Its processes record whom they connect to, since they do in it all that a run does.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,18 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
 import yaml
+from tests.deploy.connections import NOT_ON_ONE_MACHINE, ONLY_ON_ONE_MACHINE, OWN, REDIS, Connection, recorded
 from tests.support.reviews import make_review_model, shop_reviews, write_review_files
 from tests.support.run import environment, until
+
+from honed.kit.connections import VARIABLE
+from honed.queue.embedded import embedded_redis_url
+from honed.workspace import Workspace
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
@@ -42,6 +51,7 @@ class Story:
     written: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
+    connections: frozenset[Connection] = frozenset()
     exit_status: int = -1
 
 
@@ -52,7 +62,8 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
     write_review_files(root, reviews)
     make_review_model(root / "model", reviews)
     story, run = Story(root), root / "out" / "mine"
-    variables = environment(**SETTINGS)
+    record = root / "connections.jsonl"
+    variables = environment(**SETTINGS, **{VARIABLE: str(record)})
 
     async def honed(*arguments: str) -> str:
         process = await asyncio.create_subprocess_exec(
@@ -107,8 +118,10 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
             story.answers["versions"] = [
                 json.loads(line) for line in (await honed("versions", "--json", "--run", str(run))).splitlines()
             ]
+            redis = urlsplit(embedded_redis_url(Workspace(run).redis)).port
             up.send_signal(signal.SIGINT)
             story.exit_status = await up.wait()
+            story.connections = recorded(record.read_text().splitlines(), {redis or 0: ("redis", REDIS)})
     finally:
         with contextlib.suppress(ProcessLookupError):
             up.kill()
@@ -188,3 +201,11 @@ async def test_a_call_for_more_processes_returns_when_clients_find_the_newcomer(
 async def test_a_stop_is_clean(story: Story) -> None:
     assert story.exit_status == 0
     assert not (story.root / "out" / "mine" / "endpoints.json").exists()
+
+
+async def test_no_process_connects_to_what_the_network_policies_do_not_know(story: Story) -> None:
+    assert sorted(map(str, story.connections - OWN - ONLY_ON_ONE_MACHINE.keys())) == []
+
+
+async def test_what_the_network_policies_are_for_is_really_opened(story: Story) -> None:
+    assert sorted(map(str, OWN - NOT_ON_ONE_MACHINE.keys() - story.connections)) == []

@@ -16,6 +16,7 @@ from honed.queue.identity import RunIdentity
 from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
 from honed.queue.messages import Delivery, Message
 from honed.queue.stream import DeliverySettings, WorkQueue
+from honed.reward import metrics
 from honed.reward.batching import BatchSettings, DynamicBatcher
 from honed.reward.reward import Term, WeightedSum
 from honed.reward.worker import ScoringWorker
@@ -113,6 +114,15 @@ async def test_a_rollout_comes_out_unchanged_with_its_reward_and_each_scorers_ve
     assert {int(scored.rollout.group_id) for _, scored in done} == set(range(100))
     stats = await rig.source.stats()
     assert (stats.handed_on, stats.depth, stats.balance) == (100, 0, 0)
+
+
+async def test_a_worker_that_had_nothing_to_score_yet_shows_that_it_works(rig: Rig) -> None:
+    metrics.WORKING.set(0)
+    async with rig.worker(FakeScorer()) as running:
+        async with asyncio.timeout(30):
+            while not metrics.WORKING._value.get():
+                await asyncio.sleep(0.01)
+        assert not running.done()
 
 
 async def test_what_cannot_be_scored_goes_to_the_dead_letters_with_the_reason_and_its_neighbours_go_on(rig: Rig) -> None:
