@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from honed.config import RunSettings
 from honed.kit import connections
 from honed.kit.address import check_collector
 from honed.kit.errors import FailedPrecondition
+from honed.kit.from_files import FromFiles
 from honed.settings import TelemetrySettings
 
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -26,7 +27,8 @@ _HEADER: Final = re.compile(r"([0-9a-z_.-]+):[ \t]*([\x20-\x7e]*\S)\s*", re.IGNO
 def traced(settings: RunSettings, service: str, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     """Does the block with traces, if there is a collector for them; what is left goes out at its end.
 
-    From here on the process also records its connections, if it is to (`kit.connections`).
+    The file of headers is read again when it is replaced. From here on the process also records its connections, if it is to
+    (`kit.connections`).
 
     Args:
         settings: the run's.
@@ -42,7 +44,8 @@ def traced(settings: RunSettings, service: str, environment: Mapping[str, str] =
     if endpoint is None:
         yield
         return
-    headers = None if settings.telemetry.headers_file is None else read_headers(settings.telemetry.headers_file)
+    file = settings.telemetry.headers_file
+    headers = None if file is None else FromFiles([file], lambda: read_headers(file)).get
     try:
         from honed.kit.otlp import Collector, exporting
     except ModuleNotFoundError as error:
@@ -74,20 +77,25 @@ def collector_endpoint(settings: TelemetrySettings, environment: Mapping[str, st
         return None
     if settings.otlp_endpoint is not None:
         return settings.otlp_endpoint
-    name = next((name for name in ENDPOINTS if environment.get(name)), None)
-    if name is None or environment.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+    name = _first_set(ENDPOINTS, environment)
+    if name is None or (environment.get("OTEL_TRACES_EXPORTER") or "otlp") != "otlp":
         return None
-    for protocol in PROTOCOLS:
-        if environment.get(protocol, "grpc") != "grpc":
-            raise ValueError(
-                f"{name} is set with {protocol}={environment[protocol]}, and honed speaks OTLP over gRPC alone: set "
-                "telemetry.otlp_endpoint, or OTEL_TRACES_EXPORTER=none for no traces"
-            )
+    protocol = _first_set(PROTOCOLS, environment)
+    if protocol is not None and environment[protocol] != "grpc":
+        raise ValueError(
+            f"{name} is set with {protocol}={environment[protocol]}, and honed speaks OTLP over gRPC alone: set "
+            "telemetry.otlp_endpoint, or OTEL_TRACES_EXPORTER=none for no traces"
+        )
     try:
         check_collector(environment[name])
     except ValueError as error:
         raise ValueError(f"{name} {error}; telemetry.otlp_endpoint comes before it") from None
     return environment[name]
+
+
+def _first_set(names: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """The first that is set, the specific before the general; by OpenTelemetry's specification empty is unset."""
+    return next((name for name in names if environment.get(name)), None)
 
 
 def read_headers(path: Path) -> tuple[tuple[str, str], ...]:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 if TYPE_CHECKING:  # the help is there at once
     from honed.config import RunSettings
+    from honed.kit.tracing import Span
+
+_LAST_TRACE_S: Final = 3.0
+"""How long the end of a job waits for its trace: a second longer than the trace for its collector."""
 
 RunFile = Annotated[
     Path | None,
@@ -143,7 +150,12 @@ def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFi
     settings = load_settings(run_file)
     configure_logging(name.value, settings.log_level)
     service_name.set("learner")  # jobs are the learner's
-    with _last_words(), traced(settings, name.value), tracing.span(f"job {name.value}", head=True):
+    with (
+        _last_words(),
+        traced(settings, name.value),
+        tracing.span(f"job {name.value}", head=True) as span,
+        _traced_at_sigterm(span),
+    ):
         if name is Job.pretrain:
             from honed.learner.jobs import pretrain
 
@@ -205,6 +217,40 @@ def _last_words() -> Iterator[None]:
             raise
         typer.echo(f"honed: {describe(error)}", err=True)
         raise typer.Exit(os.EX_TEMPFAIL) from error
+
+
+@contextmanager
+def _traced_at_sigterm(span: Span) -> Iterator[None]:
+    """A SIGTERM inside of the block ends the process as it would have, after the job's trace has gone out.
+
+    Not by SystemExit: jobs train in threads, and the loop's end would wait for those until the SIGKILL.
+    """
+    from honed.kit import tracing
+
+    if not tracing.is_on():
+        yield
+        return
+
+    def finish() -> None:
+        span.fail("cancelled")
+        span.end()
+        tracing.stop()
+
+    def end(number: int, _: FrameType | None) -> None:
+        # In a thread: the signal may have come while this one held a lock that the span needs.
+        finishing = threading.Thread(target=finish, name="finish-trace", daemon=True)
+        finishing.start()
+        finishing.join(_LAST_TRACE_S)
+        if os.getpid() == 1:  # the kernel gives it no default action
+            os._exit(128 + number)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _keep_private() -> None:

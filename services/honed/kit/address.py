@@ -89,3 +89,8 @@ def joined_hosts(target: str) -> list[str]:
         return []
     hosts = (part.rpartition(":")[0].strip("[]") for part in target.partition(":")[2].split(","))
     return [host.removeprefix("::ffff:") if "." in host else host for host in hosts]
+
+
+def cannot_listen(host: str, port: int, what: str) -> OSError:
+    """The error of a port that `what` does not get."""
+    return OSError(f"cannot listen on {host_port(host, port)} for {what}: is the port taken by another run?")

@@ -157,7 +157,7 @@ class _Method:
     @contextlib.contextmanager
     def _observed(self, request: Any) -> Iterator[metrics.Outcome]:
         span = begin_call(self._method, "server") if self._traced else tracing.NOTHING  # a watch lasts as long as it likes
-        if span.recorded:
+        if span.context is not None:  # one that the ratio turned down too: whoever this calls must not decide anew
             trace_context.current.set(span.context)  # for the task of this call, and no longer
         with self._metrics.observe() as outcome:
             try:

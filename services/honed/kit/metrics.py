@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
+from honed.kit.address import cannot_listen
+
 CALLS = Counter("honed_grpc_calls_total", "Calls served, by method and status code.", ["method", "code"])
 LATENCY = Histogram(
     "honed_grpc_call_seconds",
@@ -16,6 +18,7 @@ LATENCY = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 IN_FLIGHT = Gauge("honed_grpc_calls_in_flight", "Calls being served.", ["method"])
+SPANS_LOST = Counter("honed_spans_lost_total", "Spans that no collector got, by reason.", ["reason"])
 
 
 class Outcome:
@@ -49,5 +52,12 @@ class MethodMetrics:
 
 
 def expose(host: str, port: int) -> None:
-    """Serves `/metrics` by HTTP in a background thread."""
-    start_http_server(port, addr=host)
+    """Serves `/metrics` by HTTP in a background thread.
+
+    Raises:
+        OSError: the port is taken; names it.
+    """
+    try:
+        start_http_server(port, addr=host)
+    except OSError as error:
+        raise cannot_listen(host, port, "metrics") from error

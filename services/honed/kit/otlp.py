@@ -1,23 +1,28 @@
 """Records spans by OpenTelemetry's SDK and exports them by OTLP over gRPC. Imported only where that is asked for.
 
 A collector that is away costs its spans and nothing else: spans wait in a bounded queue, a thread exports them, the log has
-one warning when that fails and one line when it works again, and a stop waits for `FLUSH_S` at most.
+one warning when that fails and one line when it works again, and a stop waits for `FLUSH_S` at most. Spans that are lost are
+counted, and the first that finds the queue full is warned of.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
+import opentelemetry.exporter.otlp.proto.grpc.exporter as _exporter_module
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import OTEL_BSP_MAX_QUEUE_SIZE
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
@@ -33,11 +38,15 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace import Span as SdkSpan
 
-from honed.kit import connections, tracing
+from honed.kit import connections, metrics, tracing
 from honed.kit.trace_context import TraceContext
 from honed.kit.tracing import Attributes, Kind, Span
 
 logger = logging.getLogger(__name__)
+
+# The exporter draws the jitter of its retries from `random`, whose draws belong to whoever has seeded it: a collector that is
+# away would change what a learner or a scorer draws next. The module gets a generator of its own under that name.
+vars(_exporter_module)["random"] = random.Random()
 
 FLUSH_S: Final = 2.0
 """How long a stop waits for the collector."""
@@ -57,11 +66,11 @@ class Collector:
 
     Attributes:
         endpoint: `http://host:port` for plain text, `https://host:port` for TLS.
-        headers: Sent with each export; None takes OTEL_EXPORTER_OTLP_HEADERS.
+        headers: Asked before each export for what to send with it; None takes OTEL_EXPORTER_OTLP_HEADERS.
     """
 
     endpoint: str
-    headers: tuple[tuple[str, str], ...] | None = None
+    headers: Callable[[], tuple[tuple[str, str], ...]] | None = None
 
 
 @contextmanager
@@ -75,14 +84,13 @@ def exporting(collector: Collector, sample_ratio: float, resource: Mapping[str, 
     """
     plain = collector.endpoint.startswith("http://")
     connections.calling(collector.endpoint.partition("://")[2].rstrip("/"))
-    exporter = OTLPSpanExporter(endpoint=collector.endpoint, insecure=plain, headers=collector.headers, timeout=_EXPORT_S)
+    exporter = _Exporter(collector.headers, endpoint=collector.endpoint, insecure=plain, timeout=_EXPORT_S)
     recorder = _SdkRecorder(exporter, collector.endpoint, sample_ratio, resource)
     tracing.record_with(recorder)
     try:
         yield
     finally:
-        tracing.record_with(None)
-        recorder.stop()
+        tracing.stop()
 
 
 class _SdkRecorder:
@@ -96,7 +104,7 @@ class _SdkRecorder:
             shutdown_on_exit=False,  # at the exit of the interpreter nobody bounds it
             id_generator=_SystemIds(),
         )
-        self._provider.add_span_processor(BatchSpanProcessor(_Watched(exporter, endpoint)))
+        self._provider.add_span_processor(_Bounded(exporter, endpoint))
         self._tracer = self._provider.get_tracer("honed")
 
     def begin(
@@ -122,7 +130,7 @@ class _SdkRecorder:
         flush = threading.Thread(target=self._provider.shutdown, name="flush-spans", daemon=True)
         flush.start()
         flush.join(FLUSH_S)
-        self._exporter.shutdown()  # breaks off what still waits for the collector; after a whole flush it does nothing
+        _shut(self._exporter)  # breaks off what still waits for the collector; after a whole flush it does nothing
 
 
 class _RecordedSpan(Span):
@@ -135,9 +143,12 @@ class _RecordedSpan(Span):
         self._made = made
 
     def set(self, attributes: Attributes) -> None:
-        self._made.set_attributes(dict(attributes))
+        if self._made.is_recording():  # the SDK would log a line for each attribute of an ended one
+            self._made.set_attributes(dict(attributes))
 
     def fail(self, reason: BaseException | str) -> None:
+        if not self._made.is_recording():
+            return
         self._made.set_attribute("error.type", reason if isinstance(reason, str) else type(reason).__name__)
         self._made.set_status(Status(StatusCode.ERROR))
 
@@ -186,41 +197,122 @@ class _SystemIds(IdGenerator):
         return True
 
 
+class _Exporter(OTLPSpanExporter):
+    """Sends the headers that hold now: the SDK's exporter keeps those of its start, and a token is replaced while it runs."""
+
+    def __init__(self, headers: Callable[[], tuple[tuple[str, str], ...]] | None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._headers_now = headers
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self._headers_now is not None:
+            self._headers = self._headers_now()
+        return super().export(spans)
+
+
+class _Bounded(SpanProcessor):
+    """The SDK's queue, with a count of the spans that find it full: the SDK drops those without telling the process."""
+
+    def __init__(self, exporter: OTLPSpanExporter, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._size = _queue_size()
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._warned = self._stopped = False
+        self._queue = BatchSpanProcessor(_Watched(exporter, endpoint, self._taken), max_queue_size=self._size)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        with self._lock:
+            fits = self._waiting < self._size
+            self._waiting += fits
+            warn, self._warned = not fits and not self._warned, self._warned or not fits
+        if fits and not self._stopped:  # after the stop the SDK would log a line for each
+            self._queue.on_end(span)
+        else:
+            metrics.SPANS_LOST.labels("queue_full").inc()
+        if warn:
+            about = {"endpoint": self._endpoint, "queue": self._size, "counted_in": "honed_spans_lost_total"}
+            logger.warning("spans come faster than the collector takes them; what finds the queue full is lost", extra=about)
+
+    def _taken(self, spans: int) -> None:
+        with self._lock:
+            self._waiting -= spans
+
+    def shutdown(self) -> None:
+        self._stopped = True
+        self._queue.shutdown()  # type: ignore[no-untyped-call]
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._queue.force_flush(timeout_millis)
+
+
+def _queue_size() -> int:
+    """OTEL_BSP_MAX_QUEUE_SIZE, and the standard's 2048 where that is no number above 0."""
+    size = os.environ.get(OTEL_BSP_MAX_QUEUE_SIZE, "").strip()
+    return int(size) if size.isdecimal() and int(size) else 2048
+
+
 class _Watched(SpanExporter):
     """Says once that exporting fails, and once that it works again; the exporter itself would say so every few seconds."""
 
-    def __init__(self, exporter: OTLPSpanExporter, endpoint: str) -> None:
-        self._exporter, self._endpoint = exporter, endpoint
+    def __init__(self, exporter: OTLPSpanExporter, endpoint: str, taken: Callable[[int], None]) -> None:
+        self._exporter, self._endpoint, self._taken = exporter, endpoint, taken
         self._away = False
-        self._said = _LastMessage()
-        for name in ("opentelemetry.exporter.otlp.proto.grpc", "opentelemetry.sdk"):
-            chatty = logging.getLogger(name)
-            chatty.handlers, chatty.propagate = [self._said], False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
-        if result is not SpanExportResult.SUCCESS and not self._away:
-            about = {"endpoint": self._endpoint, "reason": self._said.message}
+        self._taken(len(spans))
+        with _ours.held_back() as said:
+            result = self._exporter.export(spans)
+        failed = result is not SpanExportResult.SUCCESS
+        if failed:
+            metrics.SPANS_LOST.labels("export_failed").inc(len(spans))
+        if failed and not self._away:
+            about = {"endpoint": self._endpoint, "reason": said[-1] if said else ""}
             logger.warning("spans cannot be exported, and are lost until they can", extra=about)
-        elif result is SpanExportResult.SUCCESS and self._away:
+        elif self._away and not failed:
             logger.info("spans are exported again", extra={"endpoint": self._endpoint})
-        self._away = result is not SpanExportResult.SUCCESS
+        self._away = failed
         return result
 
     def shutdown(self) -> None:
-        self._exporter.shutdown()
+        _shut(self._exporter)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return self._exporter.force_flush(timeout_millis)
 
 
-class _LastMessage(logging.Handler):
-    """Keeps the last message in place of writing any."""
+def _shut(exporter: OTLPSpanExporter) -> None:
+    with _ours.held_back():  # the second time it warns
+        exporter.shutdown()
 
-    message = ""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.message = record.getMessage()
+class _OwnMessages(logging.Filter):
+    """Holds back what the exporter's module logs about our exports. Whoever else exports in this process keeps its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._messages: ContextVar[list[str] | None] = ContextVar("honed_exporter_messages", default=None)
+
+    @contextmanager
+    def held_back(self) -> Iterator[list[str]]:
+        """Collects in place of logging what the block, in this thread, has to say."""
+        messages: list[str] = []
+        before = self._messages.set(messages)
+        try:
+            yield messages
+        finally:
+            self._messages.reset(before)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        messages = self._messages.get()
+        if messages is not None:
+            messages.append(record.getMessage())
+        return messages is None
+
+
+_ours: Final = _OwnMessages()
+# Before the module's own filter of repetitions, which would hide a reason that another exporter gave a moment ago.
+_exporter_module.logger.filters.insert(0, _ours)
 
 
 def _sdk_context(context: TraceContext) -> SpanContext:

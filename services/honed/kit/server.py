@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from honed.kit import connections, metrics
-from honed.kit.address import host_port
+from honed.kit.address import cannot_listen, host_port
 from honed.kit.channel_options import MAX_MESSAGE_BYTES
 from honed.kit.health import Health
 from honed.kit.interceptor import CallInterceptor
@@ -255,8 +255,8 @@ def _bind(server: grpc.aio.Server, host: str, port: int, tls: TlsFiles | None, w
     try:
         bound = server.add_secure_port(address, tls.server_credentials()) if tls else server.add_insecure_port(address)
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {address} for {what}: is the port taken by another run?") from error
+        raise cannot_listen(host, port, what) from error
     if bound == 0:
-        raise OSError(f"cannot listen on {address} for {what}: is the port taken by another run?")
+        raise cannot_listen(host, port, what)
     connections.listening(bound, what)
     return bound

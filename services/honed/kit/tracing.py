@@ -7,6 +7,7 @@ prompt, a response or an error, which may be a person's. `honed.kit.otlp` record
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, Literal, Protocol
@@ -51,6 +52,9 @@ class Recorder(Protocol):
     ) -> Span:
         """A span; without a parent it begins a trace, and decides whether that is sampled."""
 
+    def stop(self) -> None:
+        """Hands on what has ended, within a bounded time."""
+
 
 NOTHING: Final = Span(None)
 _recorder: Recorder | None = None
@@ -60,6 +64,14 @@ def record_with(recorder: Recorder | None) -> None:
     """Records spans of this process by `recorder` from now on; None stops it."""
     global _recorder
     _recorder = recorder
+
+
+def stop() -> None:
+    """Stops recording, and hands on what has ended, within a bounded time: for a process that ends without its `finally`s."""
+    recorder = _recorder
+    record_with(None)
+    if recorder is not None:
+        recorder.stop()
 
 
 def is_on() -> bool:
@@ -95,7 +107,7 @@ def begin(
 
 @contextmanager
 def within(span: Span) -> Iterator[Span]:
-    """Does the block as the work of `span`, and ends it then; an error that leaves the block is its own.
+    """Does the block as the work of `span`, and ends it then; an error or a cancellation that leaves the block is its own.
 
     Not around a `yield` of an asynchronous generator: what follows it may run in another context.
     """
@@ -105,22 +117,26 @@ def within(span: Span) -> Iterator[Span]:
     before = trace_context.current.set(span.context)
     try:
         yield span
-    except Exception as error:
-        span.fail(error)
+    except BaseException as error:
+        _fail(span, error)
         raise
     finally:
         trace_context.current.reset(before)
         span.end()
 
 
+def _fail(span: Span, error: BaseException) -> None:
+    span.fail("cancelled" if isinstance(error, asyncio.CancelledError) else error)
+
+
 @contextmanager
 def ending(spans: Sequence[Span]) -> Iterator[Sequence[Span]]:
-    """Ends all of them with the block, which is the work of each; an error that leaves the block is each one's."""
+    """Ends all of them with the block, which is the work of each; an error or a cancellation that leaves it is each one's."""
     try:
         yield spans
-    except Exception as error:
+    except BaseException as error:
         for span in spans:
-            span.fail(error)
+            _fail(span, error)
         raise
     finally:
         for span in spans:

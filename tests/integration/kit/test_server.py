@@ -17,6 +17,7 @@ from honed.kit.channel import connect
 from honed.kit.errors import Overloaded
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import TokenTable, ensure_local_tokens, read_token
+from honed.queue.embedded import free_port
 from honed.v1 import preference_pb2, preference_pb2_grpc
 
 NAME = "honed.v1.PreferenceService"
@@ -43,15 +44,6 @@ class Preference(preference_pb2_grpc.PreferenceServiceServicer):
     async def ExportJudgements(self, request: Any, context: Any) -> AsyncIterator[Any]:
         yield preference_pb2.ExportJudgementsResponse()
         await asyncio.Event().wait()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Running:
@@ -204,6 +196,12 @@ async def test_a_taken_port_is_an_error_that_names_it(running: Running) -> None:
     registration = Servicer(NAME, preference_pb2_grpc.add_PreferenceServiceServicer_to_server, Preference())
     with pytest.raises(OSError, match=str(port)):
         await Server([Listener("127.0.0.1", port, [registration])], ServerOptions()).start()
+
+
+async def test_a_taken_metrics_port_is_an_error_that_names_it(running: Running) -> None:
+    port = running.options.metrics_port
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port} for metrics: is the port taken by another run?"):
+        await Server([], ServerOptions(metrics_port=port)).start()
 
 
 async def test_metrics_count_calls_by_code(running: Running) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from tests.support.calls import failure
 
 from honed.kit.channel import connect
 from honed.kit.server import Lifecycle, Listener, Server, ServerOptions, Servicer, serve_until_signalled
+from honed.queue.embedded import free_port
 from honed.v1 import generation_pb2 as pb
 from honed.v1 import generation_pb2_grpc, learner_pb2, learner_pb2_grpc
 
@@ -62,7 +62,7 @@ class Service:
     def __init__(self, **options: Any) -> None:
         self.engine = Engine()
         self.seen: list[str] = []
-        self.health_port = _free_port()
+        self.health_port = free_port()
         self.server = Server(
             [
                 Listener(
@@ -273,10 +273,3 @@ async def _refused(address: str) -> None:
                 return
             writer.close()
             await asyncio.sleep(0.01)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

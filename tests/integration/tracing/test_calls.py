@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from loadtest.replicas import Replicas
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import use_span
+from prometheus_client import REGISTRY
 from tests.integration.queue.servers import Server as RedisServer
 from tests.support.collector import Collector, collecting
 from tests.support.run import environment, run_tree, until
@@ -26,6 +28,7 @@ from tests.support.tiny import make_canaries, publish_version
 import honed
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
+from honed.config import RunSettings
 from honed.kit import otlp, tracing
 from honed.kit.channel import connect
 from honed.kit.errors import InvalidArgument
@@ -33,8 +36,10 @@ from honed.kit.log import JsonFormatter
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
 from honed.kit.tokens import read_token
 from honed.queue.connection import RedisLink, RetryPolicy
+from honed.queue.embedded import free_port
 from honed.queue.keys import RunKeys
 from honed.queue.members import GENERATION, Members
+from honed.telemetry import traced
 from honed.v1 import generation_pb2, generation_pb2_grpc
 
 NAME = "honed.v1.GenerationService"
@@ -48,6 +53,7 @@ class Generation(generation_pb2_grpc.GenerationServiceServicer):
     def __init__(self) -> None:
         self.line: dict[str, Any] = {}
         self.entered = asyncio.Event()
+        self.next: Serving | None = None
 
     async def Generate(self, request: Any, context: Any) -> Any:
         self.line = json.loads(JsonFormatter("test").format(logging.makeLogRecord({"msg": "inside"})))
@@ -59,6 +65,8 @@ class Generation(generation_pb2_grpc.GenerationServiceServicer):
                 raise RuntimeError("a secret of a person")
             case "wait":
                 await asyncio.Event().wait()
+        if self.next is not None:
+            await self.next.call()
         with tracing.span("inner"):
             return generation_pb2.GenerateResponse()
 
@@ -190,6 +198,20 @@ async def test_a_caller_that_gives_up_inside_of_a_trace_cancels_the_call_at_the_
     assert codes == {"client": 1, "server": 1}
 
 
+async def test_work_that_is_cancelled_is_no_success(collector: Collector) -> None:
+    async def wait() -> None:
+        with tracing.span("one", head=True) as one, tracing.ending([tracing.begin("each", one.context) for _ in range(2)]):
+            await asyncio.Event().wait()
+
+    with exporting(collector):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(wait(), 0.05)
+        with pytest.raises(SystemExit), tracing.span("job", head=True):
+            raise SystemExit(143)
+    found = sorted((span.name, span.failed, span.attributes["error.type"]) for span in collector.spans)
+    assert found == [("each", True, "cancelled")] * 2 + [("job", True, "SystemExit"), ("one", True, "cancelled")]
+
+
 async def test_an_applications_own_trace_goes_on_in_the_service(collector: Collector) -> None:
     own = TracerProvider().get_tracer("shop").start_span("checkout")
 
@@ -212,11 +234,39 @@ async def test_a_share_of_the_traces_is_recorded(collector: Collector) -> None:
     assert 150 < len(collector.spans) < 350
 
 
+async def test_a_trace_through_two_services_is_whole_or_absent(collector: Collector) -> None:
+    """The first service decides; the second does as it says, for what is not recorded too."""
+    with exporting(collector, 0.5):
+        async with serving() as inner, serving() as outer:
+            outer.servicer.next = inner
+            for _ in range(60):
+                await outer.call()
+    kinds: dict[str, list[str]] = {}
+    for span in collector.spans:
+        kinds.setdefault(span.trace, []).append(span.kind)
+    assert {tuple(sorted(found)) for found in kinds.values()} == {("client", "internal", "internal", "server", "server")}
+    assert 10 < len(kinds) < 50
+
+
 async def test_spans_draw_no_number_from_a_seeded_generator(collector: Collector) -> None:
     """P6: what a learner or a scorer draws is the same with traces and without."""
     with exporting(collector):
         random.seed(7)
         tracing.begin("work", None, head=True).end()
+        drawn = random.random()
+    random.seed(7)
+    assert drawn == random.random()
+
+
+async def test_retries_to_a_collector_that_is_away_draw_no_number_from_a_seeded_generator(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    monkeypatch.setattr(otlp, "_EXPORT_S", 0.3)
+    with otlp.exporting(otlp.Collector(f"http://127.0.0.1:{free_port()}"), 1.0, SERVICE):
+        random.seed(7)
+        tracing.begin("work", None, head=True).end()
+        await until(lambda: "spans cannot be exported" in caplog.text, 10, "the export has failed")
         drawn = random.random()
     random.seed(7)
     assert drawn == random.random()
@@ -247,9 +297,64 @@ async def test_a_collector_that_is_away_is_told_of_once_and_again_when_it_is_bac
             await until(works, 20, "spans arrive", every_s=0.1)
             await until(lambda: said("spans are exported again"), 5, "the good news")
             assert said("spans cannot be exported") == 1
+            assert lost("export_failed") >= 5
     warning = next(record for record in caplog.records if "cannot be exported" in record.getMessage())
     assert "UNAVAILABLE" in warning.__dict__["reason"]
     assert {record.name for record in caplog.records if "opentelemetry" in record.name} == set()
+
+
+async def test_a_token_of_the_collector_that_is_replaced_goes_with_the_next_export(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    headers = tmp_path / "headers"
+    settings = RunSettings.model_validate({"telemetry": {"otlp_endpoint": collector.endpoint, "headers_file": str(headers)}})
+    headers.write_text("authorization: Bearer first\n")
+    with traced(settings, "generation", {}):
+        for token in ("first", "the second"):
+            headers.write_text(f"authorization: Bearer {token}\n")
+            tracing.begin(token, None, head=True).end()
+            await until(partial(collector.named, token), 10, f"the span under {token}")
+            assert collector.metadata["authorization"] == f"Bearer {token}"
+
+
+def lost(reason: str) -> float:
+    return REGISTRY.get_sample_value("honed_spans_lost_total", {"reason": reason}) or 0.0
+
+
+async def test_spans_that_find_the_queue_full_are_counted_and_warned_of_once(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "512")
+    before = lost("queue_full"), lost("export_failed")
+    with exporting(collector):
+        for _ in range(5000):
+            tracing.begin("work", None, head=True).end()
+    assert len(collector.spans) < 5000, "it was no load at all"
+    assert (lost("queue_full") - before[0], lost("export_failed") - before[1]) == (5000 - len(collector.spans), 0)
+    warned = [record.__dict__["queue"] for record in caplog.records if "finds the queue full" in record.getMessage()]
+    assert warned == [512]
+
+
+async def test_what_opentelemetry_says_to_others_in_the_process_is_logged(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A scorer may export spans, logs or metrics of its own by the same packages."""
+    names = [f"opentelemetry.{name}" for name in ("exporter.otlp.proto.grpc.exporter", "sdk._shared_internal", "sdk.metrics")]
+    with exporting(collector):
+        for name in names:
+            logging.getLogger(name).error("of somebody else")
+    assert [record.name for record in caplog.records if record.getMessage() == "of somebody else"] == names
+
+
+async def test_a_span_that_ends_after_the_stop_is_quietly_lost(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with exporting(collector):
+        late = tracing.begin("late", None, head=True)
+    late.end()
+    late.set({"more": 1})
+    late.fail("cancelled")
+    assert [record.name for record in caplog.records if "opentelemetry" in record.name] == []
 
 
 @pytest.fixture
@@ -308,10 +413,3 @@ async def test_a_generator_whose_collector_never_answers_serves_and_stops_in_tim
     log = process.log.read_text()
     assert log.count("spans cannot be exported") <= 1
     assert "opentelemetry" not in log
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -61,6 +61,18 @@ def test_nothing_is_traced_unless_somebody_asks() -> None:
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR, "OTEL_TRACES_EXPORTER": "none"}, None),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR, "OTEL_SDK_DISABLED": "true"}, None),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": ""}, COLLECTOR),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR, "OTEL_EXPORTER_OTLP_PROTOCOL": ""}, COLLECTOR),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR, "OTEL_TRACES_EXPORTER": ""}, COLLECTOR),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR, "OTEL_SDK_DISABLED": ""}, COLLECTOR),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR,
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            },
+            COLLECTOR,
+        ),
     ],
 )
 def test_the_environments_own_variables_count_where_the_settings_say_nothing(
@@ -86,6 +98,14 @@ def test_the_settings_come_before_the_variables_and_the_switch_of_the_sdk_before
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
             "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, and honed speaks OTLP over gRPC alone",
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR,
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            },
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/json, and honed speaks OTLP over gRPC alone",
         ),
     ],
 )
