@@ -1,4 +1,7 @@
-"""Strict reading of a JSON object: each error names the field by its path, and unknown keys are errors."""
+"""Strict reading of a JSON object: what is asked for must be there and of its type; each error names the field by its path.
+
+Keys that nobody asks for are passed over: a newer release may have added them.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,12 @@ from honed.kit.errors import InvalidArgument
 
 
 class Fields:
-    """A JSON object being read. Each accessor takes one key; `done` refuses what nobody took."""
+    """A JSON object being read. Each accessor reads one key; raises InvalidArgument if it is missing or of another type."""
 
     def __init__(self, values: Mapping[str, Any], path: str) -> None:
         """`path` is where the object stands in its document, empty for the top."""
         self._values = values
         self._path = path
-        self._taken: set[str] = set()
 
     def name(self, key: str) -> str:
         """The full path of `key`."""
@@ -26,12 +28,6 @@ class Fields:
     def has(self, key: str) -> bool:
         """Whether there is such a key."""
         return key in self._values
-
-    def done(self) -> None:
-        """Raises InvalidArgument if a key was not taken."""
-        unknown = sorted(set(self._values) - self._taken)
-        if unknown:
-            raise InvalidArgument(self.name(unknown[0]), "unknown field")
 
     def text(self, key: str, pattern: re.Pattern[str] | None = None) -> str:
         """A string that matches `pattern` as a whole."""
@@ -79,7 +75,6 @@ class Fields:
     def _take(self, key: str) -> Any:
         if key not in self._values:
             raise InvalidArgument(self.name(key), "missing")
-        self._taken.add(key)
         return self._values[key]
 
     def _list(self, key: str) -> list[Any]:

@@ -3,7 +3,8 @@
 Invariants: a manifest's bytes are a function of its content (sorted keys, fixed separators), so both
 sides of a push can name it by sha256; every path in it stays inside the version's directory and names
 neither code nor a pickle. What a newer build adds is left out where it is empty, so that the bytes of
-an older manifest stay what they were.
+an older manifest stay what they were. A manifest that was read keeps its bytes, and so its digest, whatever
+keys of a newer build it has: a newer learner and an older generator name one version by one digest.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, ClassVar, Final, Literal, Self, cast, get_args
 from honed.artifacts.fields import Fields
 from honed.artifacts.names import MANIFEST_NAME, NAME, RUN, check_path
 from honed.artifacts.version import VersionId
-from honed.kit.errors import DataLoss, HonedError, InvalidArgument, Unimplemented
+from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument
 
 MANIFEST_MAX_BYTES = 64 << 20
 
@@ -142,6 +143,7 @@ class Manifest:
     base: str | None = None
     kind: Kind = "policy"
     name: str = ""
+    _read_from: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @property
     def total_bytes(self) -> int:
@@ -153,8 +155,19 @@ class Manifest:
         """sha256 of the manifest's bytes, in hexadecimal."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
+    @property
+    def is_canonical(self) -> bool:
+        """Whether its bytes are in the form that honed writes, whichever build did; an edited manifest's are not."""
+        data = self.to_bytes()
+        try:
+            return _canonical(json.loads(data)) == data
+        except ValueError:  # NaN under a key that this build does not read
+            return False
+
     def to_bytes(self) -> bytes:
-        """The canonical JSON form."""
+        """The bytes that it was read from, else the canonical JSON form. `dataclasses.replace` forgets those bytes."""
+        if self._read_from:
+            return self._read_from
         document: dict[str, Any] = {
             "schema": self.SCHEMA,
             "run": self.run,
@@ -173,15 +186,18 @@ class Manifest:
             document["lineage"]["figures"] = dict(self.lineage.figures)
         if self.kind != "policy":
             document |= {"kind": self.kind, "name": self.name}
-        return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        return _canonical(document)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Reads a manifest strictly: each field present, of its type, and none that is unknown.
+        """Reads a manifest: each field that this build knows is present and of its type.
+
+        Unknown keys are passed over, since a generator may be one minor version behind the learner that wrote them. What a
+        build must not overlook has another `schema`.
 
         Raises:
             DataLoss: If the bytes are not a manifest; the message names the field.
-            Unimplemented: If the manifest is a delta or of a newer schema.
+            FailedPrecondition: If it is whole and this build cannot use it: another schema, or a delta.
         """
         try:
             document = json.loads(data)
@@ -189,24 +205,26 @@ class Manifest:
             raise DataLoss(f"{MANIFEST_NAME} is not JSON: {error}") from error
         if not isinstance(document, dict):
             raise DataLoss(f"{MANIFEST_NAME} is not a JSON object")
-        if document.get("schema") != cls.SCHEMA:
-            raise Unimplemented(
-                f"{MANIFEST_NAME}: schema {document.get('schema')!r} is not {cls.SCHEMA}, the one that this build reads"
-            )
         try:
-            return cls._parse(document)
-        except (DataLoss, Unimplemented):
-            raise
-        except HonedError as error:
+            manifest = cls._parse(document)
+        except InvalidArgument as error:
             raise DataLoss(f"{MANIFEST_NAME}: {error}") from error
+        object.__setattr__(manifest, "_read_from", data)
+        return manifest
 
     @classmethod
     def _parse(cls, document: Mapping[str, Any]) -> Self:
         top = Fields(document, "")
-        top.integer("schema")
+        schema = top.integer("schema")
+        if schema != cls.SCHEMA:
+            raise FailedPrecondition(
+                f"{MANIFEST_NAME} has schema {schema}; this build cannot read it, only {cls.SCHEMA}: upgrade this service"
+            )
         base = top.optional_text("base")
         if base is not None:
-            raise Unimplemented(f"{MANIFEST_NAME}: a delta on {base}; this build reads full versions only")
+            raise FailedPrecondition(
+                f"{MANIFEST_NAME}: a delta on {base}; this build reads full versions only: upgrade this service"
+            )
         manifest = cls(
             run=top.text("run", RUN),
             version=VersionId.parse(top.text("version")),
@@ -219,7 +237,6 @@ class Manifest:
             base=None,
             **_kind_and_name(top),
         )
-        top.done()
         paths = [entry.path for entry in manifest.files]
         if len(set(paths)) != len(paths):
             raise InvalidArgument("files", "a path is listed twice")
@@ -229,35 +246,31 @@ class Manifest:
         return manifest
 
 
+def _canonical(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
 def _file(fields: Fields) -> FileEntry:
-    entry = FileEntry(
+    return FileEntry(
         path=check_path(fields.text("path"), fields.name("path")),
         bytes=fields.integer("bytes"),
         sha256=fields.text("sha256", _SHA256),
     )
-    fields.done()
-    return entry
 
 
 def _tensor(fields: Fields) -> TensorEntry:
-    entry = TensorEntry(
+    return TensorEntry(
         name=fields.text("name"), dtype=fields.text("dtype"), shape=fields.integers("shape"), file=fields.text("file")
     )
-    fields.done()
-    return entry
 
 
 def _canary(fields: Fields) -> Canary:
-    canary = Canary(token_ids=fields.integers("token_ids"), start=fields.integer("start"), logprobs=fields.numbers("logprobs"))
-    fields.done()
-    return canary
+    return Canary(token_ids=fields.integers("token_ids"), start=fields.integer("start"), logprobs=fields.numbers("logprobs"))
 
 
 def _lineage(fields: Fields) -> Lineage:
     texts = {name: fields.text(name) for name in _LINEAGE_TEXTS}
-    lineage = Lineage(**texts, figures=fields.numbers_by_name("figures") if fields.has("figures") else {})
-    fields.done()
-    return lineage
+    return Lineage(**texts, figures=fields.numbers_by_name("figures") if fields.has("figures") else {})
 
 
 def _kind_and_name(fields: Fields) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Final, Literal
 from honed.artifacts.files import Backend
 from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, InvalidArgument
+from honed.kit.rows import read_row
 
 MarkKind = Literal["quarantined", "promoted"]
 _DIRECTORY: Final = "marks"
@@ -86,7 +87,7 @@ class Marks:
         if data is None:
             return None
         try:
-            return Mark(**json.loads(data))
+            return read_row(Mark, json.loads(data))
         except (ValueError, TypeError) as error:
             raise DataLoss(f"mark {name} cannot be read ({error}): remove it, or write it anew") from error
 

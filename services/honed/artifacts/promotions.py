@@ -15,6 +15,7 @@ from typing import Final
 from honed.artifacts.files import open_backend
 from honed.artifacts.names import check_run
 from honed.kit.errors import DataLoss, Unavailable
+from honed.kit.rows import read_row
 
 _FORMAT: Final = 2
 _ANSWERS_KEPT: Final = 256
@@ -109,8 +110,8 @@ class PromotionRecord:
                 raise DataLoss(f"{self.path} has format {tree['format']}, this build reads {_FORMAT}")
             return PromotionState(
                 int(tree["number"]),
-                {name: Promoted(**row) for name, row in tree["promoted"].items()},
-                {key: PromotionAnswer(**row) for key, row in tree["answers"].items()},
+                {name: read_row(Promoted, row) for name, row in tree["promoted"].items()},
+                {key: read_row(PromotionAnswer, row) for key, row in tree["answers"].items()},
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataLoss(

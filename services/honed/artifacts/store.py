@@ -27,7 +27,7 @@ from honed.artifacts.names import MANIFEST_NAME, check_run
 from honed.artifacts.tensors import read_tensor_entries
 from honed.artifacts.verify import check_tensors, compare, verify_directory
 from honed.artifacts.version import VersionId
-from honed.kit.errors import DataLoss, InvalidArgument, NotFound
+from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 
 
 class ArtifactStore:
@@ -110,6 +110,7 @@ class ArtifactStore:
         Raises:
             NotFound: If the version does not stand complete in the store.
             DataLoss: If its manifest is damaged or belongs elsewhere.
+            FailedPrecondition: If this build cannot read it: a newer one wrote it.
         """
         manifest = self._find(version)
         if manifest is None:
@@ -129,6 +130,7 @@ class ArtifactStore:
         Raises:
             NotFound: If the version is not in the store.
             DataLoss: If bytes are missing or differ from their digest; the message names the file.
+            FailedPrecondition: If this build cannot read its manifest: a newer one wrote it.
             StoreFull: If `into` has no room.
         """
         manifest = self.manifest(version)
@@ -257,7 +259,7 @@ class ArtifactStore:
         if found != (self.run, self.kind, self.name, version):
             described = " ".join(str(part) for part in found if part)
             raise DataLoss(f"{path} describes {described}, but stands where {self._what} {version} belongs")
-        if manifest.to_bytes() != data:
+        if not manifest.is_canonical:
             raise DataLoss(f"{path} is not in the form that honed writes; it was edited")
         return manifest
 
@@ -315,6 +317,6 @@ class PolicyStore(ArtifactStore):
 def _holds(directory: Path, manifest: Manifest) -> bool:
     """Whether a local directory is the complete and undamaged version of a manifest."""
     try:
-        return verify_directory(directory) == manifest
-    except DataLoss:
+        return verify_directory(directory).digest == manifest.digest
+    except (DataLoss, FailedPrecondition):  # of another schema: not the manifest that was just read, so damaged
         return False

@@ -16,6 +16,7 @@ def verify_directory(directory: Path) -> Manifest:
 
     Raises:
         DataLoss: If anything is missing, damaged, or not listed.
+        FailedPrecondition: If this build cannot read the manifest.
     """
     try:
         manifest = Manifest.from_bytes((directory / MANIFEST_NAME).read_bytes())

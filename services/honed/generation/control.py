@@ -125,7 +125,7 @@ class GenerationControlService(generation_pb2_grpc.GenerationControlServiceServi
 
         Raises:
             DataLoss: the version is damaged.
-            FailedPrecondition: the version is quarantined.
+            FailedPrecondition: the version is quarantined, or this build cannot read it.
             Aborted: it did not take, and the old version serves.
         """
         mark = await asyncio.to_thread(self._store.marks.get, version, "quarantined")

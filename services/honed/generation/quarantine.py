@@ -27,9 +27,12 @@ logger = logging.getLogger(__name__)
 def fetch_or_mark(store: PolicyStore, version: VersionId, into: Path, manifest_sha256: str | None = None) -> Path:
     """See `ArtifactStore.fetch`. A version that is damaged in the store is marked as quarantined. Blocks.
 
+    One that only this build cannot read is not: generators of a newer build serve it.
+
     Raises:
         NotFound: The version is not in the store, or was removed while it was read.
         DataLoss: It is damaged, or not the one that the caller expects.
+        FailedPrecondition: This build cannot read its manifest.
     """
     try:
         return store.fetch(version, into, manifest_sha256)

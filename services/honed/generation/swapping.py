@@ -26,12 +26,11 @@ from honed.kit.errors import (
     InvalidArgument,
     NotFound,
     Unavailable,
-    Unimplemented,
 )
 
 logger = logging.getLogger(__name__)
 
-_REFUSALS = (Aborted, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unimplemented)
+_REFUSALS = (Aborted, DataLoss, FailedPrecondition, InvalidArgument, NotFound)
 """Errors that are a version's own fault. Any other ends the start: another version would meet it too."""
 
 

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from honed.kit.rows import read_row
+
 logger = logging.getLogger(__name__)
 
 SHORTEST_INTERVAL_S = 0.25
@@ -55,7 +57,7 @@ class ProgressFile:
 def read_progress(path: Path) -> JobProgress | None:
     """The progress of a job; None before it has said anything."""
     try:
-        return JobProgress(**json.loads(path.read_text()))
+        return read_row(JobProgress, json.loads(path.read_text()))
     except FileNotFoundError:
         return None
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from honed.kit.errors import HonedError
+from honed.kit.rows import read_row
 from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.scripts import Argument, Scripts
@@ -70,7 +71,7 @@ class Members:
     async def list(self) -> list[Member]:
         """The members whose lease stands, ordered by name."""
         found = await self._scripts.run("members", self._keys, [])
-        return sorted((Member(**json.loads(row)) for row in found), key=lambda member: member.name)
+        return sorted((read_row(Member, json.loads(row)) for row in found), key=lambda member: member.name)
 
 
 @asynccontextmanager

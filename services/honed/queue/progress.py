@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from honed.kit.rows import read_row
 from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.scripts import Argument, Scripts
@@ -51,8 +52,7 @@ class LearnerProgress:
     def from_json(cls, text: str | bytes) -> Self:
         """Reads what `ProgressBoard.write` wrote. Keys of a newer build are passed over."""
         row: dict[str, Any] = json.loads(text)
-        known = {name: row[name] for name in cls.__dataclass_fields__ if name in row}
-        return cls(**{**known, "scorers": tuple(known.get("scorers", ()))})
+        return read_row(cls, {**row, "scorers": tuple(row.get("scorers", ()))})
 
 
 class ProgressBoard:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from honed.kit.errors import HonedError
+from honed.kit.rows import read_row
 from honed.queue.connection import RedisLink
 from honed.queue.keys import RunKeys
 from honed.queue.scripts import Argument, Scripts
@@ -63,7 +64,9 @@ class PromotionBoard:
         """What stands there."""
         number, promoted, candidates = await self._link.command("HMGET", self._key, "number", "promoted", "candidates")
         return Announced(
-            int(number or 0), json.loads(promoted or "{}"), tuple(Candidate(**row) for row in json.loads(candidates or "[]"))
+            int(number or 0),
+            json.loads(promoted or "{}"),
+            tuple(read_row(Candidate, row) for row in json.loads(candidates or "[]")),
         )
 
     async def announce(self, number: int, promoted: Mapping[str, str]) -> int:

@@ -119,6 +119,17 @@ def test_the_record_of_promotions_is_read_as_it_was_written(location: str) -> No
     assert record.read().number == 2
 
 
+def test_a_record_of_the_next_release_is_read_without_what_is_new(location: str) -> None:
+    row = {"source": "artifact:trained/0.1", "version": "digest", "instead_of": "trained", "zz_newer": 1}
+    answer = {"name": "rm", "version": "digest", "previous": "before", "zz_newer": 1}
+    document = {"format": 2, "number": 3, "promoted": {"rm": row}, "answers": {"key": answer}, "zz_newer": 1}
+    PromotionRecord(location, "demo").write(PromotionState())
+    damage(location, "reward/promoted.json", json.dumps(document).encode())
+    state = PromotionRecord(location, "demo").read()
+    assert state.by_scorer == {"rm": Promoted("artifact:trained/0.1", "digest", "trained")}
+    assert (state.number, state.answers) == (3, {"key": PromotionAnswer("rm", "digest", "before")})
+
+
 @pytest.mark.parametrize("data", [b"{", b"[]", json.dumps({"format": 1}).encode(), b'{"format": 2}'])
 def test_a_damaged_record_is_an_error_that_says_what_to_do(location: str, data: bytes) -> None:
     PromotionRecord(location, "demo").write(PromotionState())

@@ -96,6 +96,16 @@ def test_a_damaged_version_is_refused_with_the_reason_and_leaves_nothing(
     assert list((tmp_path / "cache").glob("**/*")) == []
 
 
+def test_a_mark_of_the_next_release_is_read_without_what_is_new(store: PolicyStore, location: str) -> None:
+    store.marks.add(V1, "quarantined", Mark("why", "now"))
+    damage(location, "marks/1.1.quarantined.json", b'{"reason": "why", "at": "now", "zz_newer": 1}')
+    assert store.marks.all("quarantined") == {V1: Mark("why", "now")}
+    for broken in (b'{"reason": "why"}', b"[]", b'"why"'):
+        damage(location, "marks/1.1.quarantined.json", broken)
+        with pytest.raises(DataLoss, match="cannot be read"):
+            store.marks.get(V1, "quarantined")
+
+
 def test_an_edited_manifest_is_refused(store: PolicyStore, location: str, tmp_path: Path) -> None:
     manifest = store.publish(make_source(tmp_path / "source"), draft(V1))
     damage(location, "1.1/manifest.json", json.dumps(json.loads(manifest.to_bytes()), indent=1).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -37,6 +38,14 @@ async def test_candidates_are_bounded_for_each_scorer_and_the_newest_comes_first
     found = (await board.read()).candidates
     assert [(c.name, c.version) for c in found if c.name == "rm"] == [("rm", "2"), ("rm", "3")]
     assert [c.source for c in found if c.name == "other"] == ["artifact:other/0.1"]
+
+
+async def test_a_candidate_of_the_next_release_is_read_without_what_is_new(
+    board: PromotionBoard, link: RedisLink, keys: RunKeys
+) -> None:
+    row = {"name": "rm", "version": "1", "source": "artifact:rm/0.1", "zz_newer": 1}
+    await link.command("HSET", keys.promotions(), "candidates", json.dumps([row]))
+    assert (await board.read()).candidates == (Candidate("rm", "1", "artifact:rm/0.1"),)
 
 
 async def test_a_follower_sees_a_promotion_and_keeps_it_when_redis_loses_it(

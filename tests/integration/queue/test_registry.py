@@ -1,6 +1,7 @@
 """Members under leases, and the learner's progress, on a real redis-server."""
 
 import asyncio
+import json
 
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.keys import RunKeys
@@ -20,6 +21,13 @@ async def test_a_member_is_listed_until_its_lease_runs_out(link: RedisLink) -> N
             await asyncio.sleep(0.01)
     assert await members.list() == [Member("b", "host:2", ready=True)]
     assert await link.command("HLEN", KEYS.members(GENERATION)) == 1  # expired ones leave nothing behind
+
+
+async def test_a_member_of_the_next_release_is_listed_without_what_is_new(link: RedisLink) -> None:
+    members = Members(link, RunKeys("next-release"), GENERATION)
+    row = json.dumps({"name": "a", "address": "host:1", "zz_newer": 1})
+    await members._scripts.run("register", members._keys, ["a", 60_000, row])
+    assert await members.list() == [Member("a", "host:1")]
 
 
 async def test_a_heartbeat_brings_the_news_and_survives_a_lost_list(link: RedisLink) -> None:

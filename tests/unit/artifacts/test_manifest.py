@@ -1,5 +1,6 @@
 """Claims about the manifest's form."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 from honed.artifacts.manifest import Canary, FileEntry, Lineage, Manifest, TensorEntry
 from honed.artifacts.names import check_path
 from honed.artifacts.version import VersionId
-from honed.kit.errors import DataLoss, InvalidArgument, Unimplemented
+from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument
 
 SHA = "0" * 64
 MANIFEST = Manifest(
@@ -55,7 +56,9 @@ def test_a_reward_models_manifest_says_what_it_is_and_how_good() -> None:
     ("change", "says"),
     [
         (lambda d: d.pop("tensors"), "tensors: missing"),
-        (lambda d: d.update(extra=1), "extra: unknown"),
+        (lambda d: d.pop("schema"), "schema: missing"),
+        (lambda d: d.update(schema="2"), "schema: must be an integer"),
+        (lambda d: d.update(schema=True), "schema: must be an integer"),
         (lambda d: d["files"][0].update(bytes="10"), "files[0].bytes"),
         (lambda d: d["files"][0].update(bytes=True), "files[0].bytes"),
         (lambda d: d["files"][1].update(sha256="xyz"), "files[1].sha256"),
@@ -84,6 +87,23 @@ def test_a_wrong_field_is_named(change: Callable[[dict[str, Any]], object], says
     assert says in str(error.value)
 
 
+def of_the_next_release(manifest: Manifest) -> bytes:
+    """The bytes of a manifest with one key at each level that this build does not know."""
+    document = json.loads(manifest.to_bytes())
+    for part in (document, document["files"][0], document["tensors"][0], document["lineage"], *document["canaries"][:1]):
+        part["zz_newer"] = {"any": ["thing", 1.5]}
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def test_keys_of_the_next_release_are_passed_over_and_the_digest_is_that_of_all_bytes() -> None:
+    data = of_the_next_release(MANIFEST)
+    read = Manifest.from_bytes(data)
+    assert read == MANIFEST
+    assert (read.to_bytes(), read.digest) == (data, hashlib.sha256(data).hexdigest())
+    assert read.is_canonical
+    assert replace(read, run="other").to_bytes() == replace(MANIFEST, run="other").to_bytes()
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_what_is_not_an_object_is_refused(data: bytes) -> None:
     with pytest.raises(DataLoss):
@@ -93,7 +113,7 @@ def test_what_is_not_an_object_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize(("field", "value"), [("base", "1.1"), ("schema", 2)])
 def test_what_this_build_cannot_apply_is_refused(field: str, value: object) -> None:
     document = json.loads(MANIFEST.to_bytes()) | {field: value}
-    with pytest.raises(Unimplemented):
+    with pytest.raises(FailedPrecondition, match=r"this build .* upgrade this service"):
         Manifest.from_bytes(json.dumps(document).encode())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,17 +11,20 @@ from pathlib import Path
 import pytest
 from tests.contract.artifacts.stores import damage, make_source
 from tests.support.engine import FakeEngine
+from tests.unit.artifacts.test_manifest import of_the_next_release
 
 from honed.artifacts.draft import VersionDraft
 from honed.artifacts.manifest import Canary
 from honed.artifacts.marks import Mark
 from honed.artifacts.store import PolicyStore
+from honed.artifacts.verify import verify_directory
 from honed.artifacts.version import VersionId
 from honed.generation.control import GenerationControlService
 from honed.generation.frontend import RequestLimits, SamplingFrontend
 from honed.generation.gate import RequestGate
 from honed.generation.quarantine import fetch_or_mark, mark_disagreeing
 from honed.kit.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
+from honed.learner.push import REFUSALS
 
 V1, V2, V3 = (VersionId(1, step) for step in (1, 2, 3))
 
@@ -51,6 +56,26 @@ def test_a_version_that_is_damaged_in_the_store_is_tried_once_by_anybody(store: 
     assert list(quarantined(store)) == [V3]
     assert "damaged in the store: version 1.3: config.json: sha256" in quarantined(store)[V3]
     assert store.servable() == [V2, V1]
+
+
+def test_a_version_of_a_learner_one_release_ahead_is_fetched(store: PolicyStore, tmp_path: Path) -> None:
+    data = of_the_next_release(store.manifest(V3))
+    damage(str(tmp_path / "store"), "1.3/manifest.json", data)
+    for _ in range(2):  # the second time it is there
+        fetched = fetch_or_mark(store, V3, tmp_path / "cache", hashlib.sha256(data).hexdigest())
+        assert (fetched / "manifest.json").read_bytes() == data
+    assert verify_directory(fetched).digest == store.manifest(V3).digest == hashlib.sha256(data).hexdigest()
+    assert quarantined(store) == {}
+
+
+def test_a_manifest_that_this_build_cannot_read_is_no_damage(store: PolicyStore, tmp_path: Path) -> None:
+    """Generators of a newer build serve it; a mark would take it from them too, and have the learner roll back."""
+    document = json.loads(store.manifest(V3).to_bytes()) | {"schema": 2}
+    damage(str(tmp_path / "store"), "1.3/manifest.json", json.dumps(document).encode())
+    with pytest.raises(FailedPrecondition, match="schema 2; this build cannot read it") as refused:
+        fetch_or_mark(store, V3, tmp_path / "cache")
+    assert refused.value.code not in REFUSALS
+    assert quarantined(store) == {}
 
 
 def test_what_only_one_caller_finds_wrong_marks_nothing(
