@@ -65,31 +65,41 @@ class _Proxy(grpc.GenericRpcHandler):
         def less(body: bytes) -> bytes:
             return self._released.through(body, asked)
 
-        async def whole(request: bytes, context: Any) -> bytes:
-            call = self._channel.unary_unary(details.method)(
-                request, metadata=_metadata(context), timeout=context.time_remaining()
-            )
-            return self._released.through(await _answer(call, context), answered)
+        def call(kind: str, request: Any, context: Any) -> Any:  # a request, or an iterator of them
+            make = getattr(self._channel, kind)(details.method)
+            return make(request, metadata=_metadata(context), timeout=context.time_remaining())
 
-        async def streamed(request: bytes, context: Any) -> AsyncIterator[bytes]:
-            call = self._channel.unary_stream(details.method)(
-                request, metadata=_metadata(context), timeout=context.time_remaining()
-            )
-            async for message in call:
-                yield self._released.through(message, answered)
+        def whole(kind: str) -> Any:
+            async def handler(request: Any, context: Any) -> bytes:
+                try:
+                    return self._released.through(await call(kind, request, context), answered)
+                except grpc.aio.AioRpcError as error:
+                    return await _refused(error, context)
 
-        if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(streamed, request_deserializer=less)
-        return grpc.unary_unary_rpc_method_handler(whole, request_deserializer=less)
+            return handler
+
+        def streamed(kind: str) -> Any:
+            async def handler(request: Any, context: Any) -> AsyncIterator[bytes]:
+                try:
+                    async for message in call(kind, request, context):
+                        yield self._released.through(message, answered)
+                except grpc.aio.AioRpcError as error:
+                    await _refused(error, context)
+
+            return handler
+
+        kind = f"{_many(method.client_streaming)}_{_many(method.server_streaming)}"
+        handler = (streamed if method.server_streaming else whole)(kind)
+        return getattr(grpc, f"{kind}_rpc_method_handler")(handler, request_deserializer=less)
+
+
+def _many(streaming: bool) -> str:
+    return "stream" if streaming else "unary"
 
 
 def _metadata(context: Any) -> Any:
     return [(key, value) for key, value in context.invocation_metadata() if key in ("authorization", "x-request-id")]
 
 
-async def _answer(call: Any, context: Any) -> bytes:
-    try:
-        return bytes(await call)
-    except grpc.aio.AioRpcError as error:
-        await context.abort(error.code(), error.details(), tuple(error.trailing_metadata() or ()))
-        raise
+async def _refused(error: grpc.aio.AioRpcError, context: Any) -> Any:
+    await context.abort(error.code(), error.details(), tuple(error.trailing_metadata() or ()))

@@ -7,11 +7,12 @@ to the generator an old learner.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
 import pytest_asyncio
+from google.protobuf.message import Message
 from tests.integration.generation.conftest import Service
 from tests.integration.generation.test_generate import ask
 from tests.support.released import Released
@@ -21,6 +22,7 @@ from honed.generation.codec import Codec
 from honed.generation.requests import Chunk, FinishReason, Span
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
+from honed.learner.episodes import Episode, TokenSpan, Vocabulary
 from honed.learner.push import Pusher
 from honed.reward.messages import scored_message
 from honed.reward.reward import Reward
@@ -29,6 +31,7 @@ from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 RELEASED = Released()
+M = TypeVar("M", bound=Message)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -88,15 +91,24 @@ async def test_what_came_after_the_release_is_missing_there(old: tuple[Any, Any]
 
 
 async def test_entries_of_the_streams_keep_what_training_needs() -> None:
-    """A rollout of an old generator, scored by an old reward service."""
-    task = common_pb2.PromptTask(
-        group_id="g", run="test", prompt_token_ids=[5, 6], samples=1, sampling=common_pb2.SamplingParams(max_tokens=3)
+    """An old conductor's prompt, a rollout of an old generator, scored by an old reward service: the learner trains on it."""
+    sampling = common_pb2.SamplingParams(max_tokens=3)
+    task = less(
+        common_pb2.PromptTask(group_id="g", run="test", prompt_token_ids=[5, 6], samples=1, sampling=sampling, source="train")
     )
-    task = common_pb2.PromptTask.FromString(RELEASED.through(task.SerializeToString(), "honed.v1.PromptTask"))
-    chunk = Chunk((7, 8, 9), (-0.5, -1.0, -1.5), (Span(VersionId(1, 4), 0, 3),), "", FinishReason.LENGTH)
-    rollout = Codec("test").rollout(task, 0, chunk)
-    scored = scored_message(rollout, Reward(0.75, ()), "")
-    body = RELEASED.through(scored.body, "honed.v1.ScoredRollout")
-    found = common_pb2.ScoredRollout.FromString(body)
-    assert (found.rollout, found.reward) == (rollout, pytest.approx(0.75))
-    assert (list(rollout.response_token_ids), [span.end for span in rollout.version_spans]) == ([7, 8, 9], [3])
+    assert task.source == "", "the release did not know it"
+    spans = (Span(VersionId(1, 4), 0, 2), Span(VersionId(1, 5), 2, 3))
+    chunk = Chunk((7, 8, 9), (-0.5, -1.0, -1.5), spans, "", FinishReason.LENGTH)
+    rollout = less(Codec("test").rollout(task, 0, chunk))
+    scored = less(common_pb2.ScoredRollout.FromString(scored_message(rollout, Reward(0.75, (), missing=True), "").body))
+    assert not scored.missing, "the release did not know it"
+    episode = Episode.from_scored("1-0", scored, Vocabulary(258, end_token_ids=frozenset({0})), max_tokens=5)
+    assert episode == Episode(
+        "g/0", "1-0", (5, 6), (7, 8, 9), (-0.5, -1.0, -1.5),
+        (TokenSpan(VersionId(1, 4), 0, 2), TokenSpan(VersionId(1, 5), 2, 3)), 0.75,
+    )  # fmt: skip
+
+
+def less(message: M) -> M:
+    """What a service of the last release hands on of an entry."""
+    return type(message).FromString(RELEASED.through(message.SerializeToString(), message.DESCRIPTOR.full_name))
