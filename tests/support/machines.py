@@ -14,9 +14,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.run import merged
+
 from honed.cli.connection import open_peer
 from honed.cli.status import look
 from honed.client import RequestError
+from honed.queue.embedded import free_port
+
+
+def machine_tree(run: str, store: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
+    """The one run file of all machines, with what a test changes merged into its sections.
+
+    Paths of model and prompts lead somewhere on one machine each. Every service has a free port of its own.
+    """
+    tree: dict[str, Any] = {
+        "run": run,
+        "directory": "run",
+        "seed": 7,
+        "security": {"tokens": "tokens"},
+        "queue": {"lease_s": 3.0},
+        "policy": {"url": f"file://{store}", "keep": 1000},
+        "generation": {
+            "engine": "transformers", "max_model_tokens": 128, "max_prompt_tokens": 32, "max_tokens": 96,
+            "rollout_concurrency": 16, "port": free_port(), "control_port": free_port(),
+        },
+        "reward": {"scorers": [{"name": "words", "kind": "function", "source": "length"}], "port": free_port()},
+        "preference": {"port": free_port()},
+        "learner": {"batch": 8, "epochs": 1, "max_staleness": 2, "port": free_port()},
+        "conductor": {
+            "launcher": "none", "start_from": "model", "response_tokens": 12, "fixed_length": True, "port": free_port(),
+        },
+        "data": {"prompts": "prompts.jsonl"},
+    }  # fmt: skip
+    return merged(tree, sections)
 
 
 @dataclass

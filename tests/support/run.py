@@ -64,9 +64,12 @@ def run_tree(root: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
         "data": {"prompts": str(prompts)},
         "conductor": {"start_from": str(model), "response_tokens": 12, "fixed_length": True, "max_in_flight": 64},
     }  # fmt: skip
-    for name, section in sections.items():
-        tree[name] = {**tree.get(name, {}), **section}
-    return tree
+    return merged(tree, sections)
+
+
+def merged(tree: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A run file with some keys of its sections replaced."""
+    return {**tree, **{name: {**tree.get(name, {}), **section} for name, section in sections.items()}}
 
 
 def settings_of(tree: Mapping[str, Any]) -> RunSettings:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import yaml
-from tests.support.machines import Machine
+from tests.support.machines import Machine, machine_tree
 from tests.support.run import check_books, environment, read_books, until, write_prompts
 from tests.support.tiny import make_tiny_model
 from typer.testing import CliRunner
@@ -41,30 +41,13 @@ CONDUCTORS = ("conductor", "standby")
 
 
 def run_tree(policy: Path) -> dict[str, Any]:
-    """The one run file of all machines. Paths of model and prompts lead somewhere on one machine each."""
-    return {
-        "run": RUN,
-        "directory": "run",
-        "seed": 7,
-        "security": {"tokens": "tokens"},
-        "queue": {"lease_s": 3.0},
-        "policy": {"url": f"file://{policy}", "keep": 1000},
-        "generation": {
-            "engine": "transformers", "max_model_tokens": 128, "max_prompt_tokens": 32, "max_tokens": 96,
-            "rollout_concurrency": 16, "port": free_port(), "control_port": free_port(),
-        },
-        "reward": {"scorers": [{"name": "words", "kind": "function", "source": "length"}], "port": free_port()},
-        "preference": {"port": free_port()},
-        "learner": {
-            "batch": BATCH, "steps": STEPS, "epochs": 1, "learning_rate": 1e-3, "schedule": "constant", "max_staleness": 2,
-            "port": free_port(),
-        },
-        "conductor": {
-            "launcher": "none", "start_from": "model", "response_tokens": 12, "fixed_length": True, "max_in_flight": 64,
-            "start_timeout_s": 1.0, "port": free_port(),
-        },
-        "data": {"prompts": "prompts.jsonl", "evaluation": {"prompts": "prompts.jsonl", "samples": 4}},
-    }  # fmt: skip
+    return machine_tree(
+        RUN,
+        policy,
+        learner={"batch": BATCH, "steps": STEPS, "learning_rate": 1e-3, "schedule": "constant"},
+        conductor={"max_in_flight": 64, "start_timeout_s": 1.0},
+        data={"evaluation": {"prompts": "prompts.jsonl", "samples": 4}},
+    )
 
 
 @dataclass
