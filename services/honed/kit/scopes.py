@@ -43,8 +43,8 @@ LOCAL_TOKENS: dict[str, tuple[str, ...]] = {
     # Who calls whom: the learner brings versions into generators and checks what they serve; its job exports a snapshot that
     # it creates, which is a write.
     "learner": ("generation", "generation.control", "preference.read", "preference.write"),
-    # The conductor looks at all of them, imports judgements, asks generators and scorers for a comparison, and lets the learner
-    # pause and go back.
+    # The conductor evaluates (samples and scores), imports judgements, watches the learner and lets it go back; the table that
+    # `honed up` shows is drawn in its process and reads its own service.
     "conductor": (
         "generation",
         "reward",

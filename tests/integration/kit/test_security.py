@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import multiprocessing
-import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import pytest
 from tests.support.calls import failure
 from tests.support.listening import local_table, open_channel, serving
 
-import honed
 from honed.kit.channel import connect
 from honed.kit.log import JsonFormatter
 from honed.kit.scopes import LOCAL_TOKENS, SCOPES, allows
@@ -176,21 +174,6 @@ def test_each_service_may_call_what_it_calls_and_no_more(service: str, may: str 
     scopes = frozenset(LOCAL_TOKENS[service])
     assert may is None or allows(scopes, SCOPES[f"/honed.v1.{may}"])
     assert may_not is None or not allows(scopes, SCOPES[f"/honed.v1.{may_not}"])
-
-
-@pytest.mark.parametrize("service", ["conductor", "learner", "generation", "reward", "preference"])
-def test_a_service_has_the_scopes_of_the_calls_in_its_code(service: str) -> None:
-    needed: set[str] = set()
-    for path in (Path(honed.__file__).parent / service).rglob("*.py"):
-        text = path.read_text()
-        called = set(re.findall(r"\.(\w+)\b", text))
-        for name in re.findall(r"_pb2_grpc\.(\w+?)(?:Async)?Stub\b", text):
-            needed |= {
-                SCOPES[full] for full in SCOPES if full.startswith(f"/honed.v1.{name}/") and full.rpartition("/")[2] in called
-            }
-    # The command line that drives a run on this machine asks its own conductor.
-    own = {"conductor.read"} if service == "conductor" else set()
-    assert set(LOCAL_TOKENS[service]) - own == needed
 
 
 def test_processes_that_start_together_share_one_set_of_tokens(tmp_path: Path) -> None:
