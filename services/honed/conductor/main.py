@@ -57,8 +57,14 @@ async def run(settings: RunSettings) -> None:
         async def work(stopping: asyncio.Event) -> None:
             await _lead(driven, leadership, server, stopping)
 
-        async with roster.running(), fleet.watched():
-            await serve_until_signalled(server, work)
+        # Where a Lease chooses, its holder takes the directory; elsewhere whoever comes second is refused before it listens.
+        with contextlib.nullcontext() if _chosen_by_lease(settings) else alone(driven.workspace):
+            async with roster.running(), fleet.watched():
+                await serve_until_signalled(server, work)
+
+
+def _chosen_by_lease(settings: RunSettings) -> bool:
+    return settings.conductor.launcher == "kubernetes"
 
 
 @asynccontextmanager
@@ -104,19 +110,17 @@ async def _lead(driven: Run, leadership: Leadership, server: Server, stopping: a
 
 @asynccontextmanager
 async def _directory_held(driven: Run, on_wait: Say) -> AsyncIterator[None]:
-    """Holds the run's directory. Where a Lease chooses, a predecessor that still ends on the same volume is waited for.
+    """Holds the run's directory for the holder of the Lease; a predecessor that still ends on the same volume is waited for.
 
     Raises:
-        FailedPrecondition: another process holds it, and none is chosen; or the directory cannot be used.
+        FailedPrecondition: the directory cannot be used.
     """
     with contextlib.ExitStack() as stack:
-        while True:
+        while _chosen_by_lease(driven.settings):
             try:
                 stack.enter_context(alone(driven.workspace))
                 break
             except DirectoryInUse as error:
-                if driven.settings.conductor.launcher != "kubernetes":
-                    raise
                 on_wait(str(error))
                 await asyncio.sleep(_LOOK_EVERY_S)
         yield
