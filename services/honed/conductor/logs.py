@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from honed.kit.progress import logged_progress
 
 LINES = 8
 _TAIL_BYTES = 16 << 10
+_LONGEST = 300
 
 
 def rotate(path: Path, limit_bytes: int) -> bool:
@@ -46,3 +49,13 @@ def tail(path: Path, lines: int = LINES) -> str:
 def last_lines(text: str, lines: int = LINES) -> Sequence[str]:
     """The last lines of a log that say more than how far a job is."""
     return [line for line in text.strip().splitlines() if logged_progress(line) is None][-lines:]
+
+
+def plain(line: str) -> str:
+    """A line of a log for people: level and message of one that is JSON, and no more than fits a screen."""
+    with contextlib.suppress(ValueError):
+        record = json.loads(line)
+        if isinstance(record, dict) and "message" in record:
+            error = str(record.get("error") or record.get("reason") or "").strip().rpartition("\n")[2]
+            line = f"{record.get('level', 'info')}: {record['message']}" + (f" ({error})" if error else "")
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"

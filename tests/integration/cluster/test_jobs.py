@@ -282,6 +282,25 @@ async def test_who_has_an_older_template_takes_the_newer_one(
     assert len(cluster.all("jobs")) == 1
 
 
+async def test_a_job_that_outlived_its_cron_job_is_neither_newer_nor_older(
+    tmp_path: Path, cluster: Cluster, api: Api, template: Object
+) -> None:
+    """A CronJob that is made anew counts its generations from the beginning."""
+    for image in ("2", "3"):
+        await cluster.put("cronjobs", cron_job(image=f"honed-learner-cpu:{image}"))
+    async with running(jobs_of(tmp_path, api)):
+        left = (await started(cluster))["metadata"]["name"]
+    await cluster.delete("cronjobs", "honed-pretrain")
+    await cluster.put("cronjobs", cron_job(image="honed-learner-cpu:4"))
+    async with running(jobs_of(tmp_path, api)) as task:
+        await until(lambda: sum(not job["spec"]["suspend"] for job in cluster.all("jobs")) == 2, 10, "the new one may run")
+        [new] = [job["metadata"]["name"] for job in cluster.all("jobs") if job["metadata"]["name"] != left]
+        publish_base(tmp_path)
+        await end_job(cluster, new, "Complete")
+        await within(task)
+    assert cluster.asked("delete", "jobs") == 0
+
+
 async def test_a_job_that_a_person_made_of_the_template_is_waited_for_and_its_result_taken(
     tmp_path: Path, cluster: Cluster, api: Api, template: Object
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from honed.conductor import child
-from honed.conductor.logs import rotate, tail
+from honed.conductor.logs import plain, rotate, tail
 from honed.conductor.rates import Growth, Recent
 
 
@@ -66,3 +66,20 @@ def test_a_child_of_the_first_process_of_a_container_starts(monkeypatch: pytest.
         with pytest.raises(SystemExit):
             child.main()
         assert not started
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ('{"level": "warning", "message": "the loss is NaN", "service": "pretrain"}', "warning: the loss is NaN"),
+        (
+            '{"level": "error", "message": "it failed", "error": "Traceback\\n  ...\\nValueError: x"}',
+            "error: it failed (ValueError: x)",
+        ),
+        ("Loading weights", "Loading weights"),
+        ('["no", "record"]', '["no", "record"]'),
+        ("x" * 4000, "x" * 299 + "…"),
+    ],
+)
+def test_a_line_of_a_log_is_shown_to_people_in_short(line: str, shown: str) -> None:
+    assert plain(line) == shown

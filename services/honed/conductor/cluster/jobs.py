@@ -38,7 +38,7 @@ from honed.conductor.cluster.template import (
     released,
 )
 from honed.conductor.launcher import ProcessState
-from honed.conductor.logs import last_lines
+from honed.conductor.logs import last_lines, plain
 from honed.conductor.results import Results
 from honed.config import RunSettings
 from honed.kit.aio import background
@@ -233,7 +233,7 @@ class KubernetesJobs:
             ApiUnavailable: Also until they are gone.
         """
         jobs = (await self._api.find(JOBS, labels={JOB: template.job})).items
-        made = [(generation, job) for job in jobs if (generation := generation_of(job)) is not None]
+        made = [(generation, job) for job in jobs if (generation := generation_of(job, template)) is not None]
         if any(generation > template.generation for generation, _ in made):
             raise _Obsolete
         active = (job for generation, job in made if generation < template.generation and outcome.verdict(job).kind == "active")
@@ -285,7 +285,7 @@ class KubernetesJobs:
             following.log = await self._log(pod["metadata"]["name"], outcome.main_container(pod))
             told = [progress for line in following.log.splitlines() if (progress := logged_progress(line))]
             following.progress = told[-1] if told else following.progress
-            state.log_tail = last_lines(following.log)
+            state.log_tail = [plain(line) for line in last_lines(following.log)]
 
     async def _pods(self, name: str) -> list[Object]:
         return (await self._api.find(PODS, labels={_JOB_OF_POD: name})).items

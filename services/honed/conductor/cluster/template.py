@@ -110,10 +110,14 @@ def attempt_of(job: Object) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def generation_of(job: Object) -> int | None:
-    """Which generation of its CronJob a Job was made from; None if it does not say: no conductor has made it."""
+def generation_of(job: Object, template: JobTemplate) -> int | None:
+    """Which generation of the template's CronJob a Job was made from.
+
+    None for one that a person has made, and for one of a CronJob that was deleted: its successor of the same name counts anew.
+    """
     text = (job["metadata"].get("annotations") or {}).get(GENERATION, "")
-    return int(text) if text.isdecimal() else None
+    owners = {owner.get("uid") for owner in job["metadata"].get("ownerReferences") or ()}
+    return int(text) if text.isdecimal() and template.cron_job["metadata"]["uid"] in owners else None
 
 
 def labels_of(thing: Object) -> dict[str, str]:
