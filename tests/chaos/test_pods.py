@@ -37,7 +37,7 @@ from honed.queue.members import GENERATION, REWARD, Member, Members
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(700), pytest.mark.asyncio(loop_scope="module")]
 
 RUN, BATCH = "pods", 8
 GRACE_S = 40.0
@@ -132,7 +132,7 @@ class Pods:
     async def updates_go_on(self, more: int = 4) -> None:
         goal = len(self.updates()) + more
         try:
-            await until(lambda: len(self.updates()) >= goal, 60, f"{more} further updates", every_s=0.1)
+            await until(lambda: len(self.updates()) >= goal, 120, f"{more} further updates", every_s=0.1)
         except AssertionError as error:
             said = await asyncio.to_thread(self.homes["conductor"].status)
             raise AssertionError(f"{error}; the conductor says {said}") from None
@@ -183,7 +183,7 @@ async def pods(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pods]:
     ):
         pods = Pods(root, link, url, run_tree(root / "store"))
         try:
-            async with asyncio.timeout(280):
+            async with asyncio.timeout(600):  # 90 s where processes load torch in 5 s, 200 s where they take 15
                 await tell(pods)
         finally:
             for process in pods.running.values():

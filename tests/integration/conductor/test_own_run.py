@@ -28,7 +28,7 @@ from honed.kit.connections import VARIABLE
 from honed.queue.embedded import embedded_redis_url
 from honed.workspace import Workspace
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 
 STEPS = 3
 SETTINGS = {

@@ -56,8 +56,9 @@ class Rig:
         self.pauses.append(seconds)
         await asyncio.sleep(0.002)
 
-    def queue(self, consumer: str, stage: str, lease_ms: int = 60_000) -> WorkQueue:
-        return WorkQueue(self.link, self.keys, stage, consumer, DeliverySettings(lease_ms, max_deliveries=2, sweep_ms=20))
+    def queue(self, consumer: str, stage: str, lease_ms: int = 60_000, sweep_ms: int = 20) -> WorkQueue:
+        settings = DeliverySettings(lease_ms, max_deliveries=2, sweep_ms=sweep_ms)
+        return WorkQueue(self.link, self.keys, stage, consumer, settings)
 
     @asynccontextmanager
     async def worker(
@@ -66,12 +67,13 @@ class Rig:
         consumer: str = "w",
         lease_ms: int = 60_000,
         check_run: Callable[[], Awaitable[None]] | None = None,
+        sweep_ms: int = 20,
     ) -> AsyncIterator[asyncio.Task[None]]:
         """Runs a worker, and stops it as the service does."""
         stopping = asyncio.Event()
         batcher = DynamicBatcher(lambda: WeightedSum([Term(scorer, 2.0)]), BatchSettings(64, 0.001, 128))
         async with batcher.running(), asyncio.timeout(60):
-            queue = self.queue(consumer, ROLLOUTS, lease_ms)
+            queue = self.queue(consumer, ROLLOUTS, lease_ms, sweep_ms)
             worker = ScoringWorker(queue, batcher, TOKENIZER, group_size=16, check_run=check_run, sleep=self.pause)
             task = asyncio.ensure_future(worker.run(stopping))
             yield task
@@ -165,7 +167,7 @@ async def test_a_worker_whose_entries_were_taken_over_adds_nothing(rig: Rig) -> 
     slow = FakeScorer(version="slow")
     slow.gate.clear()
     await rig.source.put([rollout(i) for i in range(10)])
-    async with rig.worker(slow, "slow"):
+    async with rig.worker(slow, "slow", sweep_ms=3_600_000):  # it must not take over its own entries
         assert await asyncio.to_thread(slow.entered.wait, 10)
         pending = await rig.link.redis.xpending_range(rig.keys.stream(ROLLOUTS), "workers", "-", "+", 10)
         await rig.link.redis.xclaim(
