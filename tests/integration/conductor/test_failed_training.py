@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.support.run import environment, run_tree, until, write_run_file
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
 
 
 @pytest.mark.parametrize("exit_on_failure", [False, True])
@@ -29,7 +29,7 @@ async def test_a_failed_job_leaves_the_rest_serving_unless_asked_otherwise(tmp_p
             stderr=output,
         )
     try:
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(220):
             if not exit_on_failure:
                 await until(lambda: "Training has failed" in log.read_text(), 60, "the reason is printed")
                 asked = await asyncio.create_subprocess_exec(

@@ -103,7 +103,7 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
         return words in log.read_text()
 
     try:
-        async with asyncio.timeout(280):
+        async with asyncio.timeout(560):
             await until(lambda: said("The run is done"), 200, "the run is done")
             story.report = json.loads((run / "report.json").read_text())
             await ask("before", "status")

@@ -33,7 +33,7 @@ from honed.queue.stats import StageStats
 from honed.v1 import learner_pb2, learner_pb2_grpc
 from honed.workspace import Workspace
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 RUN, STEPS, BATCH = "cluster", 40, 8
 SERVICES = ("generation", "reward", "preference", "learner")
@@ -116,7 +116,7 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
     async with EmbeddedRedis(root / "redis") as url:
         story = Story(root, set_up(root, run_tree(root / "store"), url))
         try:
-            async with asyncio.timeout(220):
+            async with asyncio.timeout(440):
                 await tell(story, url)
         finally:
             for machine in story.machines.values():

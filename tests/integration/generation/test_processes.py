@@ -25,7 +25,7 @@ from honed.queue.members import GENERATION, Members
 from honed.queue.progress import LearnerProgress, ProgressBoard
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
-pytestmark = [pytest.mark.redis, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.redis, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(480)]
 RUN = "small"
 
 
