@@ -14,6 +14,7 @@ from tests.support.preference_reading import everything
 from honed.kit.errors import Unavailable
 from honed.preference.content import ERASED, KINDS
 from honed.preference.database import Database, DatabaseOptions
+from honed.preference.erasure import Erased
 from honed.preference.store import PreferenceStore, StoreOptions
 from honed.v1 import preference_pb2 as pb
 
@@ -52,6 +53,17 @@ async def fill(url: str) -> int:
     return many
 
 
+async def erase_with_repetitions(store: PreferenceStore, annotator: str, key: str) -> Erased:
+    """An erasure as a caller does it: a page that a busy disk holds up past the deadline is a reason to call again.
+
+    One UPDATE of everything would fail each time, since a repetition would begin where the first one did.
+    """
+    for _ in range(4):
+        with contextlib.suppress(Unavailable):
+            return await store.erase_annotator(annotator, key)
+    return await store.erase_annotator(annotator, key)
+
+
 async def test_an_annotator_with_very_many_judgements_is_erased_within_ordinary_deadlines(
     url: str, make_store: Callable[..., PreferenceStore]
 ) -> None:
@@ -60,7 +72,7 @@ async def test_an_annotator_with_very_many_judgements_is_erased_within_ordinary_
     many = await fill(url)
     impatient = StoreOptions(database=DatabaseOptions(deadline_s=DEADLINE_S), erase_page=2000)
     async with make_store(url, impatient) as store:
-        erasing = asyncio.create_task(store.erase_annotator("jane", "out"))
+        erasing = asyncio.create_task(erase_with_repetitions(store, "jane", "out"))
         written = 0
         while not erasing.done():  # others write in between
             with contextlib.suppress(Unavailable):  # the database is being cleaned
