@@ -6,14 +6,14 @@ import asyncio
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 import redis.exceptions as rex
 from tests.deploy.manifests import DEPLOY, named, overlay
+from tests.support.waiting import wait_until
 
 from honed.config import RunSettings
 from honed.queue.connection import RetryPolicy
@@ -52,7 +52,7 @@ class Pod:
         command = ["/bin/sh", str(COMPONENT / "serve.sh")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
-        until(lambda: self.ping() == 0)
+        wait_until(lambda: self.ping() == 0)
 
     def stop(self) -> int:
         assert self._process is not None
@@ -72,13 +72,6 @@ class Pod:
 
     def client(self, password: str) -> redis.Redis:
         return redis.Redis(port=self.port, password=password, socket_timeout=5)
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -110,7 +103,7 @@ def test_a_new_password_is_taken_while_it_runs_and_the_old_one_ends_with_the_nex
     with pod.client("first") as client:
         client.set("kept", "yes")
     pod.password.write_text("second\n")
-    until(lambda: accepts(pod, "second"))
+    wait_until(lambda: accepts(pod, "second"))
     assert accepts(pod, "first")
     assert pod.ping() == 0
     pod.stop()
@@ -149,7 +142,7 @@ async def test_a_service_follows_the_password_without_a_restart_of_its_own(pod: 
     async with redis_link(settings, RetryPolicy(deadline_s=DEADLINE_S)) as link:
         assert await link.command("SET", "kept", "yes")
         await asyncio.to_thread(pod.password.write_text, "second\n")
-        await asyncio.to_thread(until, lambda: accepts(pod, "second"))
+        await asyncio.to_thread(wait_until, lambda: accepts(pod, "second"))
         await asyncio.to_thread(pod.stop)
         await asyncio.to_thread(pod.start)
         assert not await asyncio.to_thread(accepts, pod, "first")

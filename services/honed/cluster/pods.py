@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from honed.cluster.api import Cluster, items
+from honed.kit import pod_status
 from honed.kit.errors import HonedError, Unavailable
 
 NAME_LABEL: Final = "app.kubernetes.io/name"
 COMPONENT_LABEL: Final = "app.kubernetes.io/component"
 _PORTS: Final = {"grpc": 50051, "control": 50052, "health": 8081, "metrics": 9090, "redis": 6379}
 STARTING: Final = "it is starting"
-_LONGEST: Final = 400
-# Reasons of a container that waits where nothing is wrong.
-_STARTING: Final = frozenset({"ContainerCreating", "PodInitializing"})
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Pod:
     @property
     def address(self) -> str:
         """Its IP address; empty before it has one."""
-        return str(self._status.get("podIP") or "")
+        return str(pod_status.status(self.tree).get("podIP") or "")
 
     @property
     def leaving(self) -> bool:
@@ -47,19 +45,18 @@ class Pod:
     @property
     def ended(self) -> bool:
         """Whether it will not run again, as the Pods of Jobs."""
-        return self._status.get("phase") in ("Succeeded", "Failed")
+        return pod_status.phase(self.tree) in pod_status.ENDED
 
     @property
     def ready(self) -> bool:
         """Whether its service answers."""
-        return not self.leaving and any(
-            condition["type"] == "Ready" and condition["status"] == "True" for condition in self._status.get("conditions") or ()
-        )
+        return not self.leaving and pod_status.holds(self.tree, "Ready") is not None
 
     @property
     def restarts(self) -> int:
         """How often its containers were started again."""
-        return sum(int(status.get("restartCount") or 0) for status in self._status.get("containerStatuses") or ())
+        own = pod_status.status(self.tree).get("containerStatuses") or ()
+        return sum(int(container.get("restartCount") or 0) for container in own)
 
     def port(self, name: str) -> int:
         """The port of that name, or the one that honed's Pods have."""
@@ -74,25 +71,7 @@ class Pod:
         """Why it is not ready, in its own words where it has left any; empty if it is ready."""
         if self.ready:
             return ""
-        return _shortened("; ".join(dict.fromkeys(self._troubles())) or STARTING)
-
-    def _troubles(self) -> Iterator[str]:
-        if self.leaving:
-            yield "it is ending"
-            return
-        if self._status.get("message"):
-            yield f"{self._status.get('reason') or self._status.get('phase')}: {self._status['message']}"
-        for condition in self._status.get("conditions") or ():
-            if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                yield f"no node takes it: {condition.get('message') or condition.get('reason')}"
-        for kind in ("initContainerStatuses", "containerStatuses"):
-            for status in self._status.get(kind) or ():
-                if trouble := _of_container(status):
-                    yield trouble
-
-    @property
-    def _status(self) -> dict[str, Any]:
-        return self.tree.get("status") or {}
+        return "it is ending" if self.leaving else pod_status.trouble(self.tree) or STARTING
 
 
 def list_pods(cluster: Cluster, component: str | None = None) -> list[Pod]:
@@ -115,7 +94,7 @@ def trouble_of(cluster: Cluster, pod: Pod) -> str:
     except HonedError:
         return STARTING
     newest = max(items(events), key=_when, default=None)
-    return STARTING if newest is None else _shortened(f"{STARTING}; {newest.get('message') or newest.get('reason')}")
+    return STARTING if newest is None else pod_status.shortened(f"{STARTING}; {newest.get('message') or newest.get('reason')}")
 
 
 def none_ready(cluster: Cluster, component: str, pods: Sequence[Pod]) -> Unavailable:
@@ -144,48 +123,12 @@ def _no_pods(cluster: Cluster, component: str) -> str:
         if found["spec"].get("replicas", 1) == 0:
             advice = f"`honed --cluster scale {component}=1`" if component in ("generation", "reward") else cluster.kubectl
             return f"honed-{component} is scaled to 0, by a person or an autoscaler: {advice} starts one"
-        for condition in found.get("status", {}).get("conditions") or ():
-            if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-                return _shortened(str(condition.get("message") or condition.get("reason")))
+        if failing := pod_status.holds(found, "ReplicaFailure"):
+            return pod_status.shortened(str(failing.get("message") or failing.get("reason")))
         return f"honed-{component} has none yet; `{cluster.kubectl} get events` tells why"
-    return ""
-
-
-def _of_container(status: dict[str, Any]) -> str:
-    """Why a container does not run, or ran and died."""
-    name, state = status["name"], status.get("state") or {}
-    last = (status.get("lastState") or {}).get("terminated")
-    if waiting := state.get("waiting"):
-        reason, message = waiting.get("reason") or "waits", waiting.get("message") or ""
-        if last:
-            return f"{name} died {_times(status)}({_ended(last)}), {reason}"
-        if reason in _STARTING:
-            return ""
-        return f"{name}: {reason}" + (f": {message}" if message else "")
-    if ended := state.get("terminated"):
-        return f"{name} ended ({_ended(ended)})" if ended.get("exitCode") else ""
-    if "running" in state and not status.get("ready"):
-        return f"{name} runs and is not ready yet" + (f", after it died {_times(status)}({_ended(last)})" if last else "")
     return ""
 
 
 def _when(event: dict[str, Any]) -> str:
     """A time that sorts as text."""
     return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")
-
-
-def _times(status: dict[str, Any]) -> str:
-    restarts = int(status.get("restartCount") or 0)
-    return f"{restarts} times " if restarts > 1 else ""
-
-
-def _ended(terminated: dict[str, Any]) -> str:
-    """The last words of a process; with FallbackToLogsOnError its last lines."""
-    lines = str(terminated.get("message") or "").strip().splitlines()
-    reason = terminated.get("reason") or "ended"
-    said = f": {lines[-1].strip()}" if lines else ""
-    return f"{'exit status' if reason == 'Error' else reason + ', exit status'} {terminated.get('exitCode')}{said}"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from honed.cluster.api import MERGE_PATCH, Cluster, items
 from honed.cluster.pods import Pod, list_pods, trouble_of
-from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, NotFound
+from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, NotFound, Unavailable
 
 _POLL_S: Final = 1.0
+_LOOK_S: Final = 10.0
+_REASON_S: Final = 2.0
 
 
 def scale(cluster: Cluster, wanted: Mapping[str, int], timeout_s: float) -> list[Pod]:
@@ -20,6 +22,7 @@ def scale(cluster: Cluster, wanted: Mapping[str, int], timeout_s: float) -> list
         FailedPrecondition: an autoscaler decides.
         NotFound: there is no Deployment of that name.
         DeadlineExceeded: it took longer; the number stays set.
+        Unavailable: the API server does not answer; the number may be set.
         HonedError: the API server refuses.
     """
     end = time.monotonic() + timeout_s
@@ -42,17 +45,29 @@ def _set(cluster: Cluster, service: str, replicas: int) -> None:
 
 def _settled(cluster: Cluster, service: str, replicas: int, end: float) -> list[Pod]:
     while True:
-        pods = list_pods(cluster, service)
-        if len(pods) == replicas and all(pod.ready for pod in pods):
-            return pods
-        if time.monotonic() >= end:
-            reasons = "; ".join(f"{pod.name}: {trouble_of(cluster, pod)}" for pod in pods if not pod.ready)
-            ready = sum(pod.ready for pod in pods)
-            raise DeadlineExceeded(
-                f"{ready} of {len(pods)} {service} Pods are ready, and {replicas} are wanted ({reasons or 'they come or go'}); "
-                f"the number stays set, and `{cluster.kubectl} get pods` shows how they are"
-            )
-        time.sleep(min(_POLL_S, max(0.0, end - time.monotonic())))
+        left_s = end - time.monotonic()
+        try:
+            with cluster.briefly(max(_POLL_S, min(_LOOK_S, left_s))) as brief:
+                pods = list_pods(brief, service)
+            if len(pods) == replicas and all(pod.ready for pod in pods):
+                return pods
+        except Unavailable:
+            if left_s <= 0:
+                raise
+        else:
+            if left_s <= 0:
+                raise _late(cluster, service, replicas, pods)
+        time.sleep(min(_POLL_S, max(0.0, left_s)))
+
+
+def _late(cluster: Cluster, service: str, replicas: int, pods: Sequence[Pod]) -> DeadlineExceeded:
+    with cluster.briefly(_REASON_S) as brief:
+        reasons = "; ".join(f"{pod.name}: {trouble_of(brief, pod)}" for pod in pods if not pod.ready)
+    ready = sum(pod.ready for pod in pods)
+    return DeadlineExceeded(
+        f"{ready} of {len(pods)} {service} Pods are ready, and {replicas} are wanted ({reasons or 'they come or go'}); "
+        f"the number stays set, and `{cluster.kubectl} get pods` shows how they are"
+    )
 
 
 def _check_free(cluster: Cluster, deployment: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
+from typing import TypeVar
 
 import grpc
 
@@ -18,6 +20,7 @@ from honed.v1 import learner_pb2, learner_pb2_grpc
 logger = logging.getLogger(__name__)
 
 WATCH_TIMEOUT_S = 60.0
+_Row = TypeVar("_Row")
 
 
 async def updates_of(run: Run, *, with_rollouts: bool = False) -> list[learner_pb2.StepMetrics]:
@@ -53,16 +56,21 @@ async def write_summary(run: Run) -> None:
 
 
 async def _write(run: Run) -> None:
-    updates: list[learner_pb2.StepMetrics] = []
-    pushes: list[learner_pb2.Push] = []
-    try:
-        updates, pushes = await updates_of(run), await pushes_of(run)
-    except grpc.aio.AioRpcError as error:
-        logger.warning("the report lacks the learner's figures", extra={"reason": error.details()})
+    # Each by itself: a learner of the release before may know but one of the two calls.
+    updates = await _known("updates", updates_of(run))
+    pushes = await _known("pushes", pushes_of(run))
     pauses = pauses_ms(pushes)
     report = _report(run, updates, pushes, pauses)
     workspace = run.workspace
     await asyncio.to_thread(write_report, workspace.report_json, workspace.report_html, report, updates, pauses)
+
+
+async def _known(what: str, asked: Awaitable[list[_Row]]) -> list[_Row]:
+    try:
+        return await asked
+    except grpc.aio.AioRpcError as error:
+        logger.warning("the report lacks some of the learner's figures", extra={"figures": what, "reason": error.details()})
+        return []
 
 
 def _report(run: Run, updates: list[learner_pb2.StepMetrics], pushes: list[learner_pb2.Push], pauses: list[float]) -> RunReport:

@@ -97,7 +97,9 @@ class Generator:
         self._link = redis_link(settings, RetryPolicy(settings.queue.outage_s))
         keys = RunKeys(settings.run)
         wanted = settings.conductor.application_prompts
-        self._offered = ApplicationPrompts(self._link, keys, wanted, decode=self._engine.decode)
+        self._offered = ApplicationPrompts(
+            self._link, keys, wanted, decode=self._engine.decode, on_outcome=metrics.count_application_prompt
+        )
         self.frontend = SamplingFrontend(
             self._engine, gate, limits(section), settings.run, render_chat=self._chat, on_prompt=self._offered.offer
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
 from honed.generation.gate import RequestGate, RequestKind
 from honed.generation.worker import WORKING, RolloutWorker
@@ -14,6 +14,17 @@ ROOM = Gauge("honed_generation_training_room", "Samples that training may take n
 TRAINING_WORKS = Gauge(
     "honed_generation_training_works", "1 while prompts are taken for training; 0 while Redis is away, a version is missed ..."
 )
+APPLICATION_PROMPTS = Counter(
+    "honed_generation_application_prompts_total",
+    "Prompts of applications that were drawn for training, by what became of them: offered, redacted_away, redactor_failed, "
+    "no_text, overflow, redis.",
+    ["outcome"],
+)
+
+
+def count_application_prompt(outcome: str) -> None:
+    """Counts one prompt of an application that was drawn for training."""
+    APPLICATION_PROMPTS.labels(outcome).inc()
 
 
 def observe(gate: RequestGate, worker: RolloutWorker) -> None:

@@ -62,6 +62,7 @@ class ApplicationPrompts:
         decode: Callable[[Sequence[int]], str] | None = None,
         redactor: Redactor | None = None,
         rng: random.Random | None = None,
+        on_outcome: Callable[[str], None] = lambda outcome: None,
     ) -> None:
         """Loads the redactor that the settings name.
 
@@ -73,6 +74,7 @@ class ApplicationPrompts:
                 a redactor.
             redactor: In place of the one that the settings name.
             rng: Draws the sample.
+            on_outcome: Is told each outcome as it is counted.
 
         Raises:
             InvalidArgument: the redactor cannot be loaded.
@@ -82,6 +84,7 @@ class ApplicationPrompts:
         self._redactor = redactor or (load_redactor(settings.redact) if settings.redact else None)
         self._rng = rng or random.Random()
         self._backlog: asyncio.Queue[generation_pb2.Prompt] = asyncio.Queue(_BACKLOG)
+        self._on_outcome = on_outcome
         self.outcomes: Counter[str] = Counter()
 
     def offer(self, prompt: generation_pb2.Prompt) -> None:
@@ -91,7 +94,11 @@ class ApplicationPrompts:
         try:
             self._backlog.put_nowait(prompt)
         except asyncio.QueueFull:
-            self.outcomes["overflow"] += 1
+            self._count("overflow")
+
+    def _count(self, outcome: str) -> None:
+        self.outcomes[outcome] += 1
+        self._on_outcome(outcome)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -112,10 +119,10 @@ class ApplicationPrompts:
             try:
                 await self._inbox.offer(clean, limit=self._settings.limit)
             except HonedError as error:
-                self.outcomes["redis"] += 1
+                self._count("redis")
                 logger.warning("a prompt of an application is forgotten; Redis does not serve", extra={"reason": str(error)})
             else:
-                self.outcomes["offered"] += 1
+                self._count("offered")
 
     async def _redacted(self, prompt: generation_pb2.Prompt) -> generation_pb2.Prompt | None:
         if self._redactor is None:
@@ -130,13 +137,13 @@ class ApplicationPrompts:
                 case _ if self._decode is not None:
                     texts = [self._decode(prompt.token_ids.ids)]
                 case _:
-                    self.outcomes["no_text"] += 1
+                    self._count("no_text")
                     return None
             redactor = self._redactor
             redacted = await asyncio.to_thread(lambda: [redactor(text) for text in texts])
             kept = [text for text in redacted if text]
             if len(kept) < len(texts):
-                self.outcomes["redacted_away"] += 1
+                self._count("redacted_away")
                 return None
             if prompt.HasField("messages"):
                 clean.CopyFrom(prompt)
@@ -145,7 +152,7 @@ class ApplicationPrompts:
             else:
                 clean.text = kept[0]
         except Exception as error:  # the redactor is a stranger's code; without it nothing may be kept
-            self.outcomes["redactor_failed"] += 1
+            self._count("redactor_failed")
             # The error's own text may quote the prompt.
             logger.warning("the redactor failed; the prompt is not kept", extra={"error": type(error).__name__})
             return None

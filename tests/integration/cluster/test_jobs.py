@@ -24,7 +24,7 @@ from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, U
 from honed.kit.log import JsonFormatter
 from honed.kit.progress import JobProgress
 
-SECRET = 'container job of pod one-x waits: CreateContainerConfigError: secret "honed-token-learner" not found'
+SECRET = 'pod one-x: job: CreateContainerConfigError: secret "honed-token-learner" not found'
 
 SUSPENDED: Object = {"spec": {"suspend": True}}
 
@@ -506,7 +506,7 @@ async def test_a_pod_that_was_replaced_tells_how_it_ended(tmp_path: Path, cluste
         (None, "it has no pod: `kubectl describe job"),
         (
             {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes: insufficient nvidia.com/gpu"}]},
-            "pod one-x has no node: 0/3 nodes: insufficient nvidia.com/gpu",
+            "pod one-x: no node takes it: 0/3 nodes: insufficient nvidia.com/gpu",
         ),
         (
             {

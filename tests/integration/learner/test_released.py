@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -16,11 +17,14 @@ from tests.support.listening import serving
 from tests.support.released import Released
 from tests.support.run import run_tree, settings_of
 
+from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.conductor.judgements import import_judgements
 from honed.conductor.online import OnlineLoop
+from honed.conductor.run import Run
 from honed.conductor.settings import JudgementsFile
 from honed.conductor.state import RunState
+from honed.conductor.summary import write_summary
 from honed.kit.server import Servicer
 from honed.learner.jobs.reward_model import _freeze, _Training
 from honed.learner.journal import Journal
@@ -38,7 +42,7 @@ RELEASED = Released()
 
 
 @pytest.fixture
-async def learner(tmp_path: Path) -> AsyncIterator[learner_pb2_grpc.LearnerServiceStub]:
+async def learner_address(tmp_path: Path) -> AsyncIterator[str]:
     """A learner of the last release, two updates in, that has dropped rollouts and is in trouble."""
     status = LearnerStatus(learner_pb2.LEARNER_STATE_TRAINING, version=VersionId(1, 2), served=VersionId(1, 1))
     status.dropped, status.alarms = {"stale": 7}, {"disk": "the disk is full"}
@@ -52,8 +56,13 @@ async def learner(tmp_path: Path) -> AsyncIterator[learner_pb2_grpc.LearnerServi
     async with (
         serving([servicer]) as server,
         RELEASED.before(f"127.0.0.1:{server.ports[0]}") as address,
-        grpc.aio.insecure_channel(address) as channel,
     ):
+        yield address
+
+
+@pytest.fixture
+async def learner(learner_address: str) -> AsyncIterator[learner_pb2_grpc.LearnerServiceStub]:
+    async with grpc.aio.insecure_channel(learner_address) as channel:
         yield learner_pb2_grpc.LearnerServiceStub(channel)
 
 
@@ -81,6 +90,17 @@ async def test_a_watcher_gets_the_metrics_of_an_old_learner_without_what_is_new(
         async for _ in learner.WatchPushes(learner_pb2.WatchPushesRequest(no_follow=True), timeout=10):
             pass
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_report_has_what_an_old_learner_knows(learner_address: str, tmp_path: Path) -> None:
+    """Its updates, though it cannot tell of its pushes."""
+    settings = settings_of(run_tree(tmp_path, security={"authentication": False}))
+    fleet: Any = SimpleNamespace(target=lambda service: learner_address, states=list)
+    run = Run(settings, fleet, PolicyStore(settings.policy_url, settings.run))
+    run.workspace.root.mkdir()
+    await write_summary(run)
+    report = json.loads(run.workspace.report_json.read_text())
+    assert (report["updates"], report["versions_pushed"]) == (2, 0)
 
 
 @pytest.fixture

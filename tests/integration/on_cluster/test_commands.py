@@ -6,6 +6,7 @@ import contextlib
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,20 @@ def test_scale_sets_the_deployment_and_waits_for_its_pods(run: Place) -> None:
     late = run.honed("scale", "generation=4", "--timeout", "1")
     assert (late.exit_code, "3 of 3 generation Pods are ready, and 4 are wanted" in late.stderr) == (1, True)
     assert "has no Deployment honed-reward" in run.honed("scale", "reward=1").stderr
+
+
+def test_scale_waits_no_longer_than_it_may_for_an_api_server_that_hangs(run: Place) -> None:
+    run.api.put("deployments", "honed-generation", {"spec": {"replicas": 2}})
+    hangs = threading.Timer(2, lambda: setattr(run.api, "hanging", True))
+    hangs.start()
+    begun = time.monotonic()
+    done = run.honed("scale", "generation=3", "--timeout", "5")
+    took_s = time.monotonic() - begun
+    hangs.join()
+    run.api.hanging = False
+    assert run.api.objects["deployments"]["honed-generation"]["spec"]["replicas"] == 3
+    assert "does not answer" in done.stderr, done.output
+    assert took_s < 30, "one request alone would wait for three times 30 s"
 
 
 def test_scale_leaves_to_an_autoscaler_what_it_decides(run: Place) -> None:

@@ -8,14 +8,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.integration.on_cluster.conftest import GRPC, Place
 from tests.support.authority import Authority
 from tests.support.kubernetes import KubernetesApi, kubeconfig, kubernetes_api, pod
+from tests.support.waiting import wait_until
 
 from honed.client import Client, RequestError
 from honed.cluster import forward as forward_module
@@ -148,14 +148,7 @@ def test_closing_ends_every_stream_and_thread(api: tuple[KubernetesApi, Cluster]
         assert closed(connection)
     with pytest.raises(ConnectionError):
         socket.create_connection(("127.0.0.1", forward.port), timeout=10)
-    until(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("honed")])
-
-
-def until(claim: Callable[[], Any]) -> None:
-    end = time.monotonic() + 20
-    while not claim():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.02)
+    wait_until(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("honed")])
 
 
 def test_a_connection_to_the_api_server_that_breaks_ends_the_local_one(
@@ -177,7 +170,7 @@ def test_a_port_that_nobody_serves_is_told_in_the_kubelets_words(api: tuple[Kube
     with forwarded(*api, gone) as forward:
         with socket.create_connection(("127.0.0.1", forward.port), timeout=10) as connection:
             assert closed(connection)
-        until(lambda: forward.trouble)
+        wait_until(lambda: forward.trouble)
         assert forward.trouble == "g-1: error forwarding port 50051 to pod g-1: connection refused"
 
 
@@ -187,7 +180,7 @@ def test_a_right_that_is_missing_is_told(api: tuple[KubernetesApi, Cluster], ech
     with forwarded(*api, echo) as forward:
         with socket.create_connection(("127.0.0.1", forward.port), timeout=10) as connection:
             assert closed(connection)
-        until(lambda: forward.trouble)
+        wait_until(lambda: forward.trouble)
         assert f'cannot {verb} resource "pods/portforward"' in forward.trouble
 
 
@@ -211,7 +204,7 @@ def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_without_end(
             forward.close()
             assert closed(connection)
             upgrading.close()
-        until(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("honed")])
+        wait_until(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("honed")])
 
 
 def test_there_is_a_bound(api: tuple[KubernetesApi, Cluster], echo: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +262,7 @@ def test_a_call_in_flight_whose_pod_dies_says_so(place: Place, monkeypatch: pyte
 
     calling = threading.Thread(target=call)
     calling.start()
-    until(lambda: generation.requests)
+    wait_until(lambda: generation.requests)
     status = {"name": "generation", "ready": False, "restartCount": 1, "state": died}
     place.api.put("pods", "honed-generation-a", pod("generation", ready=False, containerStatuses=[status]))
     place.api.break_streams("honed-generation-a")
@@ -277,7 +270,7 @@ def test_a_call_in_flight_whose_pod_dies_says_so(place: Place, monkeypatch: pyte
     [error] = failure
     assert error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
     assert "the generation service in kind-test/honed did not answer" in str(error)
-    assert "honed-generation-a: generation ended (exit status 1: honed: the engine died)" in str(error)
+    assert "honed-generation-a: generation ended (exit code 1: honed: the engine died)" in str(error)
     assert "honed up" not in str(error)
 
 

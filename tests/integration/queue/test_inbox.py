@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 
 import pytest
 
@@ -124,7 +125,10 @@ async def test_the_redactor_sees_every_text_before_it_is_kept(link, keys, inbox,
         messages=[generation_pb2.ChatMessage(role="user", content=text) for text in ("Ada asks", "and asks")]
     )
     tainted = generation_pb2.ChatMessages(messages=[generation_pb2.ChatMessage(role="user", content="a secret")])
-    offers = offering(link, keys, without_names, decode=lambda ids: "Ada wrote " + "".join(map(chr, ids)))
+    told: list[str] = []
+    offers = offering(
+        link, keys, without_names, decode=lambda ids: "Ada wrote " + "".join(map(chr, ids)), on_outcome=told.append
+    )
     await offered(
         offers,
         generation_pb2.Prompt(text="Ada was here"),
@@ -137,7 +141,7 @@ async def test_the_redactor_sees_every_text_before_it_is_kept(link, keys, inbox,
     kept = [one.prompt for one in await inbox.peek(APPLICATION, 10)]
     assert [kept[0].text, kept[2].text] == ["[name] was here", "[name] wrote Hi"]
     assert [message.content for message in kept[1].messages.messages] == ["[name] asks", "and asks"]
-    assert offers.outcomes == {"offered": 3, "redacted_away": 2, "redactor_failed": 1}
+    assert offers.outcomes == Counter(told) == {"offered": 3, "redacted_away": 2, "redactor_failed": 1}
     assert "crash" not in caplog.text, "the error of a redactor may quote the prompt"
 
 

@@ -145,7 +145,7 @@ def test_a_pod_that_is_not_ready_says_why(deployed: KubernetesApi, cluster: Clus
     deployed.put("pods", "honed-learner-0", pod("learner", ready=False, containerStatuses=[status]))
     [finding] = found(cluster)
     assert finding.startswith(
-        "error Pod honed-learner-0: is not ready: learner died 3 times (exit status 75: honed: the policy store"
+        "error Pod honed-learner-0: is not ready: learner died 3 times (exit code 75: honed: the policy store"
     )
 
 

@@ -35,7 +35,7 @@ REFUSED = {"reason": "CreateContainerConfigError", "message": 'secret "x" not fo
         ),
         (
             {"containerStatuses": [container({"waiting": {"reason": "CrashLoopBackOff"}}, **AGAIN)]},
-            "generation died 4 times (exit status 1: honed: the token table is missing), CrashLoopBackOff",
+            "generation died 4 times (exit code 1: honed: the token table is missing), CrashLoopBackOff",
         ),
         (
             {"containerStatuses": [container({"waiting": REFUSED})]},
@@ -43,12 +43,12 @@ REFUSED = {"reason": "CreateContainerConfigError", "message": 'secret "x" not fo
         ),
         (
             {"containerStatuses": [container({"terminated": {"exitCode": 137, "reason": "OOMKilled"}})]},
-            "generation ended (OOMKilled, exit status 137)",
+            "generation ended (OOMKilled, exit code 137)",
         ),
         ({"containerStatuses": [container({"running": {}})]}, "generation runs and is not ready yet"),
         (
             {"containerStatuses": [container({"running": {}}, restartCount=1, lastState={"terminated": DIED})]},
-            "generation runs and is not ready yet, after it died (exit status 1: honed: the token table is missing)",
+            "generation runs and is not ready yet, after it died (exit code 1: honed: the token table is missing)",
         ),
         (
             {

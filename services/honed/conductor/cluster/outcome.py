@@ -7,17 +7,17 @@ a driver's fault), a pod that was evicted or whose node went away may succeed el
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from honed.conductor.cluster.api import Object
 from honed.conductor.logs import last_lines
+from honed.kit import pod_status
 from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, Unavailable
 
 KILLED: Final = range(129, 160)
 """Exit status of a container that a signal has ended: 128 and its number."""
-_ENDED: Final = ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Exit:
 
 def verdict(job: Object) -> Verdict:
     """Where a Job stands. A Job with a failure that has yet to end its pods is active."""
-    for condition in _conditions(job):
-        if condition.get("status") == "True" and condition.get("type") in ("Complete", "Failed"):
-            kind: Literal["complete", "failed"] = "complete" if condition["type"] == "Complete" else "failed"
-            return Verdict(kind, condition.get("reason") or "", condition.get("message") or "")
+    if done := pod_status.holds(job, "Complete"):
+        return Verdict("complete", done.get("reason") or "", done.get("message") or "")
+    if failed := pod_status.holds(job, "Failed"):
+        return Verdict("failed", failed.get("reason") or "", failed.get("message") or "")
     return Verdict("active")
 
 
@@ -66,31 +66,25 @@ def newest(pods: Sequence[Object]) -> Object | None:
 
 def runs(pod: Object) -> bool:
     """Whether a container of the pod's own runs."""
-    return _phase(pod) == "Running"
+    return pod_status.phase(pod) == "Running"
 
 
 def ended(pod: Object) -> bool:
     """Whether nothing of the pod runs any more, or ever will."""
-    return _phase(pod) in _ENDED
+    return pod_status.phase(pod) in pod_status.ENDED
 
 
 def last_exit(pods: Sequence[Object]) -> Exit | None:
     """How the pod ended that failed last; None while none has."""
-    failed = [pod for pod in pods if _phase(pod) == "Failed"]
+    failed = [pod for pod in pods if pod_status.phase(pod) == "Failed"]
     return _exit(max(failed, key=lambda pod: (_finished_at(pod), pod["metadata"]["name"]))) if failed else None
 
 
 def waits_for(pod: Object) -> str:
     """Why a pod does not run yet; empty if it does not say."""
-    for condition in _conditions(pod):
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return f"pod {pod['metadata']['name']} has no node: {condition.get('message') or condition.get('reason')}"
-    for container in _containers(pod):
-        waiting = (container.get("state") or {}).get("waiting")
-        if waiting:
-            said = ": ".join(filter(None, (waiting.get("reason"), waiting.get("message"))))
-            return f"container {container['name']} of pod {pod['metadata']['name']} waits: {said}"
-    return ""
+    if not (trouble := pod_status.trouble(pod)):
+        return ""
+    return f"pod {pod['metadata']['name']}: {trouble}"
 
 
 def failure(name: str, found: Verdict, last: Exit | None, log: str) -> HonedError:
@@ -119,34 +113,19 @@ def main_container(pod: Object) -> str:
 
 
 def _exit(pod: Object) -> Exit:
-    name, status = str(pod["metadata"]["name"]), pod.get("status") or {}
-    disrupted = any(c.get("type") == "DisruptionTarget" and c.get("status") == "True" for c in _conditions(pod))
-    for container in _containers(pod):
+    name, status = str(pod["metadata"]["name"]), pod_status.status(pod)
+    disrupted = pod_status.holds(pod, "DisruptionTarget") is not None
+    for container in pod_status.containers(pod):
         state = (container.get("state") or {}).get("terminated")
         if state and state.get("exitCode"):
-            code, reason, message = int(state["exitCode"]), state.get("reason") or "", state.get("message") or ""
-            text = f"exit code {code}" if reason in ("", "Error") else f"{reason}, exit code {code}"
+            code, message = int(state["exitCode"]), state.get("message") or ""
             passing = disrupted or code == os.EX_TEMPFAIL or code in KILLED
-            return Exit(name, str(container["name"]), code, text, message, passing)
+            return Exit(name, str(container["name"]), code, pod_status.exit_text(state), message, passing)
     reason, message = status.get("reason") or "its pod failed", status.get("message") or ""
     return Exit(name, "", None, f"{reason}: {message}" if message else reason, message, passing=True)
 
 
-def _phase(pod: Object) -> str:
-    return str((pod.get("status") or {}).get("phase") or "")
-
-
-def _conditions(thing: Object) -> list[Object]:
-    return list((thing.get("status") or {}).get("conditions") or ())
-
-
-def _containers(pod: Object) -> Iterator[Object]:
-    status = pod.get("status") or {}
-    for kind in ("initContainerStatuses", "containerStatuses"):
-        yield from status.get(kind) or ()
-
-
 def _finished_at(pod: Object) -> str:
     """RFC 3339 in UTC, which sorts as text."""
-    finished = [((c.get("state") or {}).get("terminated") or {}).get("finishedAt") or "" for c in _containers(pod)]
+    finished = [((c.get("state") or {}).get("terminated") or {}).get("finishedAt") or "" for c in pod_status.containers(pod)]
     return max([*finished, pod["metadata"].get("creationTimestamp") or ""])
