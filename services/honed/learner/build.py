@@ -33,22 +33,22 @@ def build_trainer(settings: RunSettings, base: Path) -> PPOTrainer:
         DataLoss: `base` is damaged or incomplete.
         InvalidArgument: the model cannot read as many tokens as the generator may sample.
     """
-    mine = settings.learner
+    section = settings.learner
     ModelFacts.read(base).check_length(settings.generation.max_model_tokens)
-    device = choose_device(mine.device)
+    device = choose_device(section.device)
     if device.type == "cpu":
-        torch.set_num_threads(mine.threads)
-    make_deterministic(device, mine.deterministic)
-    policy = PolicyModel(load_language_model(base, device=device), precision=mine.precision)
-    reference = ReferenceModel(load_language_model(base, device=device), precision=mine.precision)
-    optimizer = build_optimizer(mine.optimizer, policy.trainable().values(), lr=mine.learning_rate)
+        torch.set_num_threads(section.threads)
+    make_deterministic(device, section.deterministic)
+    policy = PolicyModel(load_language_model(base, device=device), precision=section.precision)
+    reference = ReferenceModel(load_language_model(base, device=device), precision=section.precision)
+    optimizer = build_optimizer(section.optimizer, policy.trainable().values(), lr=section.learning_rate)
     return PPOTrainer(
         policy,
         reference,
         optimizer,
-        kl=kl_controller(mine.kl),
-        normaliser=reward_normaliser(mine),
-        settings=ppo_settings(mine),
+        kl=kl_controller(section.kl),
+        normaliser=reward_normaliser(section),
+        settings=ppo_settings(section),
         generator=rng.generator(settings.seed),
     )
 
@@ -96,21 +96,21 @@ def choose_device(name: str, *, setting: str = "learner.device") -> torch.device
     return torch.device(name)
 
 
-def ppo_settings(mine: LearnerSettings) -> PPOSettings:
+def ppo_settings(section: LearnerSettings) -> PPOSettings:
     """The algorithm's numbers."""
     return PPOSettings(
-        learning_rate=mine.learning_rate,
-        total_updates=None if mine.schedule == "constant" else mine.steps,  # auto is linear where there is an end
-        epochs=mine.epochs,
-        minibatches=mine.minibatches,
-        clip_ratio=mine.clip_ratio,
-        clip_value=mine.clip_value,
-        value_coefficient=mine.value_coefficient,
-        gamma=mine.gamma,
-        lam=mine.lam,
-        importance_cap=mine.importance_cap,
-        microbatch_tokens=mine.microbatch_tokens,
-        max_ratio=mine.max_ratio,
+        learning_rate=section.learning_rate,
+        total_updates=None if section.schedule == "constant" else section.steps,  # auto is linear where there is an end
+        epochs=section.epochs,
+        minibatches=section.minibatches,
+        clip_ratio=section.clip_ratio,
+        clip_value=section.clip_value,
+        value_coefficient=section.value_coefficient,
+        gamma=section.gamma,
+        lam=section.lam,
+        importance_cap=section.importance_cap,
+        microbatch_tokens=section.microbatch_tokens,
+        max_ratio=section.max_ratio,
     )
 
 
@@ -125,15 +125,15 @@ def kl_controller(kl: KlSettings) -> KLController:
             return FixedKL(kl.coefficient)
 
 
-def reward_normaliser(mine: LearnerSettings) -> RewardNormaliser:
+def reward_normaliser(section: LearnerSettings) -> RewardNormaliser:
     """The normalisation that the settings name."""
-    match mine.reward_normalisation:
+    match section.reward_normalisation:
         case "reference":
-            return FittedOnFirstBatch(GainBias(clip=mine.reward_clip))
+            return FittedOnFirstBatch(GainBias(clip=section.reward_clip))
         case "running":
-            return Running(clip=mine.reward_clip)
+            return Running(clip=section.reward_clip)
         case "none":
-            return GainBias(clip=mine.reward_clip)
+            return GainBias(clip=section.reward_clip)
 
 
 def config_hash(settings: RunSettings) -> str:

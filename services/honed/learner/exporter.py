@@ -44,5 +44,5 @@ class Exporter:
 
 def canary_texts(vocabulary_size: int) -> list[list[int]]:
     """Token ids to check weights by. Drawn at random: every part of the embedding is as likely to be seen as another."""
-    chance = torch.Generator().manual_seed(CANARY_SEED)
-    return torch.randint(vocabulary_size, (CANARIES, CANARY_TOKENS), generator=chance).tolist()
+    random = torch.Generator().manual_seed(CANARY_SEED)
+    return torch.randint(vocabulary_size, (CANARIES, CANARY_TOKENS), generator=random).tolist()

@@ -1,4 +1,4 @@
-"""Random generators whose state can be stored: the learner's only source of chance.
+"""Random generators whose state can be stored: the learner's only source of randomness.
 
 The learner draws from generators that it owns, never from torch's, numpy's or Python's global ones, so a checkpoint of their
 states repeats every draw.

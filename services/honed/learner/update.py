@@ -6,7 +6,7 @@
    with the policy loss weighted by the truncated ratio of proximal to behaviour policy; one optimizer step.
 4. The KL controller moves once.
 
-On fresh data from the same weights the behaviour weight is 1 and this is plain PPO. All chance is in the generator that is
+On fresh data from the same weights the behaviour weight is 1 and this is plain PPO. All randomness is in the generator that is
 passed in; all state is in `state()`.
 """
 

@@ -47,7 +47,7 @@ def load_redactor(name: str) -> Redactor:
 
 
 class ApplicationPrompts:
-    """Offers prompts. `offer` only draws lots and puts the prompt aside; redaction and Redis follow in the background.
+    """Offers prompts. `offer` only draws the sample and puts the prompt aside; redaction and Redis follow in the background.
 
     Attributes:
         outcomes: Counts: `offered`, `redacted_away`, `redactor_failed`, `no_text`, `overflow`, `redis`.
@@ -151,7 +151,7 @@ class ApplicationPrompts:
                     message.content = text
             else:
                 clean.text = kept[0]
-        except Exception as error:  # the redactor is a stranger's code; without it nothing may be kept
+        except Exception as error:  # the redactor is foreign code; without it nothing may be kept
             self._count("redactor_failed")
             # The error's own text may quote the prompt.
             logger.warning("the redactor failed; the prompt is not kept", extra={"error": type(error).__name__})

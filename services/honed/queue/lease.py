@@ -41,10 +41,10 @@ class LeaseLost(FailedPrecondition):
         fence: The current fence, higher than the loser's or held by another.
     """
 
-    def __init__(self, name: str, mine: int, fence: int) -> None:
-        """`mine` is the fence that was held, `fence` the current one."""
+    def __init__(self, name: str, held: int, fence: int) -> None:
+        """`held` is the fence that was held, `fence` the current one."""
         super().__init__(
-            f"the lease {name!r} with fence {mine} was lost, the current fence is {fence}: stop, publish nothing, "
+            f"the lease {name!r} with fence {held} was lost, the current fence is {fence}: stop, publish nothing, "
             "and start anew from the last durable checkpoint"
         )
         self.fence = fence

@@ -1,4 +1,4 @@
-"""A stage's books: how many entries came in, where they are now, and how each of the others left."""
+"""A stage's accounts: how many entries came in, where they are now, and how each of the others left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DROPPED: Final = "dropped:"
 
 @dataclass(frozen=True)
 class StageStats:
-    """A stage's books at one instant.
+    """A stage's accounts at one instant.
 
     Attributes:
         depth: Entries in the stream, waiting and pending.

@@ -154,7 +154,7 @@ class WorkQueue:
         if not deliveries:
             return []
         held = _flags(await self._scripts.read("renew", _named(deliveries)))
-        return [delivery for delivery, mine in zip(deliveries, held, strict=True) if mine]
+        return [delivery for delivery, ours in zip(deliveries, held, strict=True) if ours]
 
     async def release(self, deliveries: Sequence[Delivery], after_ms: int = 0) -> int:
         """Gives back what this consumer cannot do now through no fault of the entry: no delivery is counted.
@@ -221,7 +221,7 @@ class WorkQueue:
         return int(await self._link.command("XLEN", self._stream))
 
     async def stats(self) -> StageStats:
-        """The stage's books, read at one instant."""
+        """The stage's accounts, read at one instant."""
         return StageStats.from_reply(await self._scripts.read("stats", keys=self._dead))
 
     async def _sweep(self, room: int) -> list[Delivery]:

@@ -218,11 +218,11 @@ def _until(tensors: Tensors, abandoned: Callable[[], bool]) -> Iterator[tuple[st
 
 def _exchange_entry(ours: dict[str, Any], theirs: dict[str, Any], name: str) -> None:
     missing = object()
-    mine, other = ours.pop(name, missing), theirs.pop(name, missing)
+    own, other = ours.pop(name, missing), theirs.pop(name, missing)
     if other is not missing:
         ours[name] = other
-    if mine is not missing:
-        theirs[name] = mine
+    if own is not missing:
+        theirs[name] = own
 
 
 @torch.no_grad()

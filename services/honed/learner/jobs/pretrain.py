@@ -74,24 +74,24 @@ def publish_base(settings: RunSettings, place: Workspace) -> None:
 
 
 def _pretrain(settings: RunSettings, place: Workspace, progress: ProgressFile) -> None:
-    mine = settings.pretrain
-    torch.set_num_threads(mine.threads)
+    section = settings.pretrain
+    torch.set_num_threads(section.threads)
     texts = [str(row["text"]) for path in settings.data.texts for _, row in read_lines(path)]
     if not texts:
         raise InvalidArgument(
             "data.texts", "there are no texts to learn a language from: name some, or set conductor.start_from"
         )
     progress.report(JobProgress(0.0, f"tokenizer of {len(texts)} texts"), final=True)
-    tokenizer = train_tokenizer(texts, vocabulary_size=mine.vocabulary, max_length=settings.generation.max_model_tokens)
-    chance = rng.generator(settings.seed)
-    shape = ModelShape(mine.hidden_size, mine.layers, mine.head_size, settings.generation.max_model_tokens)
-    model = new_language_model(shape, vocabulary_size=len(tokenizer), rng=chance)
+    tokenizer = train_tokenizer(texts, vocabulary_size=section.vocabulary, max_length=settings.generation.max_model_tokens)
+    random = rng.generator(settings.seed)
+    shape = ModelShape(section.hidden_size, section.layers, section.head_size, settings.generation.max_model_tokens)
+    model = new_language_model(shape, vocabulary_size=len(tokenizer), rng=random)
     batches = packed_batches(
         TextTokenizer(tokenizer).encode_all(texts),
         separator=END_OF_TEXT_ID,
-        width=mine.block_tokens,
-        rows=mine.block_rows,
-        rng=chance,
+        width=section.block_tokens,
+        rows=section.block_rows,
+        rng=random,
     )
 
     def tell(at: TrainingProgress) -> None:
@@ -102,13 +102,13 @@ def _pretrain(settings: RunSettings, place: Workspace, progress: ProgressFile) -
         model,
         batches,
         PretrainSettings(
-            tokens=mine.tokens,
-            learning_rate=mine.learning_rate,
-            max_seconds=mine.seconds,
-            warmup_steps=mine.warmup_steps,
-            final_rate=mine.final_rate,
-            weight_decay=mine.weight_decay,
-            gradient_norm=mine.gradient_norm,
+            tokens=section.tokens,
+            learning_rate=section.learning_rate,
+            max_seconds=section.seconds,
+            warmup_steps=section.warmup_steps,
+            final_rate=section.final_rate,
+            weight_decay=section.weight_decay,
+            gradient_norm=section.gradient_norm,
         ),
         progress=tell,
     )
