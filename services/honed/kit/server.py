@@ -29,12 +29,16 @@ from honed.kit.tokens import TokenTable
 
 logger = logging.getLogger(__name__)
 
+MAX_CONNECTION_AGE_MS = 10_000
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Clients ping during long generations; without this a server takes that for an attack (spelt without `recv`).
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # A client asks a name again only when a connection ends. So each ends after this time, and what is in flight on it goes on:
+    # a new replica gets its share, and is known before the one that it replaces leaves (`minReadySeconds` in deploy/).
+    ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_MS),
     ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a shared port
 )
 
