@@ -6,8 +6,6 @@ import asyncio
 import socket
 import struct
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -41,8 +39,7 @@ class Names(asyncio.DatagramProtocol):
         asyncio.get_running_loop().call_later(LATE_S, self.transport.sendto, answer, addr)
 
 
-@contextmanager
-def counted(answers: Counter[str], address: str, port: int) -> Iterator[grpc.aio.Server]:
+def counted(answers: Counter[str], address: str, port: int) -> grpc.aio.Server:
     async def answer(request: bytes, context: Any) -> bytes:
         answers[address] += 1
         await asyncio.sleep(0.02)
@@ -55,7 +52,7 @@ def counted(answers: Counter[str], address: str, port: int) -> Iterator[grpc.aio
     server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers((Handler(),))
     server.add_insecure_port(f"{address}:{port}")
-    yield server
+    return server
 
 
 async def test_a_new_replica_is_used_and_the_next_one_leaves_without_a_failed_call() -> None:
@@ -66,40 +63,36 @@ async def test_a_new_replica_is_used_and_the_next_one_leaves_without_a_failed_ca
     transport, names = await asyncio.get_running_loop().create_datagram_endpoint(Names, local_addr=("127.0.0.1", 0))
     dns = transport.get_extra_info("sockname")[1]
     target = f"dns://127.0.0.1:{dns}/generation.test:{port}"
-    with (
-        counted(answers, "127.0.0.2", port) as first,
-        counted(answers, "127.0.0.3", port) as second,
-        counted(answers, "127.0.0.4", port) as third,
-    ):
-        await first.start()
-        await second.start()
-        names.addresses = ["127.0.0.2", "127.0.0.3"]
-        async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
-            call = channel.unary_unary("/any/method")
+    first, second, third = (counted(answers, f"127.0.0.{last}", port) for last in (2, 3, 4))
+    await first.start()
+    await second.start()
+    names.addresses = ["127.0.0.2", "127.0.0.3"]
+    async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+        call = channel.unary_unary("/any/method")
 
-            async def ask() -> None:
-                while True:
-                    try:
-                        await call(b"x", timeout=10)
-                    except grpc.aio.AioRpcError as error:
-                        failed.append(f"{error.code()}: {error.details()}")
+        async def ask() -> None:
+            while True:
+                try:
+                    await call(b"x", timeout=10)
+                except grpc.aio.AioRpcError as error:
+                    failed.append(f"{error.code()}: {error.details()}")
 
-            async with asyncio.TaskGroup() as group:
-                asking = [group.create_task(ask()) for _ in range(4)]
-                await asyncio.sleep(LATE_S + 1)
-                names.addresses = ["127.0.0.3"]
-                await first.stop(5)
-                await asyncio.sleep(LATE_S + 1)
-                await third.start()
-                names.addresses = ["127.0.0.3", "127.0.0.4"]
-                await asyncio.sleep(1.2 * MAX_CONNECTION_AGE_MS / 1000 + LATE_S + 1)
-                newcomer = answers["127.0.0.4"]
-                names.addresses = ["127.0.0.4"]
-                await second.stop(5)
-                await asyncio.sleep(LATE_S + 3)
-                for task in asking:
-                    task.cancel()
-        await third.stop(0)
+        async with asyncio.TaskGroup() as group:
+            asking = [group.create_task(ask()) for _ in range(4)]
+            await asyncio.sleep(LATE_S + 1)
+            names.addresses = ["127.0.0.3"]
+            await first.stop(5)
+            await asyncio.sleep(LATE_S + 1)
+            await third.start()
+            names.addresses = ["127.0.0.3", "127.0.0.4"]
+            await asyncio.sleep(1.2 * MAX_CONNECTION_AGE_MS / 1000 + LATE_S + 1)
+            newcomer = answers["127.0.0.4"]
+            names.addresses = ["127.0.0.4"]
+            await second.stop(5)
+            await asyncio.sleep(LATE_S + 3)
+            for task in asking:
+                task.cancel()
+    await third.stop(0)
     transport.close()
     assert failed == []
     assert newcomer > 0
