@@ -257,8 +257,11 @@ class Cluster:
                     )
                 return web.json_response(await self.put(resource, body))
             case "delete":
-                if (resource, name) not in self._objects:
+                thing = self._objects.get((resource, name))
+                if thing is None:
                     return _status(404, "NotFound", f"{resource} {name!r} not found")
+                if body["preconditions"]["resourceVersion"] != thing["metadata"]["resourceVersion"]:
+                    return _status(409, "Conflict", "the ResourceVersion in the precondition does not match the one in record")
                 await self.delete(resource, name)
                 return web.json_response({"kind": "Status", "status": "Success"})
         of, _, sub = resource.partition("/")

@@ -129,7 +129,12 @@ async def test_an_import_that_broke_is_repeated_and_stores_each_once(stub: Stub)
     arrived.set()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert await stub.ImportJudgements(iter(requests(range(35)))) == pb.ImportJudgementsResponse(stored=15, duplicates=20)
+    repeated = await stub.ImportJudgements(iter(requests(range(35))))
+    assert repeated.stored + repeated.duplicates == 35
+    assert repeated.duplicates in {
+        20,
+        25,
+    }  # a stream that broke ends, for the server, now as if it were whole, now with an error
     assert await stub.ImportJudgements(iter(requests(range(35)))) == pb.ImportJudgementsResponse(duplicates=35)
     exported = [response.judgement async for response in stub.ExportJudgements(pb.ExportJudgementsRequest())]
     assert [judgement.responses[0].text for judgement in exported] == [f"a fine film {n}" for n in range(35)]

@@ -71,12 +71,16 @@ async def test_each_status_becomes_an_error_that_a_caller_can_act_on(
     assert getattr(raised.value, "retry_after_s", None) == (7.0 if status in (410, 429, 500, 503) else None)
 
 
-async def test_a_list_that_is_missing_is_an_outage_and_no_wait_is_longer_than_a_minute(cluster: Cluster, api: Api) -> None:
-    cluster.faults = [Fault("refused", 404), Fault("refused", 404), Fault("refused", 503, retry_after="3600")]
-    with pytest.raises(ApiUnavailable, match="is not there"):
+async def test_objects_of_a_kind_that_are_missing_are_an_outage_and_no_wait_is_longer_than_a_minute(
+    cluster: Cluster, api: Api
+) -> None:
+    cluster.faults = [*(Fault("refused", 404) for _ in range(3)), Fault("refused", 503, retry_after="3600")]
+    with pytest.raises(ApiUnavailable, match="does not know"):
         await api.find(JOBS)
-    with pytest.raises(ApiUnavailable, match="has no place"):
+    with pytest.raises(ApiUnavailable, match="does not know"):
         await api.create(JOBS, thing("one"))
+    with pytest.raises(ApiUnavailable, match="does not know"):
+        [_ async for _ in api.watch(JOBS, "one", "1", 1.0)]
     with pytest.raises(ApiUnavailable) as raised:
         await api.find(JOBS)
     assert raised.value.retry_after_s == 60.0

@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 from tests.support.cluster import Cluster, Fault, Object
-from tests.support.cluster_run import api_of, jobs_of, publish_base
+from tests.support.cluster_run import api_of, jobs_of, publish_base, settings_of
 from tests.support.job_controller import JobController, add_pod, cron_job, end_job, end_pod
 from tests.support.run import until
 
+from honed.artifacts.store import PolicyStore
 from honed.conductor.cluster import patience
 from honed.conductor.cluster.api import Api
 from honed.conductor.cluster.jobs import KubernetesJobs
+from honed.conductor.results import Results
 from honed.kit.errors import DeadlineExceeded, FailedPrecondition, HonedError, Unavailable
 from honed.kit.log import JsonFormatter
 from honed.kit.progress import JobProgress
@@ -280,6 +282,32 @@ async def test_who_has_an_older_template_takes_the_newer_one(
             await within(task)
             await within(second)
     assert len(cluster.all("jobs")) == 1
+
+
+async def test_a_job_that_another_conductor_let_run_meanwhile_is_not_deleted_for_the_result_that_it_left(
+    tmp_path: Path, cluster: Cluster, api: Api, template: Object
+) -> None:
+    """What was read of the Job is old by the time at which its result is seen."""
+
+    class SlowStore(Results):
+        asked = 0
+
+        async def lacking(self, job: str) -> str:
+            self.asked += 1
+            if self.asked == 2:  # the first time there was no Job yet
+                [made] = cluster.all("jobs")
+                await cluster.put("jobs", {**made, "spec": {**made["spec"], "suspend": False}})
+                publish_base(tmp_path)
+                await end_job(cluster, made["metadata"]["name"], "Complete")
+            return await super().lacking(job)
+
+    settings = settings_of(tmp_path)
+    store = SlowStore(settings, PolicyStore(settings.policy_url, settings.run))
+    async with running(KubernetesJobs(api, settings, store)) as task:
+        await within(task)
+    assert cluster.asked("delete", "jobs") == 1
+    [job] = cluster.all("jobs")
+    assert job["spec"]["suspend"] is False
 
 
 async def test_a_job_that_outlived_its_cron_job_is_neither_newer_nor_older(

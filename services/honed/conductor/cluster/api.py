@@ -19,8 +19,8 @@ import asyncio
 import json
 import math
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -97,10 +97,8 @@ class Api:
 
     async def find(self, resource: str, *, labels: Mapping[str, str] | None = None, name: str | None = None) -> Listing:
         """The objects with these labels, or the one of this name if it is there."""
-        try:
+        with _always_there():
             found = await self._object("GET", self._path(resource), _selected(labels or {}, name))
-        except NotFound as error:  # a list is never missing: something between here and the API server said so
-            raise ApiUnavailable(f"the API server's list of objects is not there: {error}") from error
         items, version = found.get("items"), found.get("metadata", {}).get("resourceVersion", "")
         return Listing(list(items or ()), str(version))
 
@@ -110,10 +108,8 @@ class Api:
         Raises:
             Conflict: One of this name exists already, or something else changed at the same moment.
         """
-        try:
+        with _always_there():
             return await self._object("POST", self._path(resource), body=body)
-        except NotFound as error:  # the namespace, or something between here and the API server said so
-            raise ApiUnavailable(f"the API server has no place for an object: {error}") from error
 
     async def replace(self, resource: str, body: Object) -> Object:
         """Writes an object anew, if it is still of the `resourceVersion` that `body` has.
@@ -124,13 +120,17 @@ class Api:
         """
         return await self._object("PUT", self._path(resource, body["metadata"]["name"]), body=body)
 
-    async def delete(self, resource: str, name: str) -> None:
-        """Has an object deleted, which ends when all is gone that it owns.
+    async def delete(self, resource: str, body: Object) -> None:
+        """Has an object deleted if it is still of the `resourceVersion` that `body` has; ends when all is gone that it owns.
 
         Raises:
+            Conflict: Somebody else has changed it since.
             NotFound: It has been deleted.
         """
-        await self._object("DELETE", self._path(resource, name), [("propagationPolicy", "Foreground")])
+        metadata = body["metadata"]
+        unchanged = {"resourceVersion": metadata["resourceVersion"]}
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground", "preconditions": unchanged}
+        await self._object("DELETE", self._path(resource, metadata["name"]), body=options)
 
     async def log(self, pod: str, container: str, lines: int) -> str:
         """The last lines of a container's log.
@@ -154,7 +154,8 @@ class Api:
             *(("watch", "true"), ("resourceVersion", version), ("allowWatchBookmarks", "true")),
             ("timeoutSeconds", str(math.ceil(timeout_s))),
         ]
-        response = await self._send("GET", self._path(resource), query, None, timeout_s + self._timeout_s)
+        with _always_there():
+            response = await self._send("GET", self._path(resource), query, None, timeout_s + self._timeout_s)
         try:
             while line := await response.content.readline():
                 event = json.loads(line)
@@ -216,6 +217,15 @@ class Api:
 def _selected(labels: Mapping[str, str], name: str | None) -> list[tuple[str, str]]:
     query = [("labelSelector", ",".join(f"{key}={value}" for key, value in labels.items()))] if labels else []
     return query if name is None else [*query, ("fieldSelector", f"metadata.name={name}")]
+
+
+@contextmanager
+def _always_there() -> Iterator[None]:
+    """A namespace's objects of one kind are never missing: something between here and the API server says so, for a while."""
+    try:
+        yield
+    except NotFound as error:
+        raise ApiUnavailable(f"the API server does not know the namespace's objects: {error}") from error
 
 
 def _refusal(code: int, status: Object, retry_after: str | None) -> HonedError:

@@ -217,13 +217,15 @@ class KubernetesJobs:
         pods = (await self._api.find(PODS, labels={JOB: template.job})).items
         if left := [pod["metadata"]["name"] for pod in pods if not outcome.ended(pod)]:
             raise ApiUnavailable(f"pods of an earlier job still run, and are waited for: {', '.join(sorted(left))}")
-        if not await self._results.lacking(template.job):  # an older one has succeeded meanwhile
-            with contextlib.suppress(NotFound):
-                await self._api.delete(JOBS, job["metadata"]["name"])
-            raise _Obsolete
+        wanted = await self._results.lacking(template.job)  # if not, an older one has succeeded meanwhile
         # Somebody else was faster, or it is gone. Its successor of the same name is of another version.
         with contextlib.suppress(Conflict, NotFound):
-            await self._api.replace(JOBS, released(job))
+            if wanted:
+                await self._api.replace(JOBS, released(job))
+            else:
+                await self._api.delete(JOBS, job)
+        if not wanted:
+            raise _Obsolete
 
     async def _end_older(self, template: JobTemplate) -> None:
         """Deletes the Jobs of older templates that have yet to end.
@@ -241,8 +243,8 @@ class KubernetesJobs:
         for name, job in older.items():
             if not job["metadata"].get("deletionTimestamp"):
                 logger.warning("a job of an older template is deleted", extra={"job": name})
-                with contextlib.suppress(NotFound):
-                    await self._api.delete(JOBS, name)
+                with contextlib.suppress(Conflict, NotFound):
+                    await self._api.delete(JOBS, job)
         if older:
             raise ApiUnavailable(f"jobs of an older template are being deleted, and are waited for: {', '.join(sorted(older))}")
 
