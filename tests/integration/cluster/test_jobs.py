@@ -262,6 +262,32 @@ async def test_a_job_of_an_older_template_is_deleted_and_the_new_one_runs_once_i
     assert cluster.asked("delete", "jobs") == 1
 
 
+async def test_a_template_that_is_corrected_while_its_job_is_followed_replaces_the_job(
+    tmp_path: Path, cluster: Cluster, api: Api, template: Object
+) -> None:
+    """Its image cannot be pulled, say: nobody restarts the conductor for that."""
+    async with running(jobs_of(tmp_path, api)) as task:
+        name = await followed(cluster)
+        await cluster.put("cronjobs", cron_job(image="honed-learner-cpu:2"))
+        await until(lambda: cluster.object("jobs", name) is None, 10, "the older one is deleted")
+        corrected = await started(cluster)
+        assert corrected["spec"]["template"]["spec"]["containers"][0]["image"] == "honed-learner-cpu:2"
+        publish_base(tmp_path)
+        await end_job(cluster, corrected["metadata"]["name"], "Complete")
+        await within(task)
+
+
+async def test_a_job_goes_on_when_its_template_is_deleted(tmp_path: Path, cluster: Cluster, api: Api, template: Object) -> None:
+    async with running(jobs_of(tmp_path, api)) as task:
+        name = await followed(cluster)
+        await cluster.delete("cronjobs", "honed-pretrain")
+        watches = cluster.asked("watch", "jobs")
+        await until(lambda: cluster.asked("watch", "jobs") > watches + 1, 10, "it is followed further")
+        publish_base(tmp_path)
+        await end_job(cluster, name, "Complete")
+        await within(task)
+
+
 async def test_who_has_an_older_template_takes_the_newer_one(
     tmp_path: Path, cluster: Cluster, api: Api, template: Object
 ) -> None:

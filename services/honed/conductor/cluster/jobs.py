@@ -5,8 +5,8 @@ What holds:
       may pass. Its name is the same whoever makes it, so a conductor that starts again, or a second one, follows what is there.
     * A Job is made suspended, and let run once nothing of an earlier one runs. Looked at before, that could change until the
       Job is there: another conductor's was made, ran, and was deleted meanwhile.
-    * A Job that is deleted is made again. One of an older template is deleted, and one that a person has made of the template
-      is waited for: two of the same job would write the same result.
+    * A Job that is deleted is made again. One of an older template is deleted, also while it is followed, and one that a person
+      has made of the template is waited for: two of the same job would write the same result.
     * A job whose result stands in the store is not started, so that a conductor that starts again needs no room for it.
     * However long the API server is away, only the Job's own end ends the wait. What is waited for is an alarm after
       `conductor.start_timeout_s`.
@@ -178,6 +178,8 @@ class KubernetesJobs:
                     return False
                 if await self._succeeded(listing.items[0], template, following):
                     return True
+                if await self._has_changed(template):
+                    return False
                 patience.answered()
                 began = self._clock()
                 async with aclosing(self._api.watch(JOBS, name, listing.version, WATCH_S)) as events:
@@ -192,6 +194,14 @@ class KubernetesJobs:
                 return False
             except ApiUnavailable as error:
                 await patience.failed(error)
+
+    async def _has_changed(self, template: JobTemplate) -> bool:
+        """Whether somebody has changed the CronJob since: corrected an image that cannot be pulled, say."""
+        try:
+            cron_job = await self._api.get(CRON_JOBS, f"honed-{template.job}")
+        except NotFound:  # its Jobs go on without it
+            return False
+        return JobTemplate(self._settings.run, template.job, cron_job).digest != template.digest
 
     async def _succeeded(self, job: Object, template: JobTemplate, following: _Following) -> bool:
         if labels_of(job).get(TEMPLATE) != template.digest:
