@@ -32,11 +32,11 @@ from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.tokens import ensure_local_tokens
 from honed.learner.build import build_trainer
-from honed.learner.checkpoint import CheckpointStore
-from honed.learner.checkpoint_files import Checkpoint, Progress
-from honed.learner.exporter import Exporter
-from honed.learner.segments import ROWS, encoded
-from honed.learner.trained import TrainedIds
+from honed.learner.loop.checkpoint import CheckpointStore
+from honed.learner.loop.checkpoint_files import Checkpoint, Progress
+from honed.learner.loop.exporter import Exporter
+from honed.learner.loop.segments import ROWS, encoded
+from honed.learner.sources.trained import TrainedIds
 from honed.queue.embedded import EmbeddedRedis, free_port
 from honed.runtime import internal_channel
 from honed.v1 import learner_pb2, learner_pb2_grpc
@@ -83,7 +83,7 @@ def publish_base(settings: RunSettings, model: Path) -> PolicyStore:
     """A policy store with the base version."""
     import torch
 
-    from honed.learner.model import PolicyModel
+    from honed.learner.models.policy import PolicyModel
     from honed.models.loader import load_language_model
 
     store = PolicyStore(settings.policy_url, settings.run)
@@ -139,7 +139,7 @@ def make_history(settings: RunSettings, store: PolicyStore, updates: int, rollou
     version = VersionId(1, updates)
     progress = Progress(TrainedIds.all_before(settings.run, updates * rollouts), version.label)
     CheckpointStore(home / "checkpoints").save(Checkpoint(trainer.state(), progress), 1)
-    directory, canaries = Exporter(trainer.policy, base, settings.directory / "scratch" / "export").export(version)
+    directory, canaries = Exporter(trainer.model, base, settings.directory / "scratch" / "export").export(version)
     store.publish(directory, VersionDraft(version, canaries))
     return size
 

@@ -6,7 +6,7 @@ same threads, the same micro-batches, in turns:
 * bare: for each epoch a forward and backward pass of the Hugging Face model over every micro-batch, with plain autograd: hidden
   states, logits at the action tokens alone, log-softmax, the chosen log-probabilities summed. No optimizer, no value head, no
   reference, no bookkeeping. That is the limit that `ratio` is against.
-* update: `PPOTrainer.update`: reads the batch with policy and reference, estimates advantages, makes the same epochs of passes
+* update: `Trainer.update`: reads the batch with policy and reference, estimates advantages, makes the same epochs of passes
   with the clipped losses and the value head, and moves the weights.
 
 Response tokens are counted once an epoch on both sides. `ratio_to_needed` is against a bare side that also makes the two
@@ -31,11 +31,11 @@ import typer
 
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
-from honed.learner.batches import MicroBatch, micro_batches
 from honed.learner.build import build_trainer
-from honed.learner.episodes import Episode, TokenSpan
+from honed.learner.data.batches import MicroBatch, micro_batches
+from honed.learner.data.episode import Episode, TokenSpan
 from honed.learner.settings import LearnerSettings
-from honed.learner.update import PPOTrainer
+from honed.learner.train.trainer import Trainer
 from loadtest import report
 from loadtest.material import make_model
 from loadtest.scratch import scratch_directory
@@ -77,9 +77,9 @@ def make_episodes(count: int, tokens: int, vocabulary: int, seed: int) -> list[E
 class Bare:
     """The passes without the algorithm, in the same precision."""
 
-    def __init__(self, trainer: PPOTrainer, batches: Sequence[MicroBatch], epochs: int, precision: str) -> None:
+    def __init__(self, trainer: Trainer[Sequence[Episode]], batches: Sequence[MicroBatch], epochs: int, precision: str) -> None:
         """Uses the trainer's own language model."""
-        self._model: Any = trainer.policy.language_model
+        self._model: Any = trainer.model.language_model
         self._batches = batches
         self._epochs = epochs
         self._low = precision == "bfloat16"
@@ -112,7 +112,7 @@ def measure(settings: RunSettings, model: Path, episodes: Sequence[Episode], rou
     mine = settings.learner
     width = max(len(episode.response) for episode in episodes)
     packed = micro_batches(episodes, range(len(episodes)), max_tokens=mine.microbatch_tokens, width=width)
-    batches = [batch.to(trainer.policy.device) for batch in packed]
+    batches = [batch.to(trainer.model.device) for batch in packed]
     bare = Bare(trainer, batches, mine.epochs, mine.precision)
 
     def update() -> None:

@@ -18,10 +18,10 @@ from honed.artifacts.draft import VersionDraft
 from honed.artifacts.manifest import Lineage, Manifest
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
-from honed.learner import rng
-from honed.learner.exporter import Exporter
-from honed.learner.model import PolicyModel
-from honed.learner.pretrain import ModelShape, new_language_model
+from honed.learner.algorithms.language_model import ModelShape, new_language_model
+from honed.learner.loop.exporter import Exporter
+from honed.learner.models.policy import PolicyModel
+from honed.learner.train import rng
 from honed.models.loader import load_language_model
 from honed.models.new_tokenizer import train_tokenizer
 from loadtest.work import random_text

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from honed.learner.exporter import canary_texts
+from honed.learner.loop.exporter import canary_texts
 from honed.models.loader import load_language_model
 
 _REPEATS = 5

@@ -24,7 +24,7 @@ from tests.support.run import (
     write_run_file,
 )
 
-from honed.learner.journal import read_updates
+from honed.learner.loop.journal import read_updates
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.dead import DeadLetters
 from honed.queue.embedded import embedded_redis_url

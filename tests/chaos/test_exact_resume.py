@@ -10,7 +10,7 @@ import pytest
 from tests.integration.learner.harness import Learner, a_generator, recorded
 from tests.integration.queue.servers import Server
 
-from honed.learner.journal import read_updates
+from honed.learner.loop.journal import read_updates
 from honed.queue.connection import RedisLink
 from honed.queue.keys import SCORED, RunKeys
 from honed.queue.messages import Message

@@ -15,8 +15,8 @@ from tests.support.run import check_books, kill, process, run_tree, settings_of,
 
 from honed.conductor.local import local_run
 from honed.conductor.run import Run
-from honed.learner.journal import read_pushes, read_updates
-from honed.learner.records import UpdateRecord
+from honed.learner.loop.journal import read_pushes, read_updates
+from honed.learner.loop.records import UpdateRecord
 from honed.v1 import conductor_pb2
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from honed.cli.main import app
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
-from honed.learner.journal import read_updates
+from honed.learner.loop.journal import read_updates
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.embedded import EmbeddedRedis, free_port
 from honed.queue.keys import RunKeys

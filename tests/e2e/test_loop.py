@@ -20,8 +20,8 @@ from honed.conductor.local import local_run
 from honed.conductor.run import Run
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
-from honed.learner.journal import read_pushes, read_updates
-from honed.learner.records import PushRecord, UpdateRecord
+from honed.learner.loop.journal import read_pushes, read_updates
+from honed.learner.loop.records import PushRecord, UpdateRecord
 from honed.queue.connection import RedisLink
 from honed.v1 import common_pb2, conductor_pb2, generation_pb2, generation_pb2_grpc
 

@@ -17,19 +17,19 @@ from tests.unit.learner.samples import make_trainer, random_episodes
 from honed.artifacts.draft import VersionDraft
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
-from honed.learner.checkpoint import CheckpointStore
-from honed.learner.episodes import TokenSpan
-from honed.learner.exporter import Exporter
-from honed.learner.intake import Held
-from honed.learner.journal import Journal
-from honed.learner.loop import LoopSettings, TrainingLoop
-from honed.learner.push import Pusher
-from honed.learner.release import Release
-from honed.learner.rollback import History
-from honed.learner.run_state import RunState
+from honed.learner.data.episode import TokenSpan
+from honed.learner.loop.checkpoint import CheckpointStore
+from honed.learner.loop.exporter import Exporter
+from honed.learner.loop.journal import Journal
+from honed.learner.loop.loop import LoopSettings, TrainingLoop
+from honed.learner.loop.push import Pusher
+from honed.learner.loop.release import Release
+from honed.learner.loop.rollback import History
+from honed.learner.loop.run_state import RunState
+from honed.learner.loop.training import Training
+from honed.learner.sources.scored_stream import Held
+from honed.learner.sources.trained import TrainedIds
 from honed.learner.status import LearnerStatus
-from honed.learner.trained import TrainedIds
-from honed.learner.training import Training
 from honed.models.loader import load_language_model
 from honed.queue.lease import Claim, LeaseLost
 from honed.queue.messages import Delivery, Message
@@ -217,7 +217,7 @@ class World:
 
         release = Release(
             self.store,
-            Exporter(trainer.policy, self.root / "base", self.root / "export"),
+            Exporter(trainer.model, self.root / "base", self.root / "export"),
             self.pusher(),
             journal,
             lease,  # type: ignore[arg-type]
@@ -234,7 +234,7 @@ class World:
         )  # fmt: skip
         history = History(
             checkpoints, self.store, journal, self.root / "fetched",
-            lambda directory: load_language_model(directory, device=trainer.policy.device).state_dict(),
+            lambda directory: load_language_model(directory, device=trainer.model.device).state_dict(),
         )  # fmt: skip
         if load:
             state.load()
@@ -294,6 +294,6 @@ def make_world(root: Path) -> World:
     (root / "base").mkdir(parents=True)
     make_tokenizer(root / "base")
     store = PolicyStore(root / "policy", "r")
-    directory, canaries = Exporter(trainer.policy, root / "base", root / "first").export(VersionId(0, 0))
+    directory, canaries = Exporter(trainer.model, root / "base", root / "first").export(VersionId(0, 0))
     store.publish(directory, VersionDraft(VersionId(0, 0), canaries))
     return World(root, store, [FakeGenerator()], FakeIntake(batches(3)))

@@ -20,8 +20,8 @@ from tests.support.tiny import make_tiny_model
 
 from honed.conductor.launcher import ProcessState
 from honed.config import RunSettings
-from honed.learner.journal import read_updates
-from honed.learner.records import UpdateRecord
+from honed.learner.loop.journal import read_updates
+from honed.learner.loop.records import UpdateRecord
 from honed.queue.connection import RedisLink
 from honed.queue.keys import ROLLOUTS, SCORED, STAGES, RunKeys
 from honed.queue.stats import StageStats

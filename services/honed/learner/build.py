@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,20 +13,21 @@ import torch
 
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
-from honed.learner import rng
-from honed.learner.episodes import Vocabulary
-from honed.learner.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
-from honed.learner.model import PolicyModel, ReferenceModel
-from honed.learner.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
-from honed.learner.optimizer import build_optimizer
+from honed.learner.algorithms.ppo import PPO, PPOSettings
+from honed.learner.data.episode import Episode, Vocabulary
+from honed.learner.models.policy import PolicyModel, ReferenceModel
+from honed.learner.objectives.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
+from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
 from honed.learner.settings import KlSettings, LearnerSettings
-from honed.learner.update import PPOSettings, PPOTrainer
+from honed.learner.train import rng
+from honed.learner.train.optimizer import build_optimizer
+from honed.learner.train.trainer import Trainer, TrainSettings
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
 from honed.settings import ServerSettings
 
 
-def build_trainer(settings: RunSettings, base: Path) -> PPOTrainer:
+def build_trainer(settings: RunSettings, base: Path) -> Trainer[Sequence[Episode]]:
     """A trainer that starts from the model at `base`, which is also the reference.
 
     Raises:
@@ -42,15 +44,14 @@ def build_trainer(settings: RunSettings, base: Path) -> PPOTrainer:
     policy = PolicyModel(load_language_model(base, device=device), precision=section.precision)
     reference = ReferenceModel(load_language_model(base, device=device), precision=section.precision)
     optimizer = build_optimizer(section.optimizer, policy.trainable().values(), lr=section.learning_rate)
-    return PPOTrainer(
+    algorithm = PPO(
         policy,
         reference,
-        optimizer,
+        ppo_settings(section),
         kl=kl_controller(section.kl),
         normaliser=reward_normaliser(section),
-        settings=ppo_settings(section),
-        generator=rng.generator(settings.seed),
     )
+    return Trainer(policy, algorithm, optimizer, settings=train_settings(section), generator=rng.generator(settings.seed))
 
 
 def vocabulary_of(base: Path, size: int) -> Vocabulary:
@@ -96,20 +97,26 @@ def choose_device(name: str, *, setting: str = "learner.device") -> torch.device
     return torch.device(name)
 
 
-def ppo_settings(section: LearnerSettings) -> PPOSettings:
-    """The algorithm's numbers."""
-    return PPOSettings(
+def train_settings(section: LearnerSettings) -> TrainSettings:
+    """The trainer's numbers."""
+    return TrainSettings(
         learning_rate=section.learning_rate,
         total_updates=None if section.schedule == "constant" else section.steps,  # auto is linear where there is an end
         epochs=section.epochs,
         minibatches=section.minibatches,
+        microbatch_tokens=section.microbatch_tokens,
+    )
+
+
+def ppo_settings(section: LearnerSettings) -> PPOSettings:
+    """The algorithm's numbers."""
+    return PPOSettings(
         clip_ratio=section.clip_ratio,
         clip_value=section.clip_value,
         value_coefficient=section.value_coefficient,
         gamma=section.gamma,
         lam=section.lam,
         importance_cap=section.importance_cap,
-        microbatch_tokens=section.microbatch_tokens,
         max_ratio=section.max_ratio,
     )
 

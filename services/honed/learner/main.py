@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -25,23 +25,23 @@ from honed.kit.address import host_port
 from honed.kit.errors import FailedPrecondition, HonedError, NotFound
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.learner.build import build_trainer, config_hash, vocabulary_of
-from honed.learner.checkpoint import CheckpointStore
-from honed.learner.directory_lock import locked
-from honed.learner.episodes import Vocabulary
-from honed.learner.exporter import Exporter
-from honed.learner.intake import Intake, IntakeSettings
-from honed.learner.journal import Journal
-from honed.learner.loop import LoopSettings, TrainingLoop
-from honed.learner.pause import PauseFile
-from honed.learner.push import Pusher, RegisteredGenerators
-from honed.learner.release import BASE, Release
-from honed.learner.rollback import History, Weights
-from honed.learner.run_state import RunState
+from honed.learner.data.episode import Episode, Vocabulary
+from honed.learner.loop.checkpoint import CheckpointStore
+from honed.learner.loop.directory_lock import locked
+from honed.learner.loop.exporter import Exporter
+from honed.learner.loop.journal import Journal
+from honed.learner.loop.loop import LoopSettings, TrainingLoop
+from honed.learner.loop.pause import PauseFile
+from honed.learner.loop.push import Pusher, RegisteredGenerators
+from honed.learner.loop.release import BASE, Release
+from honed.learner.loop.rollback import History, Weights
+from honed.learner.loop.run_state import RunState
+from honed.learner.loop.training import Training
 from honed.learner.service import LearnerService, LoadedLearner
+from honed.learner.sources.scored_stream import Intake, IntakeSettings
+from honed.learner.sources.trained import TrainedIds
 from honed.learner.status import AnnouncedPromotions, LearnerStatus, Reporter
-from honed.learner.trained import TrainedIds
-from honed.learner.training import Training
-from honed.learner.update import PPOTrainer
+from honed.learner.train.trainer import Trainer
 from honed.models.loader import load_language_model
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.holding import Holding, holding
@@ -152,7 +152,7 @@ class LearnerProcess:
         journal = await asyncio.to_thread(lambda: Journal(home, most_mb=section.journal_mb))
         limits = DeliverySettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
         queue = WorkQueue(self._link, self._keys, SCORED, f"learner-{lease.claim.fence}", limits)
-        vocabulary = vocabulary_of(base, trainer.policy.vocabulary_size)
+        vocabulary = vocabulary_of(base, trainer.model.vocabulary_size)
         async with contextlib.AsyncExitStack() as stack:
             intake = self._intake(queue, await stack.enter_async_context(holding(queue)), vocabulary)
             stack.push_async_callback(intake.close)
@@ -194,7 +194,7 @@ class LearnerProcess:
 
     def _release(
         self,
-        trainer: PPOTrainer,
+        trainer: Trainer[Sequence[Episode]],
         base: Path,
         generators: RegisteredGenerators,
         journal: Journal,
@@ -204,7 +204,7 @@ class LearnerProcess:
         settings = self._settings
         return Release(
             self._store,
-            Exporter(trainer.policy, base, self.home / "export", dtype=settings.generation.weights_dtype),
+            Exporter(trainer.model, base, self.home / "export", dtype=settings.generation.weights_dtype),
             Pusher(generators, timeout_s=settings.learner.push_timeout_s),
             journal,
             lease,
@@ -268,9 +268,9 @@ async def _beside(reporter: Reporter, journal: Journal, stopping: asyncio.Event)
             task.cancel()
 
 
-def _loop_settings(settings: RunSettings, trainer: PPOTrainer) -> LoopSettings:
+def _loop_settings(settings: RunSettings, trainer: Trainer[Sequence[Episode]]) -> LoopSettings:
     section = settings.learner
-    on_gpu = trainer.policy.device.type != "cpu"
+    on_gpu = trainer.model.device.type != "cpu"
     return LoopSettings(
         batch=section.batch,
         steps=section.steps,

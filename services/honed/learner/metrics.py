@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from honed.learner.records import PushRecord
+from honed.learner.loop.records import PushRecord
 
 UPDATE = Gauge("honed_learner_update", "What the last update measured, by the figure's name.", ["figure"])
 UPDATES = Counter("honed_learner_updates_total", "Updates of this process.")

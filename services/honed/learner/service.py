@@ -12,11 +12,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition
 from honed.kit.idempotency import Once
-from honed.learner.journal import Journal
-from honed.learner.loop import TrainingLoop
-from honed.learner.pause import PauseFile
-from honed.learner.records import PushRecord, Totals
-from honed.learner.rollback import Destination, History, check_target
+from honed.learner.loop.journal import Journal
+from honed.learner.loop.loop import TrainingLoop
+from honed.learner.loop.pause import PauseFile
+from honed.learner.loop.records import PushRecord, Totals
+from honed.learner.loop.rollback import Destination, History, check_target
 from honed.learner.status import LearnerStatus
 from honed.v1 import common_pb2, learner_pb2, learner_pb2_grpc
 

@@ -17,8 +17,8 @@ from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.generation.engine import GenerationEngine, InitialVersion
 from honed.generation.requests import EngineRequest, FinishReason, Sampling
-from honed.learner.exporter import Exporter
-from honed.learner.model import PolicyModel
+from honed.learner.loop.exporter import Exporter
+from honed.learner.models.policy import PolicyModel
 from honed.models.loader import load_language_model
 
 PROMPT = [2 + 3 * i for i in range(20)]  # longer than Gemma's sliding window here, and so is the response

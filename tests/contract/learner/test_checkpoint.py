@@ -12,16 +12,16 @@ import pytest
 import torch
 from tests.unit.learner.samples import make_trainer, random_episodes
 
-import honed.learner.checkpoint as checkpoint_module
-import honed.learner.checkpoint_files as files_module
+import honed.learner.loop.checkpoint as checkpoint_module
+import honed.learner.loop.checkpoint_files as files_module
 from honed.kit.errors import DataLoss, FailedPrecondition, NotFound, Overloaded
-from honed.learner.checkpoint import CheckpointStore
-from honed.learner.checkpoint_files import Checkpoint, Progress, load
-from honed.learner.normalise import Running
-from honed.learner.trained import TrainedIds
-from honed.learner.update import PPOSettings, PPOTrainer
+from honed.learner.loop.checkpoint import CheckpointStore
+from honed.learner.loop.checkpoint_files import Checkpoint, Progress, load
+from honed.learner.objectives.normalise import Running
+from honed.learner.sources.trained import TrainedIds
+from honed.learner.train.trainer import Trainer, TrainSettings
 
-SETTINGS = PPOSettings(learning_rate=1e-3, epochs=2, minibatches=2, total_updates=10)
+SETTINGS = TrainSettings(learning_rate=1e-3, epochs=2, minibatches=2, total_updates=10)
 
 
 def progress(*rollout_ids: str) -> Progress:
@@ -33,11 +33,11 @@ def progress(*rollout_ids: str) -> Progress:
 PROGRESS = progress("g-1/0", "g-2/1", "elsewhere")
 
 
-def new_trainer() -> PPOTrainer:
+def new_trainer() -> Trainer:
     return make_trainer(SETTINGS, normaliser=Running(clip=10.0))
 
 
-def saved(store: CheckpointStore, trainer: PPOTrainer, progress: Progress = PROGRESS, fence: int = 3) -> Path:
+def saved(store: CheckpointStore, trainer: Trainer, progress: Progress = PROGRESS, fence: int = 3) -> Path:
     return store.save(Checkpoint(trainer.state(), progress), fence)
 
 
@@ -45,7 +45,7 @@ def same(one: Progress, other: Progress) -> bool:
     return (one.trained.to_bytes(), one.version, one.rollbacks) == (other.trained.to_bytes(), other.version, other.rollbacks)
 
 
-def step_made(trainer: PPOTrainer, step: int) -> PPOTrainer:
+def step_made(trainer: Trainer, step: int) -> Trainer:
     trainer.step = step
     return trainer
 
@@ -75,7 +75,7 @@ def test_a_run_killed_and_resumed_from_disk_equals_one_that_was_never_killed(tmp
             got.append(trainer.update(batch))
             saved(store, trainer)
     assert got == expected
-    final = trainer.policy.tensors()
+    final = trainer.model.tensors()
     assert all(torch.equal(value, final[name]) for name, value in straight.policy.tensors().items())
     theirs, ours = straight.state(), trainer.state()
     assert all(torch.equal(value, ours.optimizer[name]) for name, value in theirs.optimizer.items())

@@ -10,9 +10,9 @@ from tests.support import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from honed.kit.errors import DataLoss, InvalidArgument
-from honed.learner.canary import canary_logprobs
-from honed.learner.export import export_policy
-from honed.learner.model import PolicyModel
+from honed.learner.loop.canary import canary_logprobs
+from honed.learner.loop.export import export_policy
+from honed.learner.models.policy import PolicyModel
 from honed.models.loader import load_language_model
 
 TEXT = (5, 6, 7, 8, 9, 10)

@@ -14,16 +14,17 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import InvalidArgument
-from honed.learner import rng
-from honed.learner.batches import micro_batches
-from honed.learner.canary import canary_logprobs
-from honed.learner.episodes import Episode, TokenSpan
-from honed.learner.export import export_policy
-from honed.learner.kl import FixedKL
-from honed.learner.model import PolicyModel, ReferenceModel
-from honed.learner.normalise import GainBias
-from honed.learner.optimizer import build_optimizer
-from honed.learner.update import PPOSettings, PPOTrainer
+from honed.learner.algorithms.ppo import PPO, PPOSettings
+from honed.learner.data.batches import micro_batches
+from honed.learner.data.episode import Episode, TokenSpan
+from honed.learner.loop.canary import canary_logprobs
+from honed.learner.loop.export import export_policy
+from honed.learner.models.policy import PolicyModel, ReferenceModel
+from honed.learner.objectives.kl import FixedKL
+from honed.learner.objectives.normalise import GainBias
+from honed.learner.train import rng
+from honed.learner.train.optimizer import build_optimizer
+from honed.learner.train.trainer import Trainer, TrainSettings
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
 from honed.models.reward_model import RewardModel
@@ -88,17 +89,16 @@ def test_token_logprobs_and_canaries_are_transformers_own(base: Path) -> None:
 def test_an_update_moves_the_weights_and_the_export_says_what_the_policy_says(base: Path, tmp_path: Path) -> None:
     policy = PolicyModel(load_language_model(base))
     before = {name: value.clone() for name, value in policy.tensors().items()}
-    trainer = PPOTrainer(
+    reference = ReferenceModel(load_language_model(base))
+    trainer = Trainer(
         policy,
-        ReferenceModel(load_language_model(base)),
+        PPO(policy, reference, PPOSettings(), kl=FixedKL(0.1), normaliser=GainBias()),
         build_optimizer("adam_tf", policy.trainable().values(), lr=1e-3),
-        kl=FixedKL(0.1),
-        normaliser=GainBias(),
-        settings=PPOSettings(learning_rate=1e-3, epochs=2, minibatches=2, microbatch_tokens=200),
+        settings=TrainSettings(learning_rate=1e-3, epochs=2, minibatches=2, microbatch_tokens=200),
         generator=rng.generator(0),
     )
     stats = trainer.update(episodes())
-    assert stats.kl == pytest.approx(0.0, abs=1e-4), "before the update the policy is the reference"
+    assert stats["kl"] == pytest.approx(0.0, abs=1e-4), "before the update the policy is the reference"
     # An attention's key bias alone shifts all scores of a query alike, so its gradient may be nothing.
     still = [name for name, value in policy.tensors().items() if torch.equal(value, before[name])]
     assert not [name for name in still if not name.endswith("k_proj.bias")]

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from honed.cli.connection import open_peer
 from honed.cli.main import app
-from honed.learner.journal import read_updates
+from honed.learner.loop.journal import read_updates
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.embedded import EmbeddedRedis, free_port
 from honed.queue.stats import StageStats

@@ -22,8 +22,8 @@ from honed.generation.codec import Codec
 from honed.generation.requests import Chunk, FinishReason, Span
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
-from honed.learner.episodes import Episode, TokenSpan, Vocabulary
-from honed.learner.push import Pusher
+from honed.learner.data.episode import Episode, TokenSpan, Vocabulary
+from honed.learner.loop.push import Pusher
 from honed.reward.messages import scored_message
 from honed.reward.reward import Reward
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc

@@ -20,7 +20,7 @@ from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.tokens import ensure_local_tokens
-from honed.learner.journal import read_updates
+from honed.learner.loop.journal import read_updates
 from honed.queue.messages import Message
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from honed.workspace import Workspace

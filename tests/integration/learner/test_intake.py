@@ -10,9 +10,9 @@ import pytest
 from tests.integration.learner.harness import recorded
 from tests.support.run import until
 
-from honed.learner.episodes import Vocabulary
-from honed.learner.intake import Held, Intake, IntakeSettings, OnPromotion
-from honed.learner.trained import TrainedIds
+from honed.learner.data.episode import Vocabulary
+from honed.learner.sources.scored_stream import Held, Intake, IntakeSettings, OnPromotion
+from honed.learner.sources.trained import TrainedIds
 from honed.queue.connection import RedisLink
 from honed.queue.dead import DeadLetters
 from honed.queue.holding import holding

@@ -12,12 +12,12 @@ from tests.integration.learner.harness import Learner, a_generator, recorded
 from tests.integration.queue.servers import Server
 from tests.support.run import until
 
-from honed.learner.episodes import Vocabulary
-from honed.learner.intake import Intake, IntakeSettings
-from honed.learner.journal import read_pushes, read_updates
+from honed.learner.data.episode import Vocabulary
+from honed.learner.loop.journal import read_pushes, read_updates
 from honed.learner.main import LearnerProcess
+from honed.learner.sources.scored_stream import Intake, IntakeSettings
+from honed.learner.sources.trained import TrainedIds
 from honed.learner.status import LearnerStatus
-from honed.learner.trained import TrainedIds
 from honed.queue.connection import RedisLink
 from honed.queue.embedded import free_port
 from honed.queue.holding import holding

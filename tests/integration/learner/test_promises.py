@@ -18,13 +18,13 @@ from tests.support.learner_world import Learner, World, make_world
 from tests.support.run import until
 from tests.unit.learner.samples import VOCABULARY, random_episodes
 
-from honed.learner.checkpoint import CheckpointStore
-from honed.learner.checkpoint_files import Checkpoint, Progress
-from honed.learner.episodes import Vocabulary
-from honed.learner.intake import Intake, IntakeSettings
-from honed.learner.journal import read_updates
+from honed.learner.data.episode import Vocabulary
+from honed.learner.loop.checkpoint import CheckpointStore
+from honed.learner.loop.checkpoint_files import Checkpoint, Progress
+from honed.learner.loop.journal import read_updates
+from honed.learner.sources.scored_stream import Intake, IntakeSettings
+from honed.learner.sources.trained import TrainedIds
 from honed.learner.status import NoPromotions, Reporter
-from honed.learner.trained import TrainedIds
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.holding import holding
 from honed.queue.keys import SCORED, RunKeys

@@ -26,10 +26,10 @@ from honed.conductor.settings import JudgementsFile
 from honed.conductor.state import RunState
 from honed.conductor.summary import write_summary
 from honed.kit.server import Servicer
+from honed.learner.algorithms.reward_model import Ranking
 from honed.learner.jobs.reward_model import _freeze, _Training
-from honed.learner.journal import Journal
-from honed.learner.records import UpdateRecord
-from honed.learner.reward_training import Ranking
+from honed.learner.loop.journal import Journal
+from honed.learner.loop.records import UpdateRecord
 from honed.learner.service import LearnerService, LoadedLearner
 from honed.learner.status import LearnerStatus
 from honed.models.tokenizer import load_tokenizer

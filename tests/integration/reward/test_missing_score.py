@@ -9,11 +9,11 @@ from tests.unit.learner.samples import VOCABULARY, make_trainer
 from tests.unit.reward.support import TOKENIZER, FakeScorer
 
 from honed.artifacts.version import VersionId
-from honed.learner.episodes import Vocabulary
-from honed.learner.intake import Intake, IntakeSettings
-from honed.learner.kl import FixedKL
-from honed.learner.normalise import FittedOnFirstBatch, GainBias
-from honed.learner.trained import TrainedIds
+from honed.learner.data.episode import Vocabulary
+from honed.learner.objectives.kl import FixedKL
+from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias
+from honed.learner.sources.scored_stream import Intake, IntakeSettings
+from honed.learner.sources.trained import TrainedIds
 from honed.queue.connection import RedisLink
 from honed.queue.holding import holding
 from honed.queue.keys import ROLLOUTS, SCORED, RunKeys

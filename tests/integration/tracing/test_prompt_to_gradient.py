@@ -31,10 +31,10 @@ from honed.kit.channel import connect
 from honed.kit.otlp import Collector as Destination
 from honed.kit.otlp import exporting
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
-from honed.learner.episodes import Vocabulary
-from honed.learner.intake import Intake, IntakeSettings
-from honed.learner.spans import LINKED, train_spans, update_span
-from honed.learner.trained import TrainedIds
+from honed.learner.data.episode import Vocabulary
+from honed.learner.loop.spans import LINKED, train_spans, update_span
+from honed.learner.sources.scored_stream import Intake, IntakeSettings
+from honed.learner.sources.trained import TrainedIds
 from honed.queue.admission import AdmissionPolicy
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.holding import holding

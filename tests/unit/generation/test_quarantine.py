@@ -24,7 +24,7 @@ from honed.generation.frontend import RequestLimits, SamplingFrontend
 from honed.generation.gate import RequestGate
 from honed.generation.quarantine import fetch_or_mark, mark_disagreeing
 from honed.kit.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
-from honed.learner.push import REFUSALS
+from honed.learner.loop.push import REFUSALS
 
 V1, V2, V3 = (VersionId(1, step) for step in (1, 2, 3))
 

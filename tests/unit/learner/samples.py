@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Sequence
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from honed.artifacts.version import VersionId
-from honed.learner import rng
-from honed.learner.episodes import Episode, TokenSpan
-from honed.learner.kl import AdaptiveKL, KLController
-from honed.learner.model import PolicyModel, ReferenceModel
-from honed.learner.normalise import GainBias, RewardNormaliser
-from honed.learner.optimizer import OptimizerKind, build_optimizer
-from honed.learner.update import PPOSettings, PPOTrainer
+from honed.learner.algorithms.ppo import PPO, PPOSettings
+from honed.learner.data.episode import Episode, TokenSpan
+from honed.learner.models.policy import PolicyModel, ReferenceModel
+from honed.learner.objectives.kl import AdaptiveKL, KLController
+from honed.learner.objectives.normalise import GainBias, RewardNormaliser
+from honed.learner.train import rng
+from honed.learner.train.optimizer import OptimizerKind, build_optimizer
+from honed.learner.train.trainer import Trainer, TrainSettings
 
 VOCABULARY = 48
 
@@ -61,23 +63,29 @@ def random_episodes(count: int, seed: int = 0, *, longest: int = 9, temperature:
 
 
 def make_trainer(
-    settings: PPOSettings | None = None,
+    settings: TrainSettings | None = None,
+    ppo: PPOSettings | None = None,
     *,
     seed: int = 0,
     kl: KLController | None = None,
     normaliser: RewardNormaliser | None = None,
     optimizer: OptimizerKind = "adam_tf",
-) -> PPOTrainer:
+) -> Trainer[Sequence[Episode]]:
     """A trainer on a tiny model whose reference differs from the policy, so that the KL is not zero."""
     policy = PolicyModel(tiny_llama(seed))
     reference = ReferenceModel(copy.deepcopy(tiny_llama(seed + 1)))
-    settings = settings or PPOSettings(learning_rate=1e-3)
-    return PPOTrainer(
+    settings = settings or TrainSettings(learning_rate=1e-3)
+    algorithm = PPO(
         policy,
         reference,
-        build_optimizer(optimizer, policy.trainable().values(), lr=settings.learning_rate),
+        ppo or PPOSettings(),
         kl=kl or AdaptiveKL(0.15, target=6.0, horizon=10_000),
         normaliser=normaliser or GainBias(),
+    )
+    return Trainer(
+        policy,
+        algorithm,
+        build_optimizer(optimizer, policy.trainable().values(), lr=settings.learning_rate),
         settings=settings,
         generator=rng.generator(seed),
         clock=lambda: 0.0,

@@ -9,7 +9,7 @@ import torch
 from tests.unit.learner import reference
 from torch import Tensor
 
-from honed.learner import advantage
+from honed.learner.objectives import advantage
 
 ATOL = 1e-6
 

@@ -9,7 +9,7 @@ import torch
 from tests.unit.learner.samples import random_episodes
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.batches import Rows, micro_batches, padding_share
+from honed.learner.data.batches import Rows, micro_batches, padding_share
 
 EPISODES = random_episodes(40, seed=3)
 WIDTH = Rows.of(EPISODES).mask.shape[1]

@@ -12,7 +12,7 @@ from tests.support.run import run_tree, settings_of
 
 from honed.kit.errors import InvalidArgument
 from honed.learner.build import build_trainer, make_deterministic, vocabulary_of
-from honed.learner.normalise import FittedOnFirstBatch
+from honed.learner.objectives.normalise import FittedOnFirstBatch
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +50,8 @@ def test_a_base_that_cannot_read_what_the_generator_may_sample_is_refused_before
 def test_the_trainer_waits_for_scores_that_differ_and_knows_the_models_ends(tmp_path: Path) -> None:
     settings = settings_of(run_tree(tmp_path))
     trainer = build_trainer(settings, tmp_path / "model")
-    assert isinstance(trainer.normaliser, FittedOnFirstBatch)
+    assert isinstance(trainer.algorithm.normaliser, FittedOnFirstBatch)
     generation = tmp_path / "model" / "generation_config.json"
     generation.write_text(json.dumps({"eos_token_id": [0, 7], "pad_token_id": 0}))
-    vocabulary = vocabulary_of(tmp_path / "model", trainer.policy.vocabulary_size)
+    vocabulary = vocabulary_of(tmp_path / "model", trainer.model.vocabulary_size)
     assert (vocabulary.size, vocabulary.pad_token_id, vocabulary.end_token_ids) == (258, None, {0, 7})

@@ -10,7 +10,7 @@ import pytest
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import InvalidArgument
-from honed.learner.episodes import Episode, TokenSpan, Vocabulary
+from honed.learner.data.episode import Episode, TokenSpan, Vocabulary
 from honed.v1 import common_pb2
 
 VOCABULARY = Vocabulary(size=50, pad_token_id=49)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
+from honed.learner.objectives.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
 
 
 @pytest.mark.parametrize(("kl", "expected"), [(12.0, 0.151536), (0.0, 0.148464), (6.0, 0.15)])

@@ -6,20 +6,20 @@ import torch
 from tests.unit.learner.samples import VOCABULARY, make_trainer
 
 from honed.artifacts.version import VersionId
-from honed.learner.episodes import Episode, TokenSpan
-from honed.learner.kl import FixedKL
-from honed.learner.update import PPOSettings, PPOTrainer
+from honed.learner.data.episode import Episode, TokenSpan
+from honed.learner.objectives.kl import FixedKL
+from honed.learner.train.trainer import Trainer, TrainSettings
 
 WANTED = 7
 LENGTH = 8
 
 
 @torch.no_grad()
-def sample(trainer: PPOTrainer, count: int, source: torch.Generator) -> list[Episode]:
+def sample(trainer: Trainer, count: int, source: torch.Generator) -> list[Episode]:
     prompts = torch.randint(VOCABULARY, (count, 3), generator=source)
     tokens, logprobs = prompts, []
     for _ in range(LENGTH):
-        log_p = trainer.policy.language_model(input_ids=tokens).logits[:, -1].log_softmax(-1)
+        log_p = trainer.model.language_model(input_ids=tokens).logits[:, -1].log_softmax(-1)
         drawn = torch.multinomial(log_p.exp(), 1, generator=source)
         logprobs.append(log_p.gather(1, drawn))
         tokens = torch.cat([tokens, drawn], dim=1)
@@ -39,7 +39,7 @@ def sample(trainer: PPOTrainer, count: int, source: torch.Generator) -> list[Epi
 
 
 def test_ppo_raises_the_reward_in_a_few_updates() -> None:
-    trainer = make_trainer(PPOSettings(learning_rate=3e-3), kl=FixedKL(0.0))
+    trainer = make_trainer(TrainSettings(learning_rate=3e-3), kl=FixedKL(0.0))
     source = torch.Generator().manual_seed(0)
     rewards = []
     for _ in range(15):
@@ -51,7 +51,7 @@ def test_ppo_raises_the_reward_in_a_few_updates() -> None:
 
 
 def test_a_large_kl_coefficient_draws_the_policy_to_the_reference() -> None:
-    trainer = make_trainer(PPOSettings(learning_rate=1e-2), kl=FixedKL(1.0))
+    trainer = make_trainer(TrainSettings(learning_rate=1e-2), kl=FixedKL(1.0))
     source = torch.Generator().manual_seed(1)
     kls = [trainer.update(sample(trainer, 64, source)).kl for _ in range(16)]
     assert sum(kls[-3:]) < 0.75 * sum(kls[:3]), kls

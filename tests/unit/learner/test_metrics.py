@@ -9,8 +9,8 @@ from prometheus_client import REGISTRY
 from tests.unit.learner.samples import make_trainer, random_episodes
 
 from honed.learner import metrics
-from honed.learner.records import PushRecord
-from honed.learner.update import PPOSettings
+from honed.learner.loop.records import PushRecord
+from honed.learner.train.trainer import TrainSettings
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
 
@@ -28,9 +28,9 @@ def test_the_figures_of_the_last_update_are_shown_and_no_older_one() -> None:
 
 
 def test_every_figure_of_an_update_is_documented() -> None:
-    stats = make_trainer(PPOSettings(epochs=1)).update(random_episodes(4, seed=3))
+    stats = make_trainer(TrainSettings(epochs=1)).update(random_episodes(4, seed=3))
     documented = set(re.findall(r"`(\w+)`", DOCUMENT.read_text().partition("`LearnerService.WatchPushes`")[0]))
-    assert set(stats.as_metrics()) <= documented
+    assert set(stats) <= documented
 
 
 def test_pushes_are_counted_by_how_they_ended_with_their_pauses() -> None:

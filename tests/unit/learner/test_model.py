@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
 from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument
-from honed.learner.batches import Rows, micro_batches
-from honed.learner.canary import canary_logprobs
-from honed.learner.episodes import Episode
-from honed.learner.model import PolicyModel, ReferenceModel
-from honed.learner.objectives import ppo
+from honed.learner.data.batches import Rows, micro_batches
+from honed.learner.data.episode import Episode
+from honed.learner.loop.canary import canary_logprobs
+from honed.learner.models.policy import PolicyModel, ReferenceModel
+from honed.learner.objectives import policy_gradient
 from honed.models import attention
 from honed.models.token_head import TokenHead, chosen_logprobs, chosen_logprobs_and_entropy
 
@@ -56,7 +56,7 @@ def test_detail_1_and_3_packed_logprobs_equal_each_sequence_alone_with_its_tempe
         logits = alone(language_model, episode)
         expected = logits.log_softmax(-1).gather(1, torch.tensor(episode.response).unsqueeze(1)).squeeze(1)
         torch.testing.assert_close(got[row][: len(expected)], expected, atol=2e-5, rtol=1e-5)
-        torch.testing.assert_close(entropies[row][: len(expected)], ppo.entropy(logits), atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(entropies[row][: len(expected)], policy_gradient.entropy(logits), atol=2e-5, rtol=1e-5)
 
 
 def test_detail_3_position_in_the_row_is_the_exclusive_cumulative_sum_of_the_mask() -> None:
@@ -126,7 +126,7 @@ def test_the_closed_form_gradient_equals_autograd(biased: bool, scale: float, ca
         torch.autograd.grad(ours, inputs, upstream)
     chosen, entropies = chosen_logprobs_and_entropy(hidden, head, targets, temperatures)
     torch.testing.assert_close(chosen, plain)
-    torch.testing.assert_close(entropies, ppo.entropy(logits))
+    torch.testing.assert_close(entropies, policy_gradient.entropy(logits))
     torch.testing.assert_close(head.logits(hidden) / temperatures.unsqueeze(1), logits)
 
 

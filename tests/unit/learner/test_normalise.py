@@ -11,7 +11,7 @@ import pytest
 from tests.unit.learner.samples import random_episodes
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running, batch_rewards
+from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running, batch_rewards
 
 _SOURCE = random.Random(0)
 SCORES = [_SOURCE.gauss(3.0, 5.0) for _ in range(256)]

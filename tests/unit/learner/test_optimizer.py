@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from honed.kit.errors import DataLoss, InvalidArgument
-from honed.learner.optimizer import (
+from honed.learner.train.optimizer import (
     OptimizerKind,
     build_optimizer,
     linear_rate,

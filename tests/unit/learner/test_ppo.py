@@ -9,7 +9,7 @@ import torch
 from tests.unit.learner import reference
 from torch import Tensor
 
-from honed.learner.objectives import ppo
+from honed.learner.objectives import policy_gradient, value
 
 
 def random_tokens(seed: int, count: int = 200) -> dict[str, Tensor]:
@@ -28,12 +28,12 @@ def random_tokens(seed: int, count: int = 200) -> dict[str, Tensor]:
 def test_losses_equal_the_loop(seed: int) -> None:
     t = random_tokens(seed)
     expected = reference.losses(*(t[name].tolist() for name in t), clip=0.2, clip_value=0.2, cap=2.0)
-    weights = ppo.behaviour_weights(t["proximal"], t["behaviour"], 2.0)
+    weights = policy_gradient.behaviour_weights(t["proximal"], t["behaviour"], 2.0)
     got = {
-        "policy": ppo.policy_loss_terms(t["logprobs"], t["proximal"], t["advantages"], clip=0.2, weights=weights),
-        "value": ppo.value_loss_terms(t["values"], t["old_values"], t["returns"], clip=0.2),
-        "approxkl": ppo.approximate_kl_terms(t["logprobs"], t["proximal"]),
-        "clipped": ppo.clipped_terms(t["logprobs"], t["proximal"], t["advantages"], clip=0.2),
+        "policy": policy_gradient.policy_loss_terms(t["logprobs"], t["proximal"], t["advantages"], clip=0.2, weights=weights),
+        "value": value.value_loss_terms(t["values"], t["old_values"], t["returns"], clip=0.2),
+        "approxkl": policy_gradient.approximate_kl_terms(t["logprobs"], t["proximal"]),
+        "clipped": policy_gradient.clipped_terms(t["logprobs"], t["proximal"], t["advantages"], clip=0.2),
     }
     for name, terms in got.items():
         assert float(terms.mean()) == pytest.approx(expected[name], abs=1e-6), name
@@ -41,16 +41,16 @@ def test_losses_equal_the_loop(seed: int) -> None:
 
 def test_decoupled_ppo_is_plain_ppo_when_the_sampler_had_the_proximal_weights() -> None:
     t = random_tokens(0)
-    weights = ppo.behaviour_weights(t["proximal"], t["proximal"].clone(), 2.0)
+    weights = policy_gradient.behaviour_weights(t["proximal"], t["proximal"].clone(), 2.0)
     assert torch.equal(weights, torch.ones_like(weights))
-    plain = ppo.policy_loss_terms(t["logprobs"], t["proximal"], t["advantages"], clip=0.2)
-    decoupled = ppo.policy_loss_terms(t["logprobs"], t["proximal"], t["advantages"], clip=0.2, weights=weights)
+    plain = policy_gradient.policy_loss_terms(t["logprobs"], t["proximal"], t["advantages"], clip=0.2)
+    decoupled = policy_gradient.policy_loss_terms(t["logprobs"], t["proximal"], t["advantages"], clip=0.2, weights=weights)
     assert torch.equal(plain, decoupled)
 
 
 def test_behaviour_weights_are_capped_for_each_token_and_carry_no_gradient() -> None:
     proximal = torch.tensor([-1.0, -1.0, -1.0], requires_grad=True)
-    weights = ppo.behaviour_weights(proximal, torch.tensor([-1.0 - math.log(1.5), -200.0, -0.5]), 2.0)
+    weights = policy_gradient.behaviour_weights(proximal, torch.tensor([-1.0 - math.log(1.5), -200.0, -0.5]), 2.0)
     torch.testing.assert_close(weights, torch.tensor([1.5, 2.0, math.exp(-0.5)]))
     assert not weights.requires_grad
 
@@ -62,7 +62,7 @@ def test_a_ratio_past_the_clip_stops_only_the_gradient_that_would_push_it_furthe
     ratio: float, advantage: float, moves: bool
 ) -> None:
     logprob = torch.tensor([math.log(ratio)], requires_grad=True)
-    loss = ppo.policy_loss_terms(logprob, torch.zeros(1), torch.tensor([advantage]), clip=0.2).sum()
+    loss = policy_gradient.policy_loss_terms(logprob, torch.zeros(1), torch.tensor([advantage]), clip=0.2).sum()
     (gradient,) = torch.autograd.grad(loss, logprob)
     assert bool(gradient.abs() > 0) is moves
 
@@ -70,15 +70,17 @@ def test_a_ratio_past_the_clip_stops_only_the_gradient_that_would_push_it_furthe
 def test_at_the_old_policy_the_gradient_is_the_policy_gradient() -> None:
     logprob = torch.tensor([-2.0, -3.0], requires_grad=True)
     advantages = torch.tensor([1.5, -0.5])
-    ppo.policy_loss_terms(logprob, logprob.detach().clone(), advantages, clip=0.2).sum().backward()
+    policy_gradient.policy_loss_terms(logprob, logprob.detach().clone(), advantages, clip=0.2).sum().backward()
     assert logprob.grad is not None
     torch.testing.assert_close(logprob.grad, -advantages)
 
 
 def test_detail_11_approxkl_is_half_the_mean_square() -> None:
-    assert float(ppo.approximate_kl_terms(torch.tensor([-1.0, -2.0]), torch.tensor([-1.2, -2.0])).mean()) == pytest.approx(0.01)
+    assert float(
+        policy_gradient.approximate_kl_terms(torch.tensor([-1.0, -2.0]), torch.tensor([-1.2, -2.0])).mean()
+    ) == pytest.approx(0.01)
 
 
 def test_entropy_of_a_uniform_distribution_is_the_log_of_its_size_and_impossible_tokens_add_nothing() -> None:
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, -torch.inf, -torch.inf]])
-    torch.testing.assert_close(ppo.entropy(logits), torch.tensor([math.log(4), math.log(2)]))
+    torch.testing.assert_close(policy_gradient.entropy(logits), torch.tensor([math.log(4), math.log(2)]))

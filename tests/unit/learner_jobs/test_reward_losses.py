@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from honed.learner.objectives.reward_model import best_of_k, bradley_terry, ranked_pairs, scalar_compare, scalar_rating
+from honed.learner.objectives.preference import best_of_k, bradley_terry, ranked_pairs, scalar_compare, scalar_rating
 
 
 def softplus(x: float) -> float:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.texts import IGNORED, Demonstration, demonstration_batches, packed_batches, pad_right
+from honed.learner.data.texts import IGNORED, Demonstration, demonstration_batches, packed_batches, pad_right
 
 TEXTS = [[i] * (1 + i % 3) for i in range(1, 13)]  # 24 tokens and 12 separators
 

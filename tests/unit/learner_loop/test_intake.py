@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 from tests.integration.learner.harness import recorded
 
-from honed.learner.episodes import Vocabulary
-from honed.learner.intake import Intake, IntakeSettings
-from honed.learner.trained import TrainedIds
+from honed.learner.data.episode import Vocabulary
+from honed.learner.sources.scored_stream import Intake, IntakeSettings
+from honed.learner.sources.trained import TrainedIds
 from honed.queue.holding import Holding
 from honed.queue.messages import Delivery, Message
 from honed.v1 import common_pb2

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from honed.kit.errors import DataLoss
-from honed.learner.journal import Journal, read_pushes, read_updates
-from honed.learner.records import PushRecord, Totals, UpdateRecord
+from honed.learner.loop.journal import Journal, read_pushes, read_updates
+from honed.learner.loop.records import PushRecord, Totals, UpdateRecord
 
 
 def update(number: int) -> UpdateRecord:

@@ -15,13 +15,13 @@ from tests.support.learner_world import FakeGenerator, FakeIntake, World, batche
 from honed.artifacts.marks import Mark
 from honed.artifacts.version import VersionId
 from honed.kit.health import Pulse
-from honed.learner.checkpoint import CheckpointStore
-from honed.learner.episodes import Episode
-from honed.learner.journal import read_pushes, read_updates
-from honed.learner.push import PushReport
-from honed.learner.records import Totals, UpdateRecord
-from honed.learner.rollback import Destination
-from honed.learner.stats import UpdateStats
+from honed.learner.data.episode import Episode
+from honed.learner.loop.checkpoint import CheckpointStore
+from honed.learner.loop.journal import read_pushes, read_updates
+from honed.learner.loop.push import PushReport
+from honed.learner.loop.records import Totals, UpdateRecord
+from honed.learner.loop.rollback import Destination
+from honed.learner.train.trainer import Metrics
 from honed.queue.lease import LeaseLost
 from honed.v1 import learner_pb2
 
@@ -207,7 +207,7 @@ async def test_an_update_waits_for_the_push_before_it_only_where_pushes_must_not
     trainer = learner.state.training.trainer
     update = trainer.update
 
-    def noted(episodes: Sequence[Episode], **options: object) -> UpdateStats:
+    def noted(episodes: Sequence[Episode], **options: object) -> Metrics:
         world.generator.calls.append(f"update {options['version']}")
         return update(episodes, **options)  # type: ignore[arg-type]
 
@@ -311,7 +311,7 @@ async def test_a_batch_that_explodes_is_skipped_and_leaves_the_weights_as_they_w
     good = batches(3)
     steady = await world.start()
     await world.to_the_end(steady)
-    expected = steady.state.training.trainer.policy.tensors()
+    expected = steady.state.training.trainer.model.tensors()
     came = FakeIntake([good[0], spoiled(batches(1, start=7)[0]), *good[1:]])
     other = make_world(world.root / "other")
     other.intake = came
@@ -320,7 +320,7 @@ async def test_a_batch_that_explodes_is_skipped_and_leaves_the_weights_as_they_w
     assert other.intake.dropped == [(i, "bad_batch") for i in ids(range(28, 32))]
     assert learner.journal.totals.skipped == 1
     assert "training" not in learner.status.alarms
-    got = learner.state.training.trainer.policy.tensors()
+    got = learner.state.training.trainer.model.tensors()
     assert all(bool((value == expected[name]).all()) for name, value in got.items()), "as if it had never come"
 
 

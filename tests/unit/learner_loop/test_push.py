@@ -11,7 +11,7 @@ from tests.support.learner_world import FakeGenerator, World
 
 from honed.artifacts.manifest import Manifest
 from honed.artifacts.version import VersionId
-from honed.learner.push import RegisteredGenerators
+from honed.learner.loop.push import RegisteredGenerators
 from honed.queue.members import Member
 
 

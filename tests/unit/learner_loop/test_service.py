@@ -10,7 +10,7 @@ from tests.support.learner_world import Learner, World, batches
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition, InvalidArgument, NotFound
-from honed.learner.pause import PauseFile
+from honed.learner.loop.pause import PauseFile
 from honed.learner.service import LearnerService, LoadedLearner
 from honed.v1 import common_pb2, learner_pb2
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from honed.kit.errors import DataLoss
-from honed.learner import trained
-from honed.learner.trained import TrainedIds
+from honed.learner.sources import trained
+from honed.learner.sources.trained import TrainedIds
 
 
 def test_none_of_more_than_a_hundred_thousand_is_ever_forgotten() -> None:

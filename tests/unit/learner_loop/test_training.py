@@ -15,15 +15,14 @@ from tests.unit.learner.samples import make_trainer, random_episodes
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition
-from honed.learner.checkpoint import CheckpointStore
-from honed.learner.checkpoint_files import Checkpoint, Progress
-from honed.learner.directory_lock import locked
-from honed.learner.episodes import Episode
-from honed.learner.guard import Guard
-from honed.learner.stats import UpdateStats
-from honed.learner.trained import TrainedIds
-from honed.learner.training import Training
-from honed.learner.update import BadBatch, Interrupted, PPOTrainer
+from honed.learner.data.episode import Episode
+from honed.learner.loop.checkpoint import CheckpointStore
+from honed.learner.loop.checkpoint_files import Checkpoint, Progress
+from honed.learner.loop.directory_lock import locked
+from honed.learner.loop.guard import Guard
+from honed.learner.loop.training import Training
+from honed.learner.sources.trained import TrainedIds
+from honed.learner.train.trainer import BadBatch, Interrupted, Metrics, Trainer
 
 
 class Ended(Exception):
@@ -34,7 +33,7 @@ def die(reason: str) -> NoReturn:
     raise Ended(reason)
 
 
-def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return trainer.state().cloned().model
 
 
@@ -59,7 +58,7 @@ async def test_a_stopped_update_leaves_the_state_before_it_wherever_that_is(
         step(*arguments)  # type: ignore[arg-type]
         reached.set()
 
-    def slow(self: PPOTrainer) -> None:
+    def slow(self: Trainer) -> None:
         if reached.is_set():  # some optimizer steps are made: it waits for the stop
             while not self._interrupted():
                 threading.Event().wait(0.005)
@@ -67,7 +66,7 @@ async def test_a_stopped_update_leaves_the_state_before_it_wherever_that_is(
             raise Interrupted
 
     monkeypatch.setattr(trainer.optimizer, "step", moved)
-    monkeypatch.setattr(PPOTrainer, "_stop_if_asked", slow)
+    monkeypatch.setattr(Trainer, "_stop_if_asked", slow)
     training = Training(trainer, store, stop_within_s=0.02, die=die)
     updating = asyncio.ensure_future(
         training.update(random_episodes(8, seed=1), version=VersionId(1, 1), saved=name, stopping=stopping)
@@ -86,7 +85,7 @@ async def test_a_hung_update_ends_the_process(tmp_path: Path, monkeypatch: pytes
     """M14: nothing else ends a thread that stands in a kernel."""
     free, trainer = threading.Event(), make_trainer()
 
-    def hang(episodes: Sequence[Episode], *, version: VersionId, interrupted: Callable[[], bool]) -> UpdateStats:
+    def hang(episodes: Sequence[Episode], *, version: VersionId, interrupted: Callable[[], bool]) -> Metrics:
         free.wait(30)
         raise Interrupted
 
@@ -106,7 +105,7 @@ def test_an_update_that_is_not_finite_or_explodes_is_refused(spoil: str, monkeyp
     trainer, episodes = make_trainer(), random_episodes(8)
     if spoil == "weights":
         with torch.no_grad():
-            next(iter(trainer.policy.trainable().values()))[0, 0] = float("nan")
+            next(iter(trainer.model.trainable().values()))[0, 0] = float("nan")
     elif spoil == "sampler":
         episodes = [replace(e, logprobs=(-30.0,) * len(e.response)) for e in episodes]
     else:

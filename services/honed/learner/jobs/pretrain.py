@@ -16,11 +16,7 @@ from honed.config import RunSettings
 from honed.kit.errors import InvalidArgument
 from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
-from honed.learner import rng
-from honed.learner.build import config_hash
-from honed.learner.exporter import Exporter
-from honed.learner.model import PolicyModel
-from honed.learner.pretrain import (
+from honed.learner.algorithms.language_model import (
     ModelShape,
     PretrainSettings,
     TrainingProgress,
@@ -28,7 +24,11 @@ from honed.learner.pretrain import (
     save_language_model,
     train_language_model,
 )
-from honed.learner.texts import packed_batches
+from honed.learner.build import config_hash
+from honed.learner.data.texts import packed_batches
+from honed.learner.loop.exporter import Exporter
+from honed.learner.models.policy import TokenModel
+from honed.learner.train import rng
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
 from honed.models.new_tokenizer import END_OF_TEXT_ID, train_tokenizer
@@ -65,7 +65,7 @@ def publish_base(settings: RunSettings, place: Workspace) -> None:
     if version in store.versions():
         return
     ModelFacts.read(place.base_model).check_length(settings.generation.max_model_tokens)
-    policy = PolicyModel(load_language_model(place.base_model))
+    policy = TokenModel(load_language_model(place.base_model))
     exporter = Exporter(policy, place.base_model, place.root / "models" / "export", dtype=settings.generation.weights_dtype)
     directory, canaries = exporter.export(version)
     lineage = Lineage(config_hash=config_hash(settings), created_at=datetime.now(tz=UTC).isoformat())

@@ -16,8 +16,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
-from honed.learner.records import PushRecord, Totals, UpdateRecord, push_counts, push_of, update_counts, update_of
-from honed.learner.segments import Row, Segments
+from honed.learner.loop.records import PushRecord, Totals, UpdateRecord, push_counts, push_of, update_counts, update_of
+from honed.learner.loop.segments import Row, Segments
 
 IN_MEMORY: Final = 1000
 """Updates, and pushes, that are kept in memory."""

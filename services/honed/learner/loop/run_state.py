@@ -13,23 +13,25 @@ from typing import Final
 from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, NotFound
 from honed.learner import metrics
-from honed.learner.checkpoint import CheckpointStore
-from honed.learner.checkpoint_files import Checkpoint, Progress
-from honed.learner.intake import Held, Intake
-from honed.learner.journal import Journal
-from honed.learner.records import UpdateRecord
-from honed.learner.release import BASE, Release
-from honed.learner.rollback import Destination, good_versions
-from honed.learner.stats import SAMPLER_GAP_ALARM, UpdateStats
+from honed.learner.loop.checkpoint import CheckpointStore
+from honed.learner.loop.checkpoint_files import Checkpoint, Progress
+from honed.learner.loop.journal import Journal
+from honed.learner.loop.records import UpdateRecord
+from honed.learner.loop.release import BASE, Release
+from honed.learner.loop.rollback import Destination, good_versions
+from honed.learner.loop.training import Training
+from honed.learner.sources.scored_stream import Held, Intake
+from honed.learner.sources.trained import TrainedIds
 from honed.learner.status import LearnerStatus, Reporter
-from honed.learner.trained import TrainedIds
-from honed.learner.training import Training
+from honed.learner.train.trainer import Metrics
 from honed.queue.lease import HeldLease
 from honed.v1 import learner_pb2
 
 logger = logging.getLogger(__name__)
 
 _ROLLBACKS_KEPT: Final = 64
+SAMPLER_GAP_ALARM: Final = 1.05
+"""Mean exp|difference| between sampler and learner on the same weights above which one of the two computes something else."""
 
 
 class RunState:
@@ -200,10 +202,10 @@ class RunState:
         if publish:
             await self.publish([])
 
-    async def record(self, stats: UpdateStats, held: Sequence[Held], staleness: Sequence[int]) -> None:
+    async def record(self, figures: Metrics, held: Sequence[Held], staleness: Sequence[int]) -> None:
         """Writes an update down, with its metrics."""
         values = {
-            **stats.as_metrics(),
+            **figures,
             "staleness_max": float(max(staleness)),
             "staleness_mean": sum(staleness) / len(staleness),
             "waited_seconds": self.status.waited_s,
@@ -211,20 +213,18 @@ class RunState:
             "busy_seconds": self.status.busy.seconds,
             "wait_seconds": self.status.waiting.seconds,
         }
-        if stats.sampler_alarm:
-            alarm = (
-                f"sampler and learner disagree on the same weights: mean exp gap {stats.sampler_gap_same_weights:.3g}, "
-                f"above {SAMPLER_GAP_ALARM}"
-            )
+        gap = figures.get("sampler_gap_same_weights")
+        if gap is not None and gap > SAMPLER_GAP_ALARM:
+            alarm = f"sampler and learner disagree on the same weights: mean exp gap {gap:.3g}, above {SAMPLER_GAP_ALARM}"
             logger.error(alarm)
             self.status.alarms["sampler"] = alarm
-        elif stats.sampler_gap_same_weights is not None:
+        elif gap is not None:
             self.status.alarms.pop("sampler", None)
         ids = [each.rollout_id for each in held]
         record = UpdateRecord(self.training.step, self._clock(), values, ids)
         self.journal.add_update(record, self.intake.trained.turn)
         metrics.updated(values)
-        logger.info("update", extra={"step": self.training.step, "score": stats.score_mean, "kl": stats.kl})
+        logger.info("update", extra={"step": self.training.step, "score": figures.get("score_mean"), "kl": figures.get("kl")})
 
     def tell(self) -> None:
         """Brings the status up to date."""

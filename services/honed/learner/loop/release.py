@@ -18,12 +18,12 @@ from honed.artifacts.version import VersionId
 from honed.kit import tracing
 from honed.kit.errors import HonedError
 from honed.learner import metrics
-from honed.learner.exporter import Exporter
-from honed.learner.intake import Held
-from honed.learner.journal import Journal
-from honed.learner.push import Pusher, PushReport
-from honed.learner.records import PushRecord
-from honed.learner.rollback import good_versions
+from honed.learner.loop.exporter import Exporter
+from honed.learner.loop.journal import Journal
+from honed.learner.loop.push import Pusher, PushReport
+from honed.learner.loop.records import PushRecord
+from honed.learner.loop.rollback import good_versions
+from honed.learner.sources.scored_stream import Held
 from honed.learner.status import LearnerStatus
 from honed.queue.lease import HeldLease
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from honed.learner.segments import Row
+from honed.learner.loop.segments import Row
 
 
 @dataclass(frozen=True)

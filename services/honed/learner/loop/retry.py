@@ -10,7 +10,7 @@ from typing import Final
 from honed.kit import tracing
 from honed.kit.aio import raise_if_cancelled
 from honed.kit.errors import Overloaded, Unavailable
-from honed.learner.checkpoint_files import is_full
+from honed.learner.loop.checkpoint_files import is_full
 from honed.learner.status import LearnerStatus
 from honed.v1 import learner_pb2
 

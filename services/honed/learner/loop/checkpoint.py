@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from honed.kit.errors import DataLoss, FailedPrecondition, HonedError, InvalidArgument, NotFound, Overloaded
 from honed.kit.files import sync
-from honed.learner.checkpoint_files import Checkpoint, is_full, load, write
+from honed.learner.loop.checkpoint_files import Checkpoint, is_full, load, write
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.episodes import Episode
+from honed.learner.data.episode import Episode
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from typing import Any, Final, Literal
 from google.protobuf.message import DecodeError
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.episodes import Episode, Vocabulary
-from honed.learner.trained import TrainedIds
+from honed.learner.data.episode import Episode, Vocabulary
+from honed.learner.sources.trained import TrainedIds
 from honed.queue.holding import Holding
 from honed.queue.keys import ROLLOUTS
 from honed.queue.messages import Delivery, Message

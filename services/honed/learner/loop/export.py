@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.model import TokenModel
+from honed.learner.models.policy import TokenModel
 from honed.models.tokenizer import copy_tokenizer
 
 

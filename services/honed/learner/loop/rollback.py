@@ -12,9 +12,9 @@ from torch import Tensor
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition, InvalidArgument, NotFound
-from honed.learner.checkpoint import CheckpointStore
-from honed.learner.checkpoint_files import Checkpoint
-from honed.learner.journal import Journal
+from honed.learner.loop.checkpoint import CheckpointStore
+from honed.learner.loop.checkpoint_files import Checkpoint
+from honed.learner.loop.journal import Journal
 
 Weights = Mapping[str, Tensor]
 _BASE: Final = VersionId(0, 0)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument
-from honed.learner.texts import IGNORED, TokenBatch
+from honed.learner.data.texts import IGNORED, TokenBatch
 from honed.models.new_tokenizer import END_OF_TEXT_ID
 
 _SUPPORTED_HEADS = (32, 64, 128)  # head sizes that vLLM's attention kernels take on every platform

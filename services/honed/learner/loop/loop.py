@@ -22,14 +22,14 @@ from typing import Final, Literal
 from honed.artifacts.version import VersionId
 from honed.kit.errors import HonedError
 from honed.kit.tracing import Span
-from honed.learner.guard import Guard
-from honed.learner.intake import Held
-from honed.learner.push import PushReport
-from honed.learner.retry import Retry, Stopped, is_passing
-from honed.learner.rollback import Destination, History
-from honed.learner.run_state import RunState
-from honed.learner.spans import train_spans, update_span
-from honed.learner.update import BadBatch, Interrupted
+from honed.learner.loop.guard import Guard
+from honed.learner.loop.push import PushReport
+from honed.learner.loop.retry import Retry, Stopped, is_passing
+from honed.learner.loop.rollback import Destination, History
+from honed.learner.loop.run_state import RunState
+from honed.learner.loop.spans import train_spans, update_span
+from honed.learner.sources.scored_stream import Held
+from honed.learner.train.trainer import BadBatch, Interrupted
 from honed.v1 import learner_pb2
 
 logger = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ class TrainingLoop:
         before, staleness = status.version, [each.staleness(run.training.step) for each in held]
         try:
             with status.busy.working(), status.pulse.working(), train_spans(held, run.training.step):
-                stats = await run.training.update(
+                figures = await run.training.update(
                     [each.episode for each in held], version=before, saved=run.saved, stopping=self._stopping
                 )
         except Interrupted as error:
@@ -230,15 +230,16 @@ class TrainingLoop:
             return
         self._bad_batches.succeeded()
         run.learned(held)
-        status.update_s = stats.seconds
-        span.set({"honed.version": status.version.label, "honed.kl": stats.kl, "honed.score": stats.score_mean})
+        status.update_s = figures["seconds"]
+        told = {"honed.kl": figures.get("kl"), "honed.score": figures.get("score_mean")}
+        span.set({"honed.version": status.version.label, **{name: value for name, value in told.items() if value is not None}})
         await run.release.settle()
         if run.release.refused is not None and self._settings.on_refused == "rollback":
             return  # the update goes with the refused weights that it started from
         if status.served == before and (run.rolled_to is None or before.step > run.rolled_to):
             self._refusals.succeeded()
             status.alarms.pop("version", None)
-        await self._retry.run("journal", lambda: run.record(stats, held, staleness))
+        await self._retry.run("journal", lambda: run.record(figures, held, staleness))
         run.tell()
         await run.reporter.write()
         if run.training.step % self._settings.checkpoint_every == 0:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from honed.learner.episodes import Episode
+from honed.learner.data.episode import Episode
 from honed.models.packing import pack
 
 # Any valid id does: no mask is made from it, and no action token attends to it.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument
-from honed.learner.objectives.reward_model import best_of_k, ranked_pairs, scalar_rating
+from honed.learner.objectives.preference import best_of_k, ranked_pairs, scalar_rating
 from honed.models.packing import pack
 from honed.models.reward_model import RewardModel
 

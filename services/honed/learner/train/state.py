@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from honed.learner.train.algorithm import State
 
 
 @dataclass(frozen=True)
@@ -15,12 +16,12 @@ class TrainerState:
     step: int
     """Updates made: the version of the weights."""
     model: dict[str, Tensor]
-    """Policy and value head."""
+    """What trains: the language model and its heads."""
     optimizer: dict[str, Tensor]
     generator: Tensor
     """State of the minibatch generator, bytes."""
-    kl: Mapping[str, float]
-    normaliser: Mapping[str, float]
+    algorithm: State
+    """What the algorithm's parts keep, by name of the part."""
 
     def cloned(self) -> TrainerState:
         """A copy on the host that training no longer touches, to go back to."""
@@ -29,6 +30,5 @@ class TrainerState:
             model={k: v.to("cpu", copy=True) for k, v in self.model.items()},
             optimizer={k: v.to("cpu", copy=True) for k, v in self.optimizer.items()},
             generator=self.generator.clone(),
-            kl=dict(self.kl),
-            normaliser=dict(self.normaliser),
+            algorithm={part: dict(numbers) for part, numbers in self.algorithm.items()},
         )

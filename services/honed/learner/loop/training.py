@@ -13,11 +13,10 @@ from torch import Tensor
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss
-from honed.learner.checkpoint import CheckpointStore
-from honed.learner.episodes import Episode
-from honed.learner.stats import UpdateStats
-from honed.learner.trainer_state import TrainerState
-from honed.learner.update import BadBatch, Interrupted, PPOTrainer
+from honed.learner.data.episode import Episode
+from honed.learner.loop.checkpoint import CheckpointStore
+from honed.learner.train.state import TrainerState
+from honed.learner.train.trainer import BadBatch, Interrupted, Metrics, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Training:
 
     def __init__(
         self,
-        trainer: PPOTrainer,
+        trainer: Trainer[Sequence[Episode]],
         checkpoints: CheckpointStore,
         *,
         timeout_s: float = 3600.0,
@@ -79,7 +78,7 @@ class Training:
         version: VersionId,
         saved: tuple[int, int] | None,
         stopping: asyncio.Event,
-    ) -> UpdateStats:
+    ) -> Metrics:
         """One update.
 
         Args:
@@ -105,8 +104,8 @@ class Training:
 
     async def _run(
         self, episodes: Sequence[Episode], version: VersionId, interrupt: threading.Event, stopping: asyncio.Event
-    ) -> UpdateStats:
-        def work() -> UpdateStats:
+    ) -> Metrics:
+        def work() -> Metrics:
             try:
                 return self.trainer.update(episodes, version=version, interrupted=interrupt.is_set)
             except (BadBatch, Interrupted):

@@ -10,9 +10,9 @@ import torch
 
 from honed.artifacts.manifest import Canary
 from honed.artifacts.version import VersionId
-from honed.learner.canary import canary_logprobs
-from honed.learner.export import export_policy
-from honed.learner.model import PolicyModel
+from honed.learner.loop.canary import canary_logprobs
+from honed.learner.loop.export import export_policy
+from honed.learner.models.policy import TokenModel
 
 CANARIES = 2
 CANARY_TOKENS = 24
@@ -23,7 +23,7 @@ class Exporter:
     """Exports one policy again and again."""
 
     def __init__(
-        self, policy: PolicyModel, base: Path, scratch: Path, *, dtype: Literal["float32", "bfloat16"] = "float32"
+        self, policy: TokenModel, base: Path, scratch: Path, *, dtype: Literal["float32", "bfloat16"] = "float32"
     ) -> None:
         """Writes under `scratch`; the tokenizer comes from `base`."""
         self._policy, self._base, self._scratch, self._dtype = policy, base, scratch, dtype

@@ -20,13 +20,15 @@ from torch import Tensor
 
 from honed.kit.errors import DataLoss
 from honed.kit.files import sync
-from honed.learner.trained import TrainedIds
-from honed.learner.trainer_state import TrainerState
+from honed.learner.sources.trained import TrainedIds
+from honed.learner.train.state import TrainerState
 
 FORMAT = 2
 _MANIFEST = "manifest.json"
 _PROGRESS = "progress.json"
 _TRAINED = "trained.bin"
+_OF_THE_LOOP = frozenset({"version", "rollbacks"})
+"""What the progress file holds beside the parts of the algorithm, each under its own name."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,7 @@ def load(directory: Path) -> Checkpoint:
                 model=load_file(directory / "model.safetensors"),
                 optimizer=load_file(directory / "optimizer.safetensors"),
                 generator=load_file(directory / "generator.safetensors")["minibatches"],
-                kl=progress["kl"],
-                normaliser=progress["normaliser"],
+                algorithm={part: dict(numbers) for part, numbers in progress.items() if part not in _OF_THE_LOOP},
             ),
             progress=Progress(
                 trained=TrainedIds.from_bytes((directory / _TRAINED).read_bytes()),
@@ -95,8 +96,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         {
             "version": progress.version,
             "rollbacks": [list(each) for each in progress.rollbacks],
-            "kl": dict(trainer.kl),
-            "normaliser": dict(trainer.normaliser),
+            **{part: dict(numbers) for part, numbers in trainer.algorithm.items()},
         },
     )
     (directory / _TRAINED).write_bytes(progress.trained.to_bytes())

@@ -1,4 +1,4 @@
-"""The terms of PPO: clipped policy loss, decoupled for stale data, clipped value loss, and what is reported of them.
+"""Losses of a policy by the advantages of its tokens, decoupled for stale data, and what is reported of them.
 
 Every function takes tensors that hold action tokens only, flat and without padding, in any one order, and returns a term for
 each token. The aggregate is the caller's and is the same for all of them: the mean over all action tokens of the minibatch, as
@@ -51,24 +51,6 @@ def policy_loss_terms(
     ratio = (logprobs - proximal).exp()
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip))
     return loss if weights is None else loss * weights
-
-
-def value_loss_terms(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> Tensor:
-    """Clipped squared error of each token's value.
-
-    `0.5 max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2)`, as lm-human-preferences.
-
-    Args:
-        values: predictions of the model being trained, `[N]`, with gradient.
-        old_values: predictions before the update, `[N]`.
-        returns: unwhitened advantages plus `old_values`, `[N]`.
-        clip: how far a prediction may move from the old one and still lower the loss.
-
-    Returns:
-        Loss of each token, `[N]`.
-    """
-    clipped = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
-    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
 
 
 def approximate_kl_terms(logprobs: Tensor, proximal: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from honed.artifacts.manifest import Canary
 from honed.kit.errors import InvalidArgument
-from honed.learner.model import TokenModel
+from honed.learner.models.policy import TokenModel
 
 
 @torch.no_grad()

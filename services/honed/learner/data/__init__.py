@@ -1,0 +1,1 @@
+"""What is learned from, checked at the door, and as tensors."""

@@ -1,0 +1,1 @@
+"""Models as the learner reads them: action tokens in, numbers out."""

@@ -1,0 +1,1 @@
+"""One trainer that knows no algorithm: accumulate, clip, step, schedule."""
