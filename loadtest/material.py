@@ -18,9 +18,9 @@ from honed.artifacts.draft import VersionDraft
 from honed.artifacts.manifest import Lineage, Manifest
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
-from honed.learner.algorithms.language_model import ModelShape, new_language_model
 from honed.learner.loop.exporter import Exporter
 from honed.learner.models.policy import PolicyModel
+from honed.learner.supervised.language_model import ModelShape, new_language_model
 from honed.learner.train import rng
 from honed.models.loader import load_language_model
 from honed.models.new_tokenizer import train_tokenizer

@@ -20,7 +20,14 @@ def contradictions(settings: RunSettings) -> list[str]:
 
 
 def _of_learner(settings: RunSettings) -> Iterator[str]:
+    from honed.kit.errors import InvalidArgument
+    from honed.learner.algorithms.base import options_of
+
     learner, kl = settings.learner, settings.learner.kl
+    try:
+        options_of(learner.algorithm, learner.options)
+    except InvalidArgument as error:
+        yield str(error)
     if learner.minibatches > learner.batch:
         yield (
             f"learner.minibatches: {learner.minibatches} cannot be filled by learner.batch = {learner.batch} rollouts: "

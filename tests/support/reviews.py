@@ -46,7 +46,7 @@ def make_review_model(directory: Path, reviews: tuple[RatedText, ...]) -> Path:
     """A random Llama whose tokenizer knows the reviews' words."""
     import torch
 
-    from honed.learner.algorithms.language_model import ModelShape, new_language_model, save_language_model
+    from honed.learner.supervised.language_model import ModelShape, new_language_model, save_language_model
     from honed.models.new_tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer([r.text for r in reviews], vocabulary_size=VOCABULARY, max_length=LONGEST)

@@ -13,13 +13,14 @@ import torch
 
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
-from honed.learner.algorithms.ppo import PPO, PPOSettings
+from honed.learner.algorithms.base import find_algorithm, options_of
 from honed.learner.data.episode import Episode, Vocabulary
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.objectives.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
 from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
 from honed.learner.settings import KlSettings, LearnerSettings
 from honed.learner.train import rng
+from honed.learner.train.on_policy import OnPolicyUpdates
 from honed.learner.train.optimizer import build_optimizer
 from honed.learner.train.trainer import Trainer, TrainSettings
 from honed.models.facts import ModelFacts
@@ -42,16 +43,15 @@ def build_trainer(settings: RunSettings, base: Path) -> Trainer[Sequence[Episode
         torch.set_num_threads(section.threads)
     make_deterministic(device, section.deterministic)
     policy = PolicyModel(load_language_model(base, device=device), precision=section.precision)
-    reference = ReferenceModel(load_language_model(base, device=device), precision=section.precision)
+    algorithm = find_algorithm(section.algorithm).make(section, options_of(section.algorithm, section.options))
+    reference = None
+    if algorithm.needs.reference:
+        reference = ReferenceModel(load_language_model(base, device=device), precision=section.precision)
     optimizer = build_optimizer(section.optimizer, policy.trainable().values(), lr=section.learning_rate)
-    algorithm = PPO(
-        policy,
-        reference,
-        ppo_settings(section),
-        kl=kl_controller(section.kl),
-        normaliser=reward_normaliser(section),
+    updates = OnPolicyUpdates(
+        algorithm, policy, reference, section, kl=kl_controller(section.kl), normaliser=reward_normaliser(section)
     )
-    return Trainer(policy, algorithm, optimizer, settings=train_settings(section), generator=rng.generator(settings.seed))
+    return Trainer(policy, updates, optimizer, settings=train_settings(section), generator=rng.generator(settings.seed))
 
 
 def vocabulary_of(base: Path, size: int) -> Vocabulary:
@@ -105,19 +105,6 @@ def train_settings(section: LearnerSettings) -> TrainSettings:
         epochs=section.epochs,
         minibatches=section.minibatches,
         microbatch_tokens=section.microbatch_tokens,
-    )
-
-
-def ppo_settings(section: LearnerSettings) -> PPOSettings:
-    """The algorithm's numbers."""
-    return PPOSettings(
-        clip_ratio=section.clip_ratio,
-        clip_value=section.clip_value,
-        value_coefficient=section.value_coefficient,
-        gamma=section.gamma,
-        lam=section.lam,
-        importance_cap=section.importance_cap,
-        max_ratio=section.max_ratio,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,10 @@ class KlSettings(Section):
 
 
 class LearnerSettings(ServerSettings):
-    """The learner: PPO as lm-human-preferences states it, with a decoupled objective for stale data."""
+    """The learner. Defaults are PPO's as lm-human-preferences states it, with a decoupled objective for stale data."""
+
+    algorithm: str = Field("ppo", description="What learns from scored responses: a file of honed/learner/algorithms.")
+    options: dict[str, Any] = Field({}, description="What the algorithm has of its own beside the numbers here.")
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
     deterministic: bool | None = Field(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import InvalidArgument
-from honed.learner.algorithms.ppo import PPO, PPOSettings
+from honed.learner.algorithms.ppo import PPO, Options
 from honed.learner.data.batches import micro_batches
 from honed.learner.data.episode import Episode, TokenSpan
 from honed.learner.loop.canary import canary_logprobs
@@ -22,7 +22,9 @@ from honed.learner.loop.export import export_policy
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.objectives.kl import FixedKL
 from honed.learner.objectives.normalise import GainBias
+from honed.learner.settings import LearnerSettings
 from honed.learner.train import rng
+from honed.learner.train.on_policy import OnPolicyUpdates
 from honed.learner.train.optimizer import build_optimizer
 from honed.learner.train.trainer import Trainer, TrainSettings
 from honed.models.facts import ModelFacts
@@ -89,10 +91,10 @@ def test_token_logprobs_and_canaries_are_transformers_own(base: Path) -> None:
 def test_an_update_moves_the_weights_and_the_export_says_what_the_policy_says(base: Path, tmp_path: Path) -> None:
     policy = PolicyModel(load_language_model(base))
     before = {name: value.clone() for name, value in policy.tensors().items()}
-    reference = ReferenceModel(load_language_model(base))
+    reference, learner = ReferenceModel(load_language_model(base)), LearnerSettings()
     trainer = Trainer(
         policy,
-        PPO(policy, reference, PPOSettings(), kl=FixedKL(0.1), normaliser=GainBias()),
+        OnPolicyUpdates(PPO(learner, Options()), policy, reference, learner, kl=FixedKL(0.1), normaliser=GainBias()),
         build_optimizer("adam_tf", policy.trainable().values(), lr=1e-3),
         settings=TrainSettings(learning_rate=1e-3, epochs=2, minibatches=2, microbatch_tokens=200),
         generator=rng.generator(0),

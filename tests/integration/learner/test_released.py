@@ -26,12 +26,12 @@ from honed.conductor.settings import JudgementsFile
 from honed.conductor.state import RunState
 from honed.conductor.summary import write_summary
 from honed.kit.server import Servicer
-from honed.learner.algorithms.reward_model import Ranking
 from honed.learner.jobs.reward_model import _freeze, _Training
 from honed.learner.loop.journal import Journal
 from honed.learner.loop.records import UpdateRecord
 from honed.learner.service import LearnerService, LoadedLearner
 from honed.learner.status import LearnerStatus
+from honed.learner.supervised.reward_model import Ranking
 from honed.models.tokenizer import load_tokenizer
 from honed.preference.service import ImportBatch, PreferenceService
 from honed.preference.store import PreferenceStore

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from honed.artifacts.version import VersionId
-from honed.learner.algorithms.ppo import PPO, PPOSettings
+from honed.learner.algorithms.base import find_algorithm, options_of
 from honed.learner.data.episode import Episode, TokenSpan
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.objectives.kl import AdaptiveKL, KLController
 from honed.learner.objectives.normalise import GainBias, RewardNormaliser
+from honed.learner.settings import LearnerSettings
 from honed.learner.train import rng
+from honed.learner.train.on_policy import OnPolicyUpdates
 from honed.learner.train.optimizer import OptimizerKind, build_optimizer
 from honed.learner.train.trainer import Trainer, TrainSettings
 
@@ -64,7 +67,7 @@ def random_episodes(count: int, seed: int = 0, *, longest: int = 9, temperature:
 
 def make_trainer(
     settings: TrainSettings | None = None,
-    ppo: PPOSettings | None = None,
+    learner: Mapping[str, Any] | None = None,
     *,
     seed: int = 0,
     kl: KLController | None = None,
@@ -75,16 +78,19 @@ def make_trainer(
     policy = PolicyModel(tiny_llama(seed))
     reference = ReferenceModel(copy.deepcopy(tiny_llama(seed + 1)))
     settings = settings or TrainSettings(learning_rate=1e-3)
-    algorithm = PPO(
+    section = LearnerSettings.model_validate(learner or {})
+    algorithm = find_algorithm(section.algorithm).make(section, options_of(section.algorithm, section.options))
+    updates = OnPolicyUpdates(
+        algorithm,
         policy,
-        reference,
-        ppo or PPOSettings(),
+        reference if algorithm.needs.reference else None,
+        section,
         kl=kl or AdaptiveKL(0.15, target=6.0, horizon=10_000),
         normaliser=normaliser or GainBias(),
     )
     return Trainer(
         policy,
-        algorithm,
+        updates,
         build_optimizer(optimizer, policy.trainable().values(), lr=settings.learning_rate),
         settings=settings,
         generator=rng.generator(seed),

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition, InvalidArgument
-from honed.learner.algorithms.ppo import PPOSettings
 from honed.learner.data.episode import Episode, TokenSpan
 from honed.learner.loop.run_state import SAMPLER_GAP_ALARM
 from honed.learner.objectives.kl import FixedKL
@@ -186,8 +185,6 @@ def test_settings_that_cannot_work_are_refused_by_name() -> None:
     for name in ("epochs", "minibatches", "microbatch_tokens"):
         with pytest.raises(InvalidArgument, match=name):
             TrainSettings(**{name: 0})
-    with pytest.raises(InvalidArgument, match="importance_cap"):
-        PPOSettings(importance_cap=0.5)
     with pytest.raises(InvalidArgument, match="episodes"):
         make_trainer(TrainSettings(minibatches=4)).update(EPISODES[:3])
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from honed.learner.algorithms.language_model import ModelShape, PretrainSettings, new_language_model, save_language_model
-from honed.learner.algorithms.reward_model import RewardTrainingSettings
+from honed.learner.supervised.language_model import ModelShape, PretrainSettings, new_language_model, save_language_model
+from honed.learner.supervised.reward_model import RewardTrainingSettings
 from honed.models.new_tokenizer import train_tokenizer
 
 TEXTS = [f"{a} {b} film about {c}." for a in ("A lovely", "The dull") for b in ("quiet", "long") for c in ("love", "war", "it")]

@@ -7,13 +7,13 @@ from tests.unit.learner_jobs.conftest import PRETRAINING, SHAPE, TEXTS
 from transformers import AutoModelForCausalLM
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument
-from honed.learner.algorithms.language_model import (
+from honed.learner.data.texts import IGNORED, Demonstration, TokenBatch, demonstration_batches, packed_batches
+from honed.learner.supervised.language_model import (
     language_model_loss,
     new_language_model,
     save_language_model,
     train_language_model,
 )
-from honed.learner.data.texts import IGNORED, Demonstration, TokenBatch, demonstration_batches, packed_batches
 from honed.models.tokenizer import TextTokenizer
 
 

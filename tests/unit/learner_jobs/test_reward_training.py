@@ -10,8 +10,8 @@ from tests.unit.learner_jobs.conftest import REWARD_TRAINING, TEXTS
 from transformers import AutoModelForSequenceClassification
 
 from honed.kit.errors import DataLoss, InvalidArgument
-from honed.learner.algorithms.language_model import ModelShape, new_language_model, save_language_model
-from honed.learner.algorithms.reward_model import (
+from honed.learner.supervised.language_model import ModelShape, new_language_model, save_language_model
+from honed.learner.supervised.reward_model import (
     Ranking,
     Rating,
     accuracy,

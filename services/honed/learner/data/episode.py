@@ -51,6 +51,10 @@ class Episode:
     temperature: float = 1.0
     missing: bool = False
     """The truncation token never came: `reward` is the price of that and is not normalised."""
+    group_id: str = ""
+    """The prompt's turn: responses to one prompt share it."""
+    cut: bool = False
+    """It reached the limit of its length and did not end by itself."""
 
     @property
     def oldest(self) -> VersionId:
@@ -84,6 +88,8 @@ class Episode:
             reward=scored.reward,
             temperature=temperature,
             missing=scored.missing,
+            group_id=rollout.group_id,
+            cut=rollout.finish_reason == common_pb2.FINISH_REASON_LENGTH,
         )
         _check_sampling(rollout.sampling)
         _check(episode, vocabulary, max_tokens)

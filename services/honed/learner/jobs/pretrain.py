@@ -16,7 +16,11 @@ from honed.config import RunSettings
 from honed.kit.errors import InvalidArgument
 from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
-from honed.learner.algorithms.language_model import (
+from honed.learner.build import config_hash
+from honed.learner.data.texts import packed_batches
+from honed.learner.loop.exporter import Exporter
+from honed.learner.models.policy import TokenModel
+from honed.learner.supervised.language_model import (
     ModelShape,
     PretrainSettings,
     TrainingProgress,
@@ -24,10 +28,6 @@ from honed.learner.algorithms.language_model import (
     save_language_model,
     train_language_model,
 )
-from honed.learner.build import config_hash
-from honed.learner.data.texts import packed_batches
-from honed.learner.loop.exporter import Exporter
-from honed.learner.models.policy import TokenModel
 from honed.learner.train import rng
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model

@@ -28,7 +28,10 @@ from honed.config import RunSettings
 from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import FailedPrecondition, root_cause
 from honed.kit.progress import JobProgress, ProgressFile
-from honed.learner.algorithms.reward_model import (
+from honed.learner.build import choose_device
+from honed.learner.jobs.judged import Judged, encode, read_judgement, read_pairs
+from honed.learner.jobs.samples import BASE, reference_samples
+from honed.learner.supervised.reward_model import (
     Judgement,
     Ranking,
     RewardProgress,
@@ -36,9 +39,6 @@ from honed.learner.algorithms.reward_model import (
     accuracy,
     train_reward_model,
 )
-from honed.learner.build import choose_device
-from honed.learner.jobs.judged import Judged, encode, read_judgement, read_pairs
-from honed.learner.jobs.samples import BASE, reference_samples
 from honed.learner.train import rng
 from honed.models.reward_model import RewardModel, reward_model_version
 from honed.models.tokenizer import TextTokenizer, load_tokenizer

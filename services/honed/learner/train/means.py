@@ -23,6 +23,10 @@ class MeanOverTokens:
             self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._tokens += next(iter(per_token.values())).numel()
 
+    def all(self) -> dict[str, float]:
+        """Every mean so far, by name."""
+        return {name: self[name] for name in self._sums}
+
     def __getitem__(self, name: str) -> float:
         """The mean so far."""
         return float(self._sums[name]) / self._tokens

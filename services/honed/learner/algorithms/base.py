@@ -1,0 +1,134 @@
+"""What an algorithm on sampled responses declares, and how one is found by its name.
+
+An algorithm is one file of this package, named as in `learner.algorithm`. Neither this file nor an algorithm's imports torch:
+run files are read, and their options checked, where it is not installed. Formulas stand in `objectives`, which does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from pydantic import ValidationError
+
+from honed.kit.errors import InvalidArgument
+from honed.settings import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from honed.learner.models.policy import TokenEvaluation
+    from honed.learner.settings import LearnerSettings
+    from honed.learner.train.on_policy import Sampled
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What has to be there.
+
+    Attributes:
+        reference: The frozen policy that the run started from.
+        group: How many responses to one prompt an update must see together, at the least.
+    """
+
+    reference: bool = True
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of one micro-batch.
+
+    Attributes:
+        sums: With gradient, by the name of what they are divided by: "tokens" or "responses" of the whole minibatch.
+        per_token: Figures of each action token, `[N]`, whose means over the update are told.
+    """
+
+    sums: Mapping[str, Tensor]
+    per_token: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class OnPolicy(Protocol):
+    """An algorithm that learns from sampled responses. Rows are `[B, T]`, T the longest response, zero where none is."""
+
+    @property
+    def needs(self) -> Needs:
+        """What has to be there, by the settings."""
+
+    def rows(self, batch: Sampled) -> Mapping[str, Tensor]:
+        """What is computed once a batch, as rows of all its responses by name."""
+
+    def minibatch_rows(self, batch: Sampled, rows: Mapping[str, Tensor], index: Tensor) -> Mapping[str, Tensor]:
+        """What is computed for one minibatch, as rows of the responses at `index`."""
+
+    def losses(self, now: TokenEvaluation, at: Mapping[str, Tensor]) -> Losses:
+        """The losses of a micro-batch.
+
+        Args:
+            now: What the policy says of its action tokens, with gradient.
+            at: What the rows hold of each action token, `[N]`: those of `rows` and `minibatch_rows`, `proximal`, `reference`,
+                `values`, `weights` (of the behaviour), and `response`, the number of its response in the batch.
+        """
+
+    def figures(self, batch: Sampled, rows: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """What is told of each batch beside what is told for every algorithm."""
+
+
+M = TypeVar("M", bound=Callable[..., OnPolicy])
+_FOUND: dict[str, Entry] = {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An algorithm that is known: `make` takes the numbers that all share, and options of the class `options`."""
+
+    options: type[Section]
+    make: Callable[[LearnerSettings, Any], OnPolicy]
+
+
+def algorithm(name: str, options: type[Section]) -> Callable[[M], M]:
+    """Makes a class known under a name, which must be its file's, with what `learner.options` may hold."""
+
+    def register(make: M) -> M:
+        _FOUND[name] = Entry(options, make)
+        return make
+
+    return register
+
+
+def algorithm_names() -> list[str]:
+    """The names that `learner.algorithm` may have."""
+    package = importlib.import_module("honed.learner.algorithms")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
+
+
+def find_algorithm(name: str) -> Entry:
+    """The algorithm of a name.
+
+    Raises:
+        InvalidArgument: There is none.
+    """
+    names = algorithm_names()
+    if name not in names:
+        raise InvalidArgument("learner.algorithm", f"there is no {name!r}; there are {', '.join(names)}")
+    importlib.import_module(f"honed.learner.algorithms.{name}")
+    return _FOUND[name]
+
+
+def options_of(name: str, given: Mapping[str, Any]) -> Section:
+    """The options of an algorithm.
+
+    Raises:
+        InvalidArgument: It has not such an option, or the value cannot be.
+    """
+    options = find_algorithm(name).options
+    try:
+        return options.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(options.model_fields) or "none"
+        raise InvalidArgument(f"learner.options.{place}", f"{first['msg']}; {name} has the options: {known}") from None

@@ -1,0 +1,1 @@
+"""Training on texts and judgements, before a run goes online."""

@@ -1,0 +1,269 @@
+"""Updates on sampled responses: what is the same for every algorithm of that kind, around what `algorithms` declares.
+
+The models read the batch once, without gradient. The policy before the update is the *proximal* policy; the one that sampled,
+perhaps some versions ago, is the *behaviour* policy, whose log-probabilities came with the episodes. Rows are `[B, T]` on the
+host, T the longest response, zero where none is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from honed.artifacts.version import VersionId
+from honed.learner.algorithms.base import OnPolicy
+from honed.learner.data.batches import MicroBatch, Rows, micro_batches, padding_share
+from honed.learner.data.episode import Episode
+from honed.learner.models.policy import PolicyModel, ReferenceModel
+from honed.learner.objectives.kl import KLController
+from honed.learner.objectives.normalise import RewardNormaliser, batch_rewards, is_constant
+from honed.learner.objectives.policy_gradient import approximate_kl_terms, behaviour_weights
+from honed.learner.settings import LearnerSettings
+from honed.learner.train.algorithm import BadLoss, State, UpdateContext
+from honed.learner.train.means import MeanOverTokens
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A batch of sampled responses as the models saw it before the update.
+
+    Attributes:
+        mask: True on action tokens.
+        behaviour: The sampler's log-probabilities, nats.
+        proximal: The policy's, nats.
+        reference: The frozen reference's, nats; the policy's own where the algorithm needs no reference.
+        values: Of the value head; zero without one.
+        weights: Truncated importance weights of the sampler's tokens under the proximal policy.
+        scores: The normalised score of each response, `[B]`.
+        groups: The number of each response's prompt in the batch, `[B]`.
+        beta: KL coefficient, reward per nat.
+    """
+
+    mask: Tensor
+    behaviour: Tensor
+    proximal: Tensor
+    reference: Tensor
+    values: Tensor
+    weights: Tensor
+    scores: Tensor
+    groups: Tensor
+    beta: float
+
+    @property
+    def kl(self) -> float:
+        """Mean over responses of the sum over tokens of `logp - ref_logp` (k1), nats a response."""
+        return float((self.proximal - self.reference).sum(1).mean())
+
+
+class OnPolicyUpdates:
+    """An algorithm on sampled responses, as the trainer asks for it: with its models, KL coefficient and normalisation."""
+
+    def __init__(
+        self,
+        algorithm: OnPolicy,
+        policy: PolicyModel,
+        reference: ReferenceModel | None,
+        learner: LearnerSettings,
+        *,
+        kl: KLController,
+        normaliser: RewardNormaliser,
+    ) -> None:
+        """Takes the parts; the trainer moves `policy`. `reference` may be missing where the algorithm needs none."""
+        self.algorithm, self.policy, self.reference, self.learner = algorithm, policy, reference, learner
+        self.kl, self.normaliser = kl, normaliser
+
+    def prepare(self, batch: Sequence[Episode], context: UpdateContext) -> _Batch:
+        """See `Algorithm`: one pass of policy and reference, and what the algorithm computes once a batch."""
+        packed = pack(batch, range(len(batch)), context.microbatch_tokens, self.policy.device)
+        sampled, entropy = self._read(batch, packed, context)
+        gap = float((sampled.proximal - sampled.behaviour)[sampled.mask].exp().mean())
+        check_ratio("sampler", gap, self.learner.max_ratio)
+        return _Batch(self, batch, context, packed, sampled, self.algorithm.rows(sampled), entropy)
+
+    def state(self) -> State:
+        """See `Algorithm`."""
+        return {"kl": self.kl.state(), "normaliser": self.normaliser.state()}
+
+    def load_state(self, state: State) -> None:
+        """See `Algorithm`."""
+        self.kl.load_state(state["kl"])
+        self.normaliser.load_state(state["normaliser"])
+
+    @torch.no_grad()
+    def _read(self, batch: Sequence[Episode], packed: Sequence[MicroBatch], context: UpdateContext) -> tuple[Sampled, float]:
+        """The batch before the update, and the mean entropy of the policy's distributions, nats a token."""
+        rows = Rows.of(batch)
+        proximal, reference, values = (torch.zeros(rows.mask.shape) for _ in range(3))
+        means = MeanOverTokens()
+        for micro in packed:
+            context.stop_if_asked()
+            measured = self.policy.measure(micro)
+            slots = micro.slots.cpu()
+            proximal.view(-1)[slots] = measured.logprobs.cpu()
+            values.view(-1)[slots] = measured.values.cpu()
+            if self.reference is not None:
+                reference.view(-1)[slots] = self.reference.logprobs(micro).cpu()
+            means.add(entropy=measured.entropies)
+        numbers: dict[str, int] = {}
+        sampled = Sampled(
+            mask=rows.mask,
+            behaviour=rows.behaviour,
+            proximal=proximal,
+            reference=reference if self.reference is not None else proximal,
+            values=values,
+            weights=behaviour_weights(proximal, rows.behaviour, self.learner.importance_cap),
+            scores=torch.tensor(batch_rewards(self.normaliser, batch)),
+            groups=torch.tensor([numbers.setdefault(episode.group_id, len(numbers)) for episode in batch]),
+            beta=self.kl.value,
+        )
+        return sampled, means["entropy"]
+
+
+class _Batch:
+    """A batch that was read. Implements `Prepared`."""
+
+    def __init__(
+        self,
+        updates: OnPolicyUpdates,
+        episodes: Sequence[Episode],
+        context: UpdateContext,
+        packed: Sequence[MicroBatch],
+        sampled: Sampled,
+        rows: Mapping[str, Tensor],
+        entropy: float,
+    ) -> None:
+        self.updates, self.episodes, self.sampled, self.rows = updates, episodes, sampled, rows
+        self.means, self.largest_ratio = MeanOverTokens(), 0.0
+        self._context, self._packed, self._entropy = context, packed, entropy
+        numbers = torch.arange(len(episodes)).unsqueeze(1).expand(sampled.mask.shape)
+        self.known = {
+            "proximal": sampled.proximal,
+            "reference": sampled.reference,
+            "values": sampled.values,
+            "weights": sampled.weights,
+            "response": numbers.contiguous(),
+            **rows,
+        }
+
+    def minibatch(self, chosen: Sequence[int]) -> _Minibatch:
+        """See `Prepared`."""
+        index = torch.tensor(sorted(chosen))
+        own = self.updates.algorithm.minibatch_rows(self.sampled, self.rows, index)
+        known = dict(self.known)
+        for name, rows in own.items():
+            known[name] = torch.zeros_like(self.sampled.proximal)
+            known[name][index] = rows
+        if len(chosen) == len(self.episodes):
+            packed = self._packed
+        else:
+            packed = pack(self.episodes, chosen, self._context.microbatch_tokens, self.updates.policy.device)
+        return _Minibatch(self, index, packed, known)
+
+    def finish(self) -> Mapping[str, float]:
+        """See `Prepared`: the KL controller moves. Means are over action tokens unless another base is named.
+
+        - `episodes`, `tokens`: how many.
+        - `score_mean`, `score_std`: over episodes, of the score as it came; the population deviation.
+        - `reward_constant`: 1 if all scores of the batch were the same, so that they taught nothing; else 0.
+        - `kl`: see `Sampled.kl`; not there without a reference. `entropy`: nats a token. Both before the update.
+        - `beta`, `next_beta`: KL coefficient of this update and of the next.
+        - `approxkl`, `ratio_mean`, `ratio_max`: of the policy to the proximal policy, over all epochs.
+        - `behaviour_weight`, `behaviour_truncated`: mean importance weight, and the share of tokens at its cap.
+        - `sampler_gap`: exp|proximal - behaviour|: staleness and numerical difference together. `sampler_gap_same_weights`:
+          the same over tokens that the weights before this update sampled; not there if there were none, or the version is
+          not known.
+        - `padding_share`: of the tokens read by the model. `masked_share`: of the B x T action positions without a token; it
+          rises when responses collapse.
+        - what the algorithm tells, and the means of its figures of each token over all epochs.
+        """
+        sampled, kl = self.sampled, self.updates.kl
+        mask = sampled.mask
+        if not math.isfinite(sampled.kl):
+            raise BadLoss(f"the KL is {sampled.kl}")
+        beta = kl.value
+        if self.updates.reference is not None:
+            kl.update(sampled.kl, len(self.episodes))
+        scores = torch.tensor([episode.reward for episode in self.episodes], dtype=torch.float64)
+        gap = (sampled.proximal - sampled.behaviour).abs().exp()
+        same = _sampled_by(self._context.version, self.episodes, mask)
+        return {
+            "episodes": float(len(self.episodes)),
+            "tokens": float(mask.sum()),
+            "score_mean": float(scores.mean()),
+            "score_std": float(scores.std(correction=0)),
+            "reward_constant": float(is_constant([episode.reward for episode in self.episodes])),
+            **({"kl": sampled.kl} if self.updates.reference is not None else {}),
+            "entropy": self._entropy,
+            "ratio_max": self.largest_ratio,
+            **self.means.all(),
+            "behaviour_weight": float(sampled.weights[mask].mean()),
+            "behaviour_truncated": float((sampled.weights[mask] >= self.updates.learner.importance_cap).float().mean()),
+            "sampler_gap": float(gap[mask].mean()),
+            **({"sampler_gap_same_weights": float(gap[same].mean())} if bool(same.any()) else {}),
+            "beta": beta,
+            "next_beta": kl.value,
+            "padding_share": padding_share(self._packed),
+            "masked_share": 1.0 - mask.sum().item() / mask.numel(),
+            **self.updates.algorithm.figures(sampled, self.rows),
+        }
+
+
+class _Minibatch:
+    """Some responses of a batch; `known` are rows of the whole batch. Implements `Minibatch`."""
+
+    def __init__(self, batch: _Batch, index: Tensor, packed: Sequence[MicroBatch], known: Mapping[str, Tensor]) -> None:
+        self.micro_batches = packed
+        self.denominators = {"tokens": int(batch.sampled.mask[index].sum()), "responses": len(index)}
+        self._batch, self._known, self._updates = batch, known, batch.updates
+        device = self._updates.policy.device
+        # Read once, at the end: reading them at each micro-batch would make the host wait for the device.
+        self._largest, self._ratios = torch.zeros((), device=device), torch.zeros((), dtype=torch.float64, device=device)
+
+    def losses(self, micro: MicroBatch) -> Mapping[str, Tensor]:
+        """See `Minibatch`."""
+        slots = micro.slots.cpu()
+        at = {name: rows.view(-1)[slots].to(micro.tokens.device) for name, rows in self._known.items()}
+        now = self._updates.policy.evaluate(micro)
+        losses = self._updates.algorithm.losses(now, at)
+        detached, proximal = now.logprobs.detach(), at["proximal"]
+        ratio = (detached - proximal).exp()
+        self._largest = torch.maximum(self._largest, (detached - proximal).max())
+        self._ratios += ratio.sum(dtype=torch.float64)
+        self._batch.means.add(approxkl=approximate_kl_terms(detached, proximal), ratio_mean=ratio, **losses.per_token)
+        return losses.sums
+
+    def check(self) -> None:
+        """See `Minibatch`."""
+        mean = float(self._ratios) / self.denominators["tokens"]
+        check_ratio("proximal policy", mean, self._updates.learner.max_ratio)
+        self._batch.largest_ratio = max(self._batch.largest_ratio, float(self._largest.exp()))
+
+
+def pack(episodes: Sequence[Episode], chosen: Sequence[int], max_tokens: int, device: torch.device) -> list[MicroBatch]:
+    """Micro-batches of the chosen episodes on a device; their slots lead into rows of all episodes."""
+    width = max(len(episode.response) for episode in episodes)
+    return [batch.to(device) for batch in micro_batches(episodes, chosen, max_tokens=max_tokens, width=width)]
+
+
+def check_ratio(to: str, mean: float, bound: float) -> None:
+    """Refuses a batch whose mean importance ratio leaves the bounds.
+
+    Raises:
+        BadLoss: It does.
+    """
+    if not 1 / bound <= mean <= bound:
+        raise BadLoss(f"the mean ratio to the {to} is {mean:.3g}, learner.max_ratio allows {1 / bound:g} to {bound:g}")
+
+
+def _sampled_by(version: VersionId | None, episodes: Sequence[Episode], mask: Tensor) -> Tensor:
+    """Which tokens of the rows a version sampled; none if it is None."""
+    same = torch.zeros_like(mask)
+    for row, episode in enumerate(episodes):
+        for span in episode.spans:
+            if span.version == version:
+                same[row, span.start : span.end] = True
+    return same & mask
