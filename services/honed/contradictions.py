@@ -21,13 +21,20 @@ def contradictions(settings: RunSettings) -> list[str]:
 
 def _of_learner(settings: RunSettings) -> Iterator[str]:
     from honed.kit.errors import InvalidArgument
-    from honed.learner.algorithms.base import options_of
+    from honed.learner.algorithms.base import make_algorithm
 
     learner, kl = settings.learner, settings.learner.kl
     try:
-        options_of(learner.algorithm, learner.options)
+        group = make_algorithm(learner).needs.group
     except InvalidArgument as error:
         yield str(error)
+        group = 1
+    samples = settings.conductor.samples_per_prompt
+    if samples < group:
+        yield (
+            f"conductor.samples_per_prompt: {samples}, and {learner.algorithm} compares responses to one prompt: take {group} "
+            "or more"
+        )
     if learner.minibatches > learner.batch:
         yield (
             f"learner.minibatches: {learner.minibatches} cannot be filled by learner.batch = {learner.batch} rollouts: "

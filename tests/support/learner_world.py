@@ -27,7 +27,7 @@ from honed.learner.loop.release import Release
 from honed.learner.loop.rollback import History
 from honed.learner.loop.run_state import RunState
 from honed.learner.loop.training import Training
-from honed.learner.sources.scored_stream import Held
+from honed.learner.sources.held import Held
 from honed.learner.sources.trained import TrainedIds
 from honed.learner.status import LearnerStatus
 from honed.models.loader import load_language_model

@@ -13,7 +13,7 @@ import torch
 
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
-from honed.learner.algorithms.base import find_algorithm, options_of
+from honed.learner.algorithms.base import make_algorithm
 from honed.learner.data.episode import Episode, Vocabulary
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.objectives.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
@@ -43,7 +43,7 @@ def build_trainer(settings: RunSettings, base: Path) -> Trainer[Sequence[Episode
         torch.set_num_threads(section.threads)
     make_deterministic(device, section.deterministic)
     policy = PolicyModel(load_language_model(base, device=device), precision=section.precision)
-    algorithm = find_algorithm(section.algorithm).make(section, options_of(section.algorithm, section.options))
+    algorithm = make_algorithm(section)
     reference = None
     if algorithm.needs.reference:
         reference = ReferenceModel(load_language_model(base, device=device), precision=section.precision)

@@ -24,6 +24,7 @@ from honed.config import RunSettings
 from honed.kit.address import host_port
 from honed.kit.errors import FailedPrecondition, HonedError, NotFound
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
+from honed.learner.algorithms.base import make_algorithm
 from honed.learner.build import build_trainer, config_hash, vocabulary_of
 from honed.learner.data.episode import Episode, Vocabulary
 from honed.learner.loop.checkpoint import CheckpointStore
@@ -181,9 +182,19 @@ class LearnerProcess:
             queue,
             held,
             vocabulary,
-            IntakeSettings(settings.learner.max_staleness, settings.generation.max_model_tokens, settings.reward.on_promotion),
+            self._intake_settings(),
             TrainedIds(settings.run),
             lambda: self._status.scorers,
+        )
+
+    def _intake_settings(self) -> IntakeSettings:
+        settings, section = self._settings, self._settings.learner
+        return IntakeSettings(
+            section.max_staleness,
+            settings.generation.max_model_tokens,
+            settings.reward.on_promotion,
+            group=settings.conductor.samples_per_prompt if make_algorithm(section).needs.group > 1 else 1,
+            group_timeout_s=section.group_timeout_s,
         )
 
     def _generators(self) -> RegisteredGenerators:

@@ -49,6 +49,9 @@ class LearnerSettings(ServerSettings):
     reward_normalisation: Literal["reference", "running", "none"] = "reference"
     kl: KlSettings = KlSettings()
     max_staleness: Annotated[int, Field(ge=0)] = Field(2, description="Versions; older rollouts are dropped and counted.")
+    group_timeout_s: Seconds = Field(
+        600.0, description="Where responses to one prompt train together, the rest of them is waited for so long."
+    )
     steps: Positive | None = Field(None, description="Updates to train; null trains until it is stopped.")
     checkpoint_every: Positive = 1
     keep_checkpoints: Positive = 2

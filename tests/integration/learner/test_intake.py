@@ -11,7 +11,8 @@ from tests.integration.learner.harness import recorded
 from tests.support.run import until
 
 from honed.learner.data.episode import Vocabulary
-from honed.learner.sources.scored_stream import Held, Intake, IntakeSettings, OnPromotion
+from honed.learner.sources.held import Held
+from honed.learner.sources.scored_stream import Intake, IntakeSettings, OnPromotion
 from honed.learner.sources.trained import TrainedIds
 from honed.queue.connection import RedisLink
 from honed.queue.dead import DeadLetters
@@ -43,11 +44,13 @@ def intake(queue: Callable[..., WorkQueue]) -> Open:
         trained: Iterable[str] = (),
         promoted: Mapping[str, str] | None = None,
         on_promotion: OnPromotion = "rescore",
+        group: int = 1,
+        group_timeout_s: float = 60.0,
     ) -> AsyncIterator[Intake]:
         own, known = queue(consumer), TrainedIds("small")
         known.add(trained)
         async with holding(own) as held, asyncio.timeout(30):
-            settings = IntakeSettings(staleness, on_promotion=on_promotion)
+            settings = IntakeSettings(staleness, on_promotion=on_promotion, group=group, group_timeout_s=group_timeout_s)
             async with closing(Intake(own, held, Vocabulary(258), settings, known, lambda: promoted or {})) as taking:
                 yield taking
 
@@ -335,3 +338,38 @@ async def test_what_redis_gave_to_a_cancelled_wait_is_in_the_next_batch_in_its_o
         await asyncio.wait([collecting])
         await queue("test").put(messages)
         assert ids(await taking.collect(4, 0)) == [message.id for message in messages]
+
+
+def in_groups(messages: list[Message], *names: str) -> list[Message]:
+    """The same rollouts as responses to prompts of these names."""
+    grouped = []
+    for message, name in zip(messages, names, strict=True):
+        scored = common_pb2.ScoredRollout.FromString(message.body)
+        scored.rollout.group_id = name
+        grouped.append(Message(message.id, scored.SerializeToString()))
+    return grouped
+
+
+async def test_responses_to_one_prompt_come_in_one_batch(queue: Callable[..., WorkQueue], intake: Open) -> None:
+    messages = in_groups(work(8, batch=8), "a", "b", "c", "a", "c", "d", "d", "b")
+    await queue("test").put(messages)
+    async with intake(group=2) as taking:
+        first, second = await taking.collect(4, 0), await taking.collect(4, 0)
+    assert [held.episode.group_id for held in first] == ["a", "a", "c", "c"], "b's second is not there yet"
+    assert {held.episode.group_id for held in second} == {"b", "d"}
+
+
+async def test_a_group_leaves_whole_with_its_stale_member_and_after_its_deadline(
+    queue: Callable[..., WorkQueue], intake: Open
+) -> None:
+    old, *rest = in_groups(work(5, batch=8), "a", "a", "b", "c", "c")
+    await queue("test").put([at_version(old, 0), *(at_version(message, 2) for message in rest)])
+    async with intake(group=2, staleness=1, group_timeout_s=0.2) as taking:
+        held = await taking.collect(2, 2)
+        assert {each.episode.group_id for each in held} == {"c"}
+        collecting = asyncio.ensure_future(taking.collect(2, 2))
+        await until(lambda: not taking.waiting, 20, "the torn group leaves")
+        collecting.cancel()
+        await asyncio.wait([collecting])
+        await finish(taking, held)
+    assert await dropped(queue) == {"stale": 2, "incomplete_group": 1}

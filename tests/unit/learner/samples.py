@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from honed.artifacts.version import VersionId
-from honed.learner.algorithms.base import find_algorithm, options_of
+from honed.learner.algorithms.base import make_algorithm
 from honed.learner.data.episode import Episode, TokenSpan
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.objectives.kl import AdaptiveKL, KLController
@@ -79,7 +79,7 @@ def make_trainer(
     reference = ReferenceModel(copy.deepcopy(tiny_llama(seed + 1)))
     settings = settings or TrainSettings(learning_rate=1e-3)
     section = LearnerSettings.model_validate(learner or {})
-    algorithm = find_algorithm(section.algorithm).make(section, options_of(section.algorithm, section.options))
+    algorithm = make_algorithm(section)
     updates = OnPolicyUpdates(
         algorithm,
         policy,

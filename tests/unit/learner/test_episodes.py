@@ -29,6 +29,7 @@ def scored() -> common_pb2.ScoredRollout:
         logprobs=[-1.0, -2.0, -0.5],
         version_spans=[span(8, 0, 2), span(9, 2, 3)],
         sampling=common_pb2.SamplingParams(temperature=0.5, max_tokens=3),
+        finish_reason=common_pb2.FINISH_REASON_LENGTH,
     )
     return common_pb2.ScoredRollout(rollout=rollout, reward=1.25)
 
@@ -37,6 +38,8 @@ def test_a_scored_rollout_becomes_an_episode_with_nothing_lost() -> None:
     episode = Episode.from_scored("17-0", scored(), VOCABULARY)
     assert episode == Episode(
         rollout_id="g7/0",
+        group_id="g7",
+        cut=True,
         entry_id="17-0",
         prompt=(1, 2, 3),
         response=(4, 5, 6),

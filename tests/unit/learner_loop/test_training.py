@@ -122,10 +122,10 @@ async def test_an_update_that_fails_by_any_other_error_is_a_bad_batch_and_leaves
     trainer = make_trainer()
     before = weights(trainer)
 
-    def exhausted(kl: float) -> None:
+    def exhausted() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "_check_finite", exhausted)  # after the optimizer's steps
+    monkeypatch.setattr(trainer, "_check_weights", exhausted)  # after the optimizer's steps
     update = Training(trainer, CheckpointStore(tmp_path), die=die).update
     with pytest.raises(BadBatch, match="the update failed: OutOfMemoryError: CUDA out of memory") as raised:
         await update(random_episodes(8), version=VersionId(1, 0), saved=None, stopping=asyncio.Event())

@@ -59,15 +59,19 @@ class OnPolicy(Protocol):
         """What has to be there, by the settings."""
 
     def rows(self, batch: Sampled) -> Mapping[str, Tensor]:
-        """What is computed once a batch, as rows of all its responses by name."""
+        """What is computed once a batch, as rows of all its responses by name.
+
+        Rows `trained` (0 or 1) leave tokens out of the counts that losses are divided by.
+        """
 
     def minibatch_rows(self, batch: Sampled, rows: Mapping[str, Tensor], index: Tensor) -> Mapping[str, Tensor]:
         """What is computed for one minibatch, as rows of the responses at `index`."""
 
-    def losses(self, now: TokenEvaluation, at: Mapping[str, Tensor]) -> Losses:
+    def losses(self, batch: Sampled, now: TokenEvaluation, at: Mapping[str, Tensor]) -> Losses:
         """The losses of a micro-batch.
 
         Args:
+            batch: What it is from.
             now: What the policy says of its action tokens, with gradient.
             at: What the rows hold of each action token, `[N]`: those of `rows` and `minibatch_rows`, `proximal`, `reference`,
                 `values`, `weights` (of the behaviour), and `response`, the number of its response in the batch.
@@ -116,6 +120,15 @@ def find_algorithm(name: str) -> Entry:
         raise InvalidArgument("learner.algorithm", f"there is no {name!r}; there are {', '.join(names)}")
     importlib.import_module(f"honed.learner.algorithms.{name}")
     return _FOUND[name]
+
+
+def make_algorithm(learner: LearnerSettings) -> OnPolicy:
+    """The algorithm of the settings.
+
+    Raises:
+        InvalidArgument: There is none of this name, or it cannot have these options.
+    """
+    return find_algorithm(learner.algorithm).make(learner, options_of(learner.algorithm, learner.options))
 
 
 def options_of(name: str, given: Mapping[str, Any]) -> Section:

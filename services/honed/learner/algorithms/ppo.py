@@ -57,7 +57,7 @@ class PPO:
         )
         return {"advantages": estimated.advantages, "returns": estimated.returns}
 
-    def losses(self, now: TokenEvaluation, at: Mapping[str, Tensor]) -> Losses:
+    def losses(self, batch: Sampled, now: TokenEvaluation, at: Mapping[str, Tensor]) -> Losses:
         """The clipped losses of policy and value."""
         learner = self._learner
         clip = {"clip": learner.clip_ratio}

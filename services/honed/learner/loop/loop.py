@@ -28,7 +28,7 @@ from honed.learner.loop.retry import Retry, Stopped, is_passing
 from honed.learner.loop.rollback import Destination, History
 from honed.learner.loop.run_state import RunState
 from honed.learner.loop.spans import train_spans, update_span
-from honed.learner.sources.scored_stream import Held
+from honed.learner.sources.held import Held
 from honed.learner.train.trainer import BadBatch, Interrupted
 from honed.v1 import learner_pb2
 

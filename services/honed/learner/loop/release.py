@@ -23,7 +23,7 @@ from honed.learner.loop.journal import Journal
 from honed.learner.loop.push import Pusher, PushReport
 from honed.learner.loop.records import PushRecord
 from honed.learner.loop.rollback import good_versions
-from honed.learner.sources.scored_stream import Held
+from honed.learner.sources.held import Held
 from honed.learner.status import LearnerStatus
 from honed.queue.lease import HeldLease
 

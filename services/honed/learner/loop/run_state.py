@@ -20,7 +20,8 @@ from honed.learner.loop.records import UpdateRecord
 from honed.learner.loop.release import BASE, Release
 from honed.learner.loop.rollback import Destination, good_versions
 from honed.learner.loop.training import Training
-from honed.learner.sources.scored_stream import Held, Intake
+from honed.learner.sources.held import Held
+from honed.learner.sources.scored_stream import Intake
 from honed.learner.sources.trained import TrainedIds
 from honed.learner.status import LearnerStatus, Reporter
 from honed.learner.train.trainer import Metrics

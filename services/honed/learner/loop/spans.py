@@ -13,7 +13,7 @@ from typing import Final
 
 from honed.kit import trace_context, tracing
 from honed.kit.tracing import Span
-from honed.learner.sources.scored_stream import Held
+from honed.learner.sources.held import Held
 from honed.queue.spans import context_of, work_span
 
 LINKED: Final = 128

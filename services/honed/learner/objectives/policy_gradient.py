@@ -1,9 +1,9 @@
 """Losses of a policy by the advantages of its tokens, decoupled for stale data, and what is reported of them.
 
 Every function takes tensors that hold action tokens only, flat and without padding, in any one order, and returns a term for
-each token. The aggregate is the caller's and is the same for all of them: the mean over all action tokens of the minibatch, as
-in lm-human-preferences (Ziegler et al. 2019), not a mean over responses of means over tokens. Micro-batches sum their terms and
-divide by the token count of the whole minibatch, so their losses and gradients add up to that mean however it was split.
+each token. The aggregate is the algorithm's: the mean over all action tokens of the minibatch (lm-human-preferences), or the
+mean over responses of the means over their tokens (GRPO). Micro-batches sum their terms and divide by the count of the whole
+minibatch, so their losses and gradients add up to that mean however it was split.
 """
 
 from __future__ import annotations
@@ -48,9 +48,39 @@ def policy_loss_terms(
     Returns:
         Loss of each token, `[N]`.
     """
-    ratio = (logprobs - proximal).exp()
-    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip))
+    loss = clipped_surrogate((logprobs - proximal).exp(), advantages, low=clip, high=clip)
     return loss if weights is None else loss * weights
+
+
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, *, low: float, high: float) -> Tensor:
+    """`max(-A r, -A clip(r, 1 - low, 1 + high))` of each token, `[N]`; bounds of their own as in DAPO (Yu et al. 2025)."""
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1.0 - low, 1.0 + high))
+
+
+def clipped_importance_loss(logprobs: Tensor, ratio: Tensor, advantages: Tensor, *, high: float) -> Tensor:
+    """CISPO's loss of each token, `[N]`: `-sg(min(r, 1 + high)) A logp` (MiniMax-M1, 2025); every token keeps a gradient."""
+    return -ratio.detach().clamp(max=1.0 + high) * advantages * logprobs
+
+
+def response_ratios(logprobs: Tensor, proximal: Tensor, response: Tensor) -> Tensor:
+    """GSPO's ratio (Zheng et al. 2025): `exp(mean over the response of (logp - proximal))`, the same at each of its tokens.
+
+    Args:
+        logprobs: log-probabilities under the policy being trained, `[N]`, with gradient.
+        proximal: before the update, `[N]`.
+        response: number of each token's response, `[N]`; every token of a response is there.
+    """
+    _, place = torch.unique(response, return_inverse=True)
+    count = int(place.max()) + 1
+    sums = logprobs.new_zeros(count).index_add(0, place, logprobs - proximal)
+    lengths = logprobs.new_zeros(count).index_add(0, place, torch.ones_like(logprobs))
+    return (sums / lengths).exp()[place]
+
+
+def reference_kl_terms(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """`exp(ref - logp) - (ref - logp) - 1` of each token, `[N]`: Schulman's k3 estimate of the KL, with gradient."""
+    difference = reference - logprobs
+    return difference.exp() - difference - 1.0
 
 
 def approximate_kl_terms(logprobs: Tensor, proximal: Tensor) -> Tensor:

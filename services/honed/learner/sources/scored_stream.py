@@ -6,6 +6,8 @@ Every entry that does not train leaves under a reason that is counted where it i
 - `duplicate`: a rollout with this id has trained, or is in hand under another entry. Redis forgot what it had been told.
 - `rolled_back`: a version sampled it that a roll-back has abandoned.
 - `old_reward_model`: it was scored by a reward model that has been replaced, and such rollouts are not scored anew.
+- `incomplete_group`: others of its group did not come in time. Groups train whole, where an algorithm compares their members:
+  with one that leaves, all do.
 - `run_finished`: it came after the last update. `bad_batch`: its batch was skipped.
 
 One that cannot be read is a dead letter. A rollout can come again while it is in hand: its lease ran out while Redis or
@@ -16,14 +18,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from google.protobuf.message import DecodeError
 
 from honed.kit.errors import InvalidArgument
 from honed.learner.data.episode import Episode, Vocabulary
+from honed.learner.sources.held import Groups, Held
 from honed.learner.sources.trained import TrainedIds
 from honed.queue.holding import Holding
 from honed.queue.keys import ROLLOUTS
@@ -39,42 +43,6 @@ OnPromotion = Literal["rescore", "drop", "keep"]
 
 
 @dataclass(frozen=True)
-class Held:
-    """A rollout in the learner's hands.
-
-    Attributes:
-        delivery: As it came first; the intake knows the newest delivery of each.
-        episode: What trains.
-        scorers: Version of each scorer by name.
-    """
-
-    delivery: Delivery
-    episode: Episode
-    scorers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def rollout_id(self) -> str:
-        """The rollout's id."""
-        return self.episode.rollout_id
-
-    def staleness(self, step: int) -> int:
-        """Versions between the oldest token and the learner at `step`.
-
-        A rollout of an update that a resumed learner has yet to make again is not stale: 0.
-        """
-        return max(0, step - min(span.version.step for span in self.episode.spans))
-
-    def is_abandoned(self, rollbacks: Iterable[tuple[int, int]]) -> bool:
-        """Whether a version sampled any of it that one of the roll-backs (fence, update) has abandoned."""
-        versions = {span.version for span in self.episode.spans}
-        return any(v.fence < fence and v.step > step for fence, step in rollbacks for v in versions)
-
-    def is_scored_by(self, promoted: Mapping[str, str]) -> bool:
-        """Whether the promoted version of each scorer has scored it."""
-        return all(self.scorers.get(name) == version for name, version in promoted.items())
-
-
-@dataclass(frozen=True)
 class IntakeSettings:
     """What is let in.
 
@@ -82,11 +50,15 @@ class IntakeSettings:
         max_staleness: Versions.
         max_tokens: Prompt and response together; None for no limit.
         on_promotion: What becomes of a rollout that a replaced reward model has scored.
+        group: Responses to one prompt, which train in one batch; 1 where that does not matter.
+        group_timeout_s: How long the rest of a group is waited for.
     """
 
     max_staleness: int
     max_tokens: int | None = None
     on_promotion: OnPromotion = "keep"
+    group: int = 1
+    group_timeout_s: float = 600.0
 
 
 class Intake:
@@ -100,6 +72,7 @@ class Intake:
         settings: IntakeSettings,
         trained: TrainedIds,
         promoted: Callable[[], Mapping[str, str]] = dict,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Takes nothing yet.
 
@@ -110,9 +83,11 @@ class Intake:
             settings: What is let in.
             trained: The rollouts that have trained.
             promoted: The version of each scorer whose scores are trained on; empty when that is not known.
+            clock: Seconds.
         """
         self._queue, self._leases, self._vocabulary = queue, leases, vocabulary
         self._settings, self._promoted = settings, promoted
+        self._groups = Groups(settings.group, settings.group_timeout_s, clock)
         self.trained = trained
         self.rollbacks: tuple[tuple[int, int], ...] = ()
         self._waiting: list[Held] = []
@@ -154,17 +129,21 @@ class Intake:
         await self._accept(d for d in deliveries if d.entry not in settled)
 
     async def collect(self, size: int, step: int) -> list[Held]:
-        """Waits for `size` rollouts that are fresh enough for an update of the weights of `step`.
+        """Waits for `size` rollouts, in whole groups, that are fresh enough for an update of the weights of `step`.
 
         Cancel it to stop waiting; nothing is lost.
         """
         await self._ended()
         while True:
             await self._sift(step)
-            if len(self._waiting) >= size:
-                batch, self._waiting = self._waiting[:size], self._waiting[size:]
-                return batch
-            await self._accept(await self._take(size - len(self._waiting)))
+            batch: list[Held] = []
+            for group in self._groups.whole(self._waiting):
+                batch += group
+                if len(batch) >= size:
+                    chosen = {held.rollout_id for held in batch}
+                    self._waiting = [held for held in self._waiting if held.rollout_id not in chosen]
+                    return batch
+            await self._accept(await self._take(size - len(batch)))
 
     async def acknowledge(self, held: Sequence[Held]) -> None:
         """Ends rollouts that trained, once their effect is durable."""
@@ -283,9 +262,12 @@ class Intake:
                 out["old_reward_model"].append(held)
             else:
                 fresh.append(held)
-        if len(fresh) == len(self._waiting):
+        for reason, torn in self._groups.torn(fresh, out).items():
+            out.setdefault(reason, []).extend(torn)
+        left = {held.rollout_id for gone in out.values() for held in gone}
+        if not left:
             return
-        self._waiting = fresh
+        self._waiting = [held for held in fresh if held.rollout_id not in left]
         # All are let go before the first wait: where that is cancelled, none may stay in hand that waits no more.
         await self._end(self._take_out({reason: self._let_go(held) for reason, held in out.items()}))
 

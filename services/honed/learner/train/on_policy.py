@@ -39,7 +39,8 @@ class Sampled:
         values: Of the value head; zero without one.
         weights: Truncated importance weights of the sampler's tokens under the proximal policy.
         scores: The normalised score of each response, `[B]`.
-        groups: The number of each response's prompt in the batch, `[B]`.
+        groups: The number of each response's prompt in the batch, `[B]`, from 0.
+        cut: True where a response reached the limit of its length and did not end by itself, `[B]`.
         beta: KL coefficient, reward per nat.
     """
 
@@ -51,6 +52,7 @@ class Sampled:
     weights: Tensor
     scores: Tensor
     groups: Tensor
+    cut: Tensor
     beta: float
 
     @property
@@ -118,6 +120,7 @@ class OnPolicyUpdates:
             weights=behaviour_weights(proximal, rows.behaviour, self.learner.importance_cap),
             scores=torch.tensor(batch_rewards(self.normaliser, batch)),
             groups=torch.tensor([numbers.setdefault(episode.group_id, len(numbers)) for episode in batch]),
+            cut=torch.tensor([episode.cut for episode in batch]),
             beta=self.kl.value,
         )
         return sampled, means["entropy"]
@@ -217,7 +220,10 @@ class _Minibatch:
 
     def __init__(self, batch: _Batch, index: Tensor, packed: Sequence[MicroBatch], known: Mapping[str, Tensor]) -> None:
         self.micro_batches = packed
-        self.denominators = {"tokens": int(batch.sampled.mask[index].sum()), "responses": len(index)}
+        self._tokens = int(batch.sampled.mask[index].sum())
+        trained = batch.rows.get("trained", batch.sampled.mask)[index]
+        # At least 1: where nothing trains, the sums are 0.
+        self.denominators = {"tokens": max(1, int(trained.sum())), "responses": max(1, int(trained.any(1).sum()))}
         self._batch, self._known, self._updates = batch, known, batch.updates
         device = self._updates.policy.device
         # Read once, at the end: reading them at each micro-batch would make the host wait for the device.
@@ -228,7 +234,7 @@ class _Minibatch:
         slots = micro.slots.cpu()
         at = {name: rows.view(-1)[slots].to(micro.tokens.device) for name, rows in self._known.items()}
         now = self._updates.policy.evaluate(micro)
-        losses = self._updates.algorithm.losses(now, at)
+        losses = self._updates.algorithm.losses(self._batch.sampled, now, at)
         detached, proximal = now.logprobs.detach(), at["proximal"]
         ratio = (detached - proximal).exp()
         self._largest = torch.maximum(self._largest, (detached - proximal).max())
@@ -238,7 +244,7 @@ class _Minibatch:
 
     def check(self) -> None:
         """See `Minibatch`."""
-        mean = float(self._ratios) / self.denominators["tokens"]
+        mean = float(self._ratios) / self._tokens
         check_ratio("proximal policy", mean, self._updates.learner.max_ratio)
         self._batch.largest_ratio = max(self._batch.largest_ratio, float(self._largest.exp()))
 
