@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.learner.samples import make_trainer, random_episodes
+from tests.unit.learner.padded import GROUP, grouped_episodes, padded_rows
+from tests.unit.learner.samples import make_trainer
 from tests.unit.learner.test_learning import sample
 from torch import Tensor
 
@@ -17,21 +18,9 @@ from honed.learner.data.episode import Episode
 from honed.learner.objectives.kl import FixedKL
 from honed.learner.train.trainer import TrainSettings
 
-GROUP = 4
-
-
-def episodes(count: int = 24, seed: int = 5) -> list[Episode]:
-    return [dataclasses.replace(e, group_id=f"g{n // GROUP}") for n, e in enumerate(random_episodes(count, seed))]
-
 
 def grpo(**options: Any) -> dict[str, Any]:
     return {"algorithm": "grpo", "options": options}
-
-
-def rows_of(model: torch.nn.Module, episode: Episode) -> Tensor:
-    tokens = torch.tensor([[*episode.prompt, *episode.response]])
-    logits: Tensor = model(input_ids=tokens).logits[0, len(episode.prompt) - 1 : -1] / episode.temperature
-    return logits.log_softmax(-1).gather(1, torch.tensor(episode.response).unsqueeze(1)).squeeze(1)
 
 
 def padded_loss(model: torch.nn.Module, reference: torch.nn.Module, batch: list[Episode], beta: float, o: Any) -> Tensor:
@@ -39,15 +28,7 @@ def padded_loss(model: torch.nn.Module, reference: torch.nn.Module, batch: list[
 
     The policy before the update is the policy, so old log-probabilities are its own without gradient.
     """
-    logps = [rows_of(model, e) for e in batch]
-    width = max(len(row) for row in logps)
-    mask = torch.stack([torch.tensor([1.0] * len(row) + [0.0] * (width - len(row))) for row in logps])
-
-    def padded(rows: list[Tensor]) -> Tensor:
-        return torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in rows])
-
-    logp, ref = padded(logps), padded([rows_of(reference, e).detach() for e in batch])
-    behaviour = padded([torch.tensor(e.logprobs) for e in batch])
+    logp, ref, behaviour, mask = padded_rows(model, reference, batch)
     old = logp.detach()
     scores = torch.tensor([e.reward for e in batch]).view(-1, GROUP)
     advantages = scores - scores.mean(1, keepdim=True)
@@ -87,7 +68,7 @@ def padded_loss(model: torch.nn.Module, reference: torch.nn.Module, batch: list[
 )
 @pytest.mark.parametrize("budget", [40, 100_000])
 def test_the_gradient_is_that_of_the_formula_in_rows(options: dict[str, Any], budget: int) -> None:
-    batch = [dataclasses.replace(e, cut=n % 5 == 0) for n, e in enumerate(episodes())]
+    batch = [dataclasses.replace(e, cut=n % 5 == 0) for n, e in enumerate(grouped_episodes())]
     settings = TrainSettings(learning_rate=1e-3, epochs=1, microbatch_tokens=budget)
     trainer = make_trainer(settings, grpo(**options), kl=FixedKL(0.04))
     model, reference = trainer.model.language_model, trainer.algorithm.reference.language_model
@@ -101,7 +82,7 @@ def test_the_gradient_is_that_of_the_formula_in_rows(options: dict[str, Any], bu
 
 def test_the_ratio_is_clipped_against_the_policy_before_the_update_over_several_steps() -> None:
     trainer = make_trainer(TrainSettings(learning_rate=3e-3, epochs=4, minibatches=2), grpo(), kl=FixedKL(0.0))
-    figures = trainer.update(episodes())
+    figures = trainer.update(grouped_episodes())
     assert figures["optimizer_steps"] == 8
     assert 0.0 < figures["clip_fraction"] < 1.0
     assert figures["ratio_max"] > 1.0
@@ -110,7 +91,7 @@ def test_the_ratio_is_clipped_against_the_policy_before_the_update_over_several_
 def test_prompts_whose_responses_all_have_one_score_move_nothing_and_are_counted() -> None:
     trainer = make_trainer(TrainSettings(learning_rate=1e-3), grpo(), kl=FixedKL(0.0))
     before = {name: value.clone() for name, value in trainer.model.tensors().items()}
-    figures = trainer.update([dataclasses.replace(e, reward=1.0) for e in episodes()])
+    figures = trainer.update([dataclasses.replace(e, reward=1.0) for e in grouped_episodes()])
     assert figures["constant_groups"] == 1.0
     assert figures["grad_norm"] == 0.0
     assert all(torch.equal(before[name], value) for name, value in trainer.model.tensors().items())
@@ -118,14 +99,14 @@ def test_prompts_whose_responses_all_have_one_score_move_nothing_and_are_counted
 
 def test_a_batch_of_responses_that_were_all_cut_moves_nothing() -> None:
     trainer = make_trainer(TrainSettings(), grpo(leave_out_cut=True), kl=FixedKL(0.0))
-    figures = trainer.update([dataclasses.replace(e, cut=True) for e in episodes()])
+    figures = trainer.update([dataclasses.replace(e, cut=True) for e in grouped_episodes()])
     assert figures["grad_norm"] == 0.0
 
 
 def test_without_a_kl_price_there_is_no_reference_and_no_kl() -> None:
     trainer = make_trainer(TrainSettings(), {**grpo(), "kl": {"controller": "fixed", "coefficient": 0.0}}, kl=FixedKL(0.0))
     assert trainer.algorithm.reference is None
-    assert "kl" not in trainer.update(episodes())
+    assert "kl" not in trainer.update(grouped_episodes())
 
 
 def test_grpo_makes_a_wanted_token_frequent() -> None:
@@ -145,7 +126,7 @@ def test_settings_that_compare_a_response_with_itself_or_ask_for_what_is_not_the
     RunSettings.model_validate(tree(4, algorithm="grpo", batch=64))
     with pytest.raises(ValueError, match=r"conductor\.samples_per_prompt: 1, and grpo compares responses to one prompt"):
         RunSettings.model_validate(tree(1, algorithm="grpo"))
-    with pytest.raises(ValueError, match=r"learner\.algorithm: there is no 'grop'; there are grpo, ppo"):
+    with pytest.raises(ValueError, match=r"learner\.algorithm: there is no 'grop'; there are a2c, grpo, ppo"):
         RunSettings.model_validate(tree(4, algorithm="grop"))
     with pytest.raises(ValueError, match=r"learner\.options\.skale: .* grpo has the options: scale, ratio, surrogate"):
         RunSettings.model_validate(tree(4, algorithm="grpo", options={"skale": "none"}))

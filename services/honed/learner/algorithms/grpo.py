@@ -81,7 +81,7 @@ class GRPO:
         if self._options.ratio == "token":
             ratio = (now.logprobs - at["proximal"]).exp()
         else:
-            ratio = surrogates.response_ratios(now.logprobs, at["proximal"], at["response"])
+            ratio = surrogates.response_ratios(now.logprobs, at["proximal"], at["response"], mean=True)
         if self._options.surrogate == "clipped":
             policy_loss = surrogates.clipped_surrogate(ratio, advantages, low=self._low, high=self._high)
             clipped = policy_loss > -advantages * ratio

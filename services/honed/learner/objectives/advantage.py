@@ -61,6 +61,17 @@ def token_rewards(logprobs: Tensor, reference: Tensor, scores: Tensor, mask: Ten
     return rewards.scatter_add(1, last, scores.unsqueeze(1).to(rewards.dtype))
 
 
+def returns_to_go(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
+    """Discounted sum of each token's reward and all that follow in its response, `[B, T]`.
+
+    Args:
+        rewards: `[B, T]`.
+        mask: `[B, T]`, boolean.
+        gamma: discount.
+    """
+    return generalised_advantages(rewards, torch.zeros_like(rewards), mask, gamma=gamma, lam=1.0)
+
+
 def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation; the state after the last token is worth zero.
 

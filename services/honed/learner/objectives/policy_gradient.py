@@ -62,19 +62,28 @@ def clipped_importance_loss(logprobs: Tensor, ratio: Tensor, advantages: Tensor,
     return -ratio.detach().clamp(max=1.0 + high) * advantages * logprobs
 
 
-def response_ratios(logprobs: Tensor, proximal: Tensor, response: Tensor) -> Tensor:
-    """GSPO's ratio (Zheng et al. 2025): `exp(mean over the response of (logp - proximal))`, the same at each of its tokens.
+def response_ratios(logprobs: Tensor, proximal: Tensor, response: Tensor, *, mean: bool) -> Tensor:
+    """The ratio of a whole response, the same at each of its tokens, `[N]`.
+
+    `exp(sum over the response of (logp - proximal))`, or of the mean (GSPO, Zheng et al. 2025), which lengths do not move.
 
     Args:
         logprobs: log-probabilities under the policy being trained, `[N]`, with gradient.
         proximal: before the update, `[N]`.
         response: number of each token's response, `[N]`; every token of a response is there.
+        mean: whether to take the mean.
     """
     _, place = torch.unique(response, return_inverse=True)
     count = int(place.max()) + 1
-    sums = logprobs.new_zeros(count).index_add(0, place, logprobs - proximal)
-    lengths = logprobs.new_zeros(count).index_add(0, place, torch.ones_like(logprobs))
-    return (sums / lengths).exp()[place]
+    ratios = logprobs.new_zeros(count).index_add(0, place, logprobs - proximal)
+    if mean:
+        ratios = ratios / logprobs.new_zeros(count).index_add(0, place, torch.ones_like(logprobs))
+    return ratios.exp()[place]
+
+
+def score_function_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """REINFORCE's loss of each token, `[N]`: `-A logp`, whose gradient is that of the expected reward (Williams 1992)."""
+    return -advantages * logprobs
 
 
 def reference_kl_terms(logprobs: Tensor, reference: Tensor) -> Tensor:
