@@ -51,7 +51,9 @@ def run_tree(store: Path) -> dict[str, Any]:
         store,
         generation={**ports, "control_port": 1},
         reward=ports,
-        learner={"batch": BATCH, "steps": None, "learning_rate": 1e-4},
+        # Two responses to each prompt, which train together or not at all.
+        conductor={"samples_per_prompt": 2},
+        learner={"algorithm": "grpo", "batch": BATCH, "steps": None, "learning_rate": 1e-4},
     )
 
 

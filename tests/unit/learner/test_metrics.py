@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from prometheus_client import REGISTRY
 from tests.unit.learner.samples import make_trainer, random_episodes
 
 from honed.learner import metrics
+from honed.learner.algorithms.base import algorithm_names
 from honed.learner.loop.records import PushRecord
 from honed.learner.train.trainer import TrainSettings
 
@@ -27,8 +29,9 @@ def test_the_figures_of_the_last_update_are_shown_and_no_older_one() -> None:
     assert figure("sampler_gap_same_weights") == 1.02
 
 
-def test_every_figure_of_an_update_is_documented() -> None:
-    stats = make_trainer(TrainSettings(epochs=1)).update(random_episodes(4, seed=3))
+@pytest.mark.parametrize("algorithm", algorithm_names())
+def test_every_figure_of_an_update_is_documented(algorithm: str) -> None:
+    stats = make_trainer(TrainSettings(epochs=1), {"algorithm": algorithm}).update(random_episodes(4, seed=3))
     documented = set(re.findall(r"`(\w+)`", DOCUMENT.read_text().partition("`LearnerService.WatchPushes`")[0]))
     assert set(stats) <= documented
 
