@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
-# The files of the tests are shared out among so many processes. 0: one after another, with breakpoints.
+# The files of the tests are shared out among so many processes, in their order: chaos, which takes longest, begins, and the
+# short unit tests fill both to the end. 0: one after another, with breakpoints.
 PYTEST_WORKERS ?= 2
 CLUSTER_ARGS ?=
 
@@ -27,7 +28,7 @@ demo: $(INSTALLED) ## Fine-tune a tiny model online on real human ratings; the r
 
 test: $(INSTALLED) ## Lint, types, the contract's checks, and every test.
 	$(MAKE) --no-print-directory lint check-protos
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: $(INSTALLED) ## The tests that start no engine and no server.
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.learner.harness import Learner, a_generator, recorded
@@ -15,6 +17,7 @@ from honed.queue.connection import RedisLink
 from honed.queue.keys import SCORED, RunKeys
 from honed.queue.messages import Message
 from honed.queue.stream import WorkQueue
+from honed.v1 import common_pb2
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
 
@@ -22,10 +25,23 @@ STEPS, BATCH = 8, 8
 STALE = 3
 
 
-async def stream(link: RedisLink, run: str) -> WorkQueue:
+def in_pairs(messages: list[Message]) -> list[Message]:
+    """Two responses to each prompt, which come some places apart, in another batch's places too."""
+    places = random.Random(3)
+    paired = []
+    for number, message in enumerate(messages):
+        scored = common_pb2.ScoredRollout.FromString(message.body)
+        scored.rollout.group_id = f"small-{number // 2}"
+        paired.append((number + places.uniform(0, 5), Message(message.id, scored.SerializeToString())))
+    return [message for _, message in sorted(paired, key=lambda entry: entry[0])]
+
+
+async def stream(link: RedisLink, run: str, algorithm: str) -> WorkQueue:
     """The same work for both: the batches in order, one entry that nobody can read, and a late-comer's stale rollouts."""
     queue = WorkQueue(link, RunKeys(run), SCORED, "recorder")
     messages = list(recorded(STEPS * BATCH, BATCH))
+    if algorithm == "grpo":
+        messages = in_pairs(messages)
     stale = [Message(f"late-{m.id}", m.body.replace(b"small-", b"later-")) for m in messages[:STALE]]
     at = BATCH * 5
     await queue.put([*messages[:at], Message("junk", b"\xff\xff"), *stale, *messages[at:]])
@@ -36,18 +52,22 @@ def bits(directory: Path) -> Mapping[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize(("every", "algorithm"), [(1, "ppo"), (4, "ppo"), (4, "grpo")])
 async def test_a_learner_killed_again_and_again_ends_with_the_same_bits(
-    link: RedisLink, redis_server: Server, tmp_path: Path, every: int
+    link: RedisLink, redis_server: Server, tmp_path: Path, every: int, algorithm: str
 ) -> None:
-    """With `every` 4 it is killed between checkpoints: updates are made again from what is not yet acknowledged."""
+    """With `every` 4 it is killed between checkpoints: updates are made again from what is not yet acknowledged.
+
+    GRPO needs whole groups: what is made again has the groups that it had, though more is in hand by then.
+    """
     async with a_generator() as (_, address):
-        names = [f"steady-{every}", f"killed-{every}"]
+        names = [f"steady-{algorithm}-{every}", f"killed-{algorithm}-{every}"]
+        learner: dict[str, Any] = {"batch": BATCH, "steps": STEPS, "checkpoint_every": every, "algorithm": algorithm}
+        samples = 2 if algorithm == "grpo" else 1
         steady, killed = (
-            Learner(tmp_path / name, name, redis_server.url, [address], batch=BATCH, steps=STEPS, checkpoint_every=every)
-            for name in names
+            Learner(tmp_path / name, name, redis_server.url, [address], samples=samples, **learner) for name in names
         )
-        queues = [await stream(link, name) for name in names]
+        queues = [await stream(link, name, algorithm) for name in names]
 
         async def undisturbed() -> Path:
             async with steady.process() as process:

@@ -82,12 +82,15 @@ def recorded(count: int, batch: int, seed: int = 0) -> Iterator[Message]:
 class Learner:
     """A run's directory and the learner processes that work in it, one after another."""
 
-    def __init__(self, root: Path, run: str, redis_url: str, generators: Sequence[str], **learner: Any) -> None:
+    def __init__(
+        self, root: Path, run: str, redis_url: str, generators: Sequence[str], *, samples: int = 1, **learner: Any
+    ) -> None:
         root.mkdir(parents=True, exist_ok=True)
         tree = run_tree(root, learner={"epochs": 2, "minibatches": 2, **learner})
         tree["run"] = run
         tree["queue"]["lease_s"] = 30.0
         tree["generation"]["control_address"] = generators[0]
+        tree["conductor"]["samples_per_prompt"] = samples
         self.tree, self.root, self.redis_url = tree, root, redis_url
         self.settings: RunSettings = settings_of(tree)
         self.place = Workspace(self.settings.directory)

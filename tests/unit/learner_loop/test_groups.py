@@ -30,9 +30,11 @@ def names(found: list[Held]) -> list[str]:
     return [each.rollout_id for each in found]
 
 
-def test_groups_are_whole_in_the_order_of_their_first_members() -> None:
+def test_groups_come_in_the_order_in_which_they_became_whole_however_much_is_in_hand() -> None:
     waiting = held("b0", "a0", "c0", "a1", "b1")
-    assert [names(group) for group in Groups(2, 60, Clock()).whole(waiting)] == [["b0", "b1"], ["a0", "a1"]]
+    found = [names(group) for group in Groups(2, 60, Clock()).whole(waiting)]
+    assert found == [["a0", "a1"], ["b0", "b1"]]
+    assert [names(group) for group in Groups(2, 60, Clock()).whole(waiting[:4])] == found[:1]
     assert [names(group) for group in Groups(1, 60, Clock()).whole(waiting)] == [[name] for name in names(waiting)]
 
 

@@ -56,11 +56,18 @@ class Groups:
         """When the first member of a group was seen that is not whole."""
 
     def whole(self, waiting: Sequence[Held]) -> list[list[Held]]:
-        """The groups that are whole, in the order of their first members."""
+        """The groups that are whole, in the order in which they became so.
+
+        That is the stream's, however much of it is in hand: a learner that resumes makes the same batches again.
+        """
         groups: dict[str, list[Held]] = {}
+        whole: list[list[Held]] = []
         for held in waiting:
-            groups.setdefault(self._name(held), []).append(held)
-        return [members for members in groups.values() if len(members) >= self._size]
+            members = groups.setdefault(self._name(held), [])
+            members.append(held)
+            if len(members) == self._size:
+                whole.append(members)
+        return whole
 
     def torn(self, waiting: Sequence[Held], out: Mapping[str, Sequence[Held]]) -> dict[str, list[Held]]:
         """What must leave because others do, by reason: the rest of a torn group, and groups that are given up.
