@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import start_http_server
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from tests.integration.client import served, top_served
 from tests.integration.client.test_dead import bury
 from tests.integration.on_cluster.conftest import GRPC, METRICS, REDIS, Place
@@ -290,7 +290,9 @@ def test_the_cluster_may_be_named_by_the_environment_and_other_options_come_firs
 
 
 def test_top_shows_each_replica_and_the_learner(run: Place) -> None:
-    metrics, serving = start_http_server(0, "127.0.0.1")
+    registry = CollectorRegistry()  # its own: other tests of this process have left numbers in the global one
+    Gauge("honed_reward_queued_items", "Items that wait.", registry=registry).set(4)
+    metrics, serving = start_http_server(0, "127.0.0.1", registry)
     try:
         run.api.backends["honed-reward-0", METRICS] = ("127.0.0.1", metrics.server_port)
         run.serve("honed-reward-0", "reward", top_served.Reward().servicer())
@@ -307,7 +309,7 @@ def test_top_shows_each_replica_and_the_learner(run: Place) -> None:
     assert (one["version"], one["in_flight"], one["waiting"], one["pause_p95_ms"]) == ("1.5", 9, 2, 23.0)
     assert one["tokens_per_second"] > 0
     assert (other["tokens_per_second"], other["pause_p95_ms"]) == (0, 0), "an older build does not say"
-    assert (reward["version"], reward["waiting"]) == ("people 0123abcd", 0)
+    assert (reward["version"], reward["waiting"]) == ("people 0123abcd", 4)
     assert tree["learner"]["staleness_max"] == 2
     assert tree["learner"]["updates_per_minute"] == pytest.approx(6, abs=0.1)
 

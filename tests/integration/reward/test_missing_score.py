@@ -73,4 +73,4 @@ async def test_the_price_of_a_missing_token_is_what_the_learner_trains_on_and_fi
     alone([episode.reward for episode in episodes if not episode.missing])
     assert normaliser.state() == alone.state(), "the scores alone set gain and bias"
     # The three scores have mean 0 then; the two prices go in as they are.
-    assert stats.reward_mean == pytest.approx((3 * 0.0 + 2 * -1.0) / 5, abs=1e-6)
+    assert stats["reward_mean"] == pytest.approx((3 * 0.0 + 2 * -1.0) / 5, abs=1e-6)

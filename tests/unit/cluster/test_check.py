@@ -136,6 +136,8 @@ EXEMPT = {
     "security.tls.server_name": "a name in certificates",
     "reward.scorers.name": "a name",
     "reward.truncate.token_text": "text",
+    "learner.algorithm": "found with the run file",
+    "learner.options": "the algorithm's numbers",
     "learner.device": "what the Pod's node has; the component gpu gives it",
     "reward_training.device": "what the Pod's node has; the component gpu gives it",
     "conductor.application_prompts.redact": "an image may have it, so that it is a warning",
