@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:  # the tree itself asks here
     from honed.config import RunSettings
 
-_KL_CLIP: Final = 0.2  # `learner.kl.AdaptiveKL`
+_KL_CLIP: Final = 0.2  # `learner.objectives.kl.AdaptiveKL`
 _SHORTEST_LEASE_S: Final = 0.5  # three renewals have to arrive within it
 
 

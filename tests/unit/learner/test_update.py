@@ -185,7 +185,7 @@ def test_settings_that_cannot_work_are_refused_by_name() -> None:
     for name in ("epochs", "minibatches", "microbatch_tokens"):
         with pytest.raises(InvalidArgument, match=name):
             TrainSettings(**{name: 0})
-    with pytest.raises(InvalidArgument, match="episodes"):
+    with pytest.raises(InvalidArgument, match="3 examples cannot fill 4 minibatches"):
         make_trainer(TrainSettings(minibatches=4)).update(EPISODES[:3])
 
 

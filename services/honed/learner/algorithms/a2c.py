@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from honed.learner import objectives
-from honed.learner.algorithms.base import Losses, Needs, algorithm
+from honed.learner.algorithms.base import Losses, Needs, OnPolicy, algorithm
 from honed.settings import Section
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Options(Section):
 
 
 @algorithm("a2c", Options)
-class A2C:
+class A2C(OnPolicy):
     """Advantage actor-critic."""
 
     def __init__(self, learner: LearnerSettings, options: Options) -> None:

@@ -54,9 +54,8 @@ class Losses:
 class OnPolicy(Protocol):
     """An algorithm that learns from sampled responses. Rows are `[B, T]`, T the longest response, zero where none is."""
 
-    @property
-    def needs(self) -> Needs:
-        """What has to be there, by the settings."""
+    needs: Needs
+    """What has to be there, by the settings."""
 
     def rows(self, batch: Sampled) -> Mapping[str, Tensor]:
         """What is computed once a batch, as rows of all its responses by name.
@@ -65,7 +64,8 @@ class OnPolicy(Protocol):
         """
 
     def minibatch_rows(self, batch: Sampled, rows: Mapping[str, Tensor], index: Tensor) -> Mapping[str, Tensor]:
-        """What is computed for one minibatch, as rows of the responses at `index`."""
+        """What is computed for one minibatch, as rows of the responses at `index`; nothing, unless an algorithm says so."""
+        return {}
 
     def losses(self, batch: Sampled, now: TokenEvaluation, at: Mapping[str, Tensor]) -> Losses:
         """The losses of a micro-batch.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from honed.learner import objectives
-from honed.learner.algorithms.base import Losses, Needs, algorithm
+from honed.learner.algorithms.base import Losses, Needs, OnPolicy, algorithm
 from honed.settings import Positive, Section
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Options(Section):
 
 
 @algorithm("grpo", Options)
-class GRPO:
+class GRPO(OnPolicy):
     """Group relative policy optimisation."""
 
     def __init__(self, learner: LearnerSettings, options: Options) -> None:
@@ -70,10 +70,6 @@ class GRPO:
             case "constant":
                 share = trained / (self._options.constant or batch.mask.shape[1])
         return {"advantages": advantages.to(trained.dtype).unsqueeze(1) * batch.mask, "share": share, "trained": trained}
-
-    def minibatch_rows(self, batch: Sampled, rows: Mapping[str, Tensor], index: Tensor) -> Mapping[str, Tensor]:
-        """Nothing: a group is compared in the whole batch, wherever its responses are trained on."""
-        return {}
 
     def losses(self, batch: Sampled, now: TokenEvaluation, at: Mapping[str, Tensor]) -> Losses:
         """The surrogate, and the price of the KL to the reference."""

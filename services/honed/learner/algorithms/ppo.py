@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from honed.learner import objectives
-from honed.learner.algorithms.base import Losses, Needs, algorithm
+from honed.learner.algorithms.base import Losses, Needs, OnPolicy, algorithm
 from honed.settings import Section
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Options(Section):
 
 
 @algorithm("ppo", Options)
-class PPO:
+class PPO(OnPolicy):
     """Proximal policy optimisation with a value head on the policy's trunk."""
 
     def __init__(self, learner: LearnerSettings, options: Options) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from honed.learner import objectives
-from honed.learner.algorithms.base import Losses, Needs, algorithm
+from honed.learner.algorithms.base import Losses, Needs, OnPolicy, algorithm
 from honed.settings import Section
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Options(Section):
 
 
 @algorithm("reinforce", Options)
-class Reinforce:
+class Reinforce(OnPolicy):
     """The score function's gradient."""
 
     def __init__(self, learner: LearnerSettings, options: Options) -> None:
@@ -52,10 +52,6 @@ class Reinforce:
             case "whiten":
                 advantages = objectives.advantage.whiten(returns, mask)
         return {"rewards": rewards, "advantages": advantages}
-
-    def minibatch_rows(self, batch: Sampled, rows: Mapping[str, Tensor], index: Tensor) -> Mapping[str, Tensor]:
-        """Nothing: the baseline is the batch's."""
-        return {}
 
     def losses(self, batch: Sampled, now: TokenEvaluation, at: Mapping[str, Tensor]) -> Losses:
         """`-A logp`, or the clipped surrogate."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from honed.learner import objectives
-from honed.learner.algorithms.base import Losses, Needs, algorithm
+from honed.learner.algorithms.base import Losses, Needs, OnPolicy, algorithm
 from honed.settings import Section
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Options(Section):
 
 
 @algorithm("rloo", Options)
-class RLOO:
+class RLOO(OnPolicy):
     """REINFORCE, leave one out."""
 
     def __init__(self, learner: LearnerSettings, options: Options) -> None:
@@ -53,10 +53,6 @@ class RLOO:
             "response_weights": weights.unsqueeze(1) * mask,
             "share": mask / mask.sum(1, keepdim=True),
         }
-
-    def minibatch_rows(self, batch: Sampled, rows: Mapping[str, Tensor], index: Tensor) -> Mapping[str, Tensor]:
-        """Nothing."""
-        return {}
 
     def losses(self, batch: Sampled, now: TokenEvaluation, at: Mapping[str, Tensor]) -> Losses:
         """The clipped surrogate of whole responses, at each token its share of it."""

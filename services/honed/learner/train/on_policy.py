@@ -8,7 +8,7 @@ host, T the longest response, zero where none is.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -210,7 +210,7 @@ class _Batch:
             "beta": beta,
             "next_beta": kl.value,
             "padding_share": padding_share(self._packed),
-            "masked_share": 1.0 - mask.sum().item() / mask.numel(),
+            "masked_share": Rows(mask, sampled.behaviour).empty_share,
             **self.updates.algorithm.figures(sampled, self.rows),
         }
 
@@ -231,8 +231,7 @@ class _Minibatch:
 
     def losses(self, micro: MicroBatch) -> Mapping[str, Tensor]:
         """See `Minibatch`."""
-        slots = micro.slots.cpu()
-        at = {name: rows.view(-1)[slots].to(micro.tokens.device) for name, rows in self._known.items()}
+        at = _AtTokens(self._known, micro)
         now = self._updates.policy.evaluate(micro)
         losses = self._updates.algorithm.losses(self._batch.sampled, now, at)
         detached, proximal = now.logprobs.detach(), at["proximal"]
@@ -247,6 +246,25 @@ class _Minibatch:
         mean = float(self._ratios) / self._tokens
         check_ratio("proximal policy", mean, self._updates.learner.max_ratio)
         self._batch.largest_ratio = max(self._batch.largest_ratio, float(self._largest.exp()))
+
+
+class _AtTokens(Mapping[str, Tensor]):
+    """What rows hold of a micro-batch's action tokens, `[N]`; only what is asked for is picked and sent to the device."""
+
+    def __init__(self, rows: Mapping[str, Tensor], micro: MicroBatch) -> None:
+        self._rows, self._slots, self._device = rows, micro.slots.cpu(), micro.tokens.device
+        self._picked: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._picked:
+            self._picked[name] = self._rows[name].view(-1)[self._slots].to(self._device)
+        return self._picked[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 def pack(episodes: Sequence[Episode], chosen: Sequence[int], max_tokens: int, device: torch.device) -> list[MicroBatch]:

@@ -104,7 +104,7 @@ class Trainer(Generic[B]):
         start = self._clock()
         settings = self.settings
         if len(batch) < settings.minibatches:
-            raise InvalidArgument("episodes", f"{len(batch)} episodes cannot fill {settings.minibatches} minibatches")
+            raise InvalidArgument("batch", f"{len(batch)} examples cannot fill {settings.minibatches} minibatches")
         total = settings.total_updates
         rate = settings.learning_rate if total is None else linear_rate(settings.learning_rate, step=self.step, total=total)
         set_rate(self.optimizer, rate)
