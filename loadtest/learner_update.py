@@ -170,7 +170,17 @@ def main(
         chosen = model or directory / "model"
         if model is None:
             make_model(chosen)
-        settings = RunSettings(run="loadtest", directory=directory, learner=learner)
+        # No longer than the episodes: the learner asks that the model can read what the generator may sample.
+        longest = {"max_model_tokens": PROMPT_TOKENS + tokens, "max_prompt_tokens": PROMPT_TOKENS}
+        settings = RunSettings.model_validate(
+            {
+                "run": "loadtest",
+                "directory": directory,
+                "learner": learner,
+                "generation": {**longest, "max_tokens": tokens, "default_max_tokens": tokens},
+                "conductor": {"response_tokens": tokens},
+            }
+        )
         material = make_episodes(episodes, tokens, _vocabulary(chosen), seed=1)
         turns = measure(settings, chosen, material, rounds, profile)
     count = episodes * tokens * learner.epochs
