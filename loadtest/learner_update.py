@@ -35,7 +35,7 @@ from honed.learner.build import build_trainer
 from honed.learner.data.batches import MicroBatch, micro_batches
 from honed.learner.data.episode import Episode, TokenSpan
 from honed.learner.settings import LearnerSettings
-from honed.learner.train.trainer import Trainer
+from honed.learner.train.on_policy import PolicyTrainer
 from loadtest import report
 from loadtest.material import make_model
 from loadtest.scratch import scratch_directory
@@ -77,7 +77,7 @@ def make_episodes(count: int, tokens: int, vocabulary: int, seed: int) -> list[E
 class Bare:
     """The passes without the algorithm, in the same precision."""
 
-    def __init__(self, trainer: Trainer[Sequence[Episode]], batches: Sequence[MicroBatch], epochs: int, precision: str) -> None:
+    def __init__(self, trainer: PolicyTrainer, batches: Sequence[MicroBatch], epochs: int, precision: str) -> None:
         """Uses the trainer's own language model."""
         self._model: Any = trainer.model.language_model
         self._batches = batches

@@ -78,6 +78,15 @@ class Workspace:
         return self.models / "base"
 
     @property
+    def jobs(self) -> Path:
+        """One directory a job."""
+        return self.root / "jobs"
+
+    def unfinished(self, job: str) -> Path:
+        """What a job goes on from that was interrupted."""
+        return self.jobs / job / "unfinished"
+
+    @property
     def export(self) -> Path:
         """Where the pretraining job writes the base version before it is published."""
         return self.models / "export"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,13 +13,13 @@ import torch
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.learner.algorithms.base import make_algorithm
-from honed.learner.data.episode import Episode, Vocabulary
+from honed.learner.data.episode import Vocabulary
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.objectives.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
 from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
 from honed.learner.settings import KlSettings, LearnerSettings
 from honed.learner.train import rng
-from honed.learner.train.on_policy import OnPolicyUpdates
+from honed.learner.train.on_policy import OnPolicyUpdates, PolicyTrainer
 from honed.learner.train.optimizer import build_optimizer
 from honed.learner.train.trainer import Trainer, TrainSettings
 from honed.models.facts import ModelFacts
@@ -28,7 +27,7 @@ from honed.models.loader import load_language_model
 from honed.settings import ServerSettings
 
 
-def build_trainer(settings: RunSettings, base: Path) -> Trainer[Sequence[Episode]]:
+def build_trainer(settings: RunSettings, base: Path) -> PolicyTrainer:
     """A trainer that starts from the model at `base`, which is also the reference.
 
     Raises:

@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -26,7 +26,7 @@ from honed.kit.errors import FailedPrecondition, HonedError, NotFound
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.learner.algorithms.base import make_algorithm
 from honed.learner.build import build_trainer, config_hash, vocabulary_of
-from honed.learner.data.episode import Episode, Vocabulary
+from honed.learner.data.episode import Vocabulary
 from honed.learner.loop.checkpoint import CheckpointStore
 from honed.learner.loop.directory_lock import locked
 from honed.learner.loop.exporter import Exporter
@@ -42,7 +42,7 @@ from honed.learner.service import LearnerService, LoadedLearner
 from honed.learner.sources.scored_stream import Intake, IntakeSettings
 from honed.learner.sources.trained import TrainedIds
 from honed.learner.status import AnnouncedPromotions, LearnerStatus, Reporter
-from honed.learner.train.trainer import Trainer
+from honed.learner.train.on_policy import PolicyTrainer
 from honed.models.loader import load_language_model
 from honed.queue.connection import RedisLink, RetryPolicy
 from honed.queue.holding import Holding, holding
@@ -205,7 +205,7 @@ class LearnerProcess:
 
     def _release(
         self,
-        trainer: Trainer[Sequence[Episode]],
+        trainer: PolicyTrainer,
         base: Path,
         generators: RegisteredGenerators,
         journal: Journal,
@@ -279,7 +279,7 @@ async def _beside(reporter: Reporter, journal: Journal, stopping: asyncio.Event)
             task.cancel()
 
 
-def _loop_settings(settings: RunSettings, trainer: Trainer[Sequence[Episode]]) -> LoopSettings:
+def _loop_settings(settings: RunSettings, trainer: PolicyTrainer) -> LoopSettings:
     section = settings.learner
     on_gpu = trainer.model.device.type != "cpu"
     return LoopSettings(

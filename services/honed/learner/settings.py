@@ -86,6 +86,7 @@ class PretrainSettings(Section):
     head_size: Positive = 32
     block_tokens: Positive = Field(256, description="Length of a packed training sequence.")
     block_rows: Positive = 8
+    microbatch_tokens: Positive = Field(8192, description="Tokens of one forward and backward pass at most; it bounds memory.")
     threads: Positive = 2
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +59,7 @@ class RewardModel:
             max_tokens: The most tokens that it can read; 0 for no limit.
             precision: What the body computes in; weights and scores are float32.
         """
-        self._classifier = classifier.eval()
+        self.classifier = classifier.eval()
         self.gain = gain
         self.bias = bias
         self.max_tokens = max_tokens
@@ -125,13 +125,13 @@ class RewardModel:
         Raises:
             FailedPrecondition: The directory cannot be written.
         """
-        head: Tensor = self._classifier.score.weight
+        head: Tensor = self.classifier.score.weight
         unscaled = head.detach().clone()
         try:
             with torch.no_grad():
                 head.mul_(self.gain)
-            self._classifier.config.reward_bias = self.bias
-            self._classifier.save_pretrained(directory)
+            self.classifier.config.reward_bias = self.bias
+            self.classifier.save_pretrained(directory)
             copy_tokenizer(base, directory)
         except OSError as error:
             raise FailedPrecondition(f"{directory} cannot be written ({error}); free space or choose another one") from error
@@ -142,12 +142,8 @@ class RewardModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        device: torch.device = self._classifier.score.weight.device
+        device: torch.device = self.classifier.score.weight.device
         return device
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """What training moves."""
-        yield from self._classifier.parameters()
 
     def fitted(self, ids: Sequence[int], prefix: Sequence[int] = ()) -> tuple[list[int], int]:
         """As much of `ids` as the model can read, and how many tokens are left out.
@@ -185,13 +181,13 @@ class RewardModel:
         tokens = torch.tensor([[*ids, *(0,) * (width - len(ids))] for ids in sequences], device=self.device)
         read: dict[str, Tensor] = {"input_ids": tokens}
         if dropout:
-            embedded = self._classifier.get_input_embeddings()(tokens)
+            embedded = self.classifier.get_input_embeddings()(tokens)
             kept = (torch.rand(embedded.shape, generator=rng) >= dropout).to(self.device)
             read = {"inputs_embeds": embedded * kept / (1.0 - dropout)}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
-            hidden = self._classifier.base_model(**read, use_cache=False).last_hidden_state
+            hidden = self.classifier.base_model(**read, use_cache=False).last_hidden_state
         at_last = hidden[torch.arange(len(sequences), device=self.device), (lengths - 1).to(self.device)]
-        scores: Tensor = self._classifier.score(at_last.float()).squeeze(-1)
+        scores: Tensor = self.classifier.score(at_last.float()).squeeze(-1)
         return scores
 
     @torch.no_grad()
@@ -226,7 +222,7 @@ class RewardModel:
     def fold_gain(self) -> None:
         """Multiplies the gain into the head, so that training goes on from normalised scores."""
         with torch.no_grad():
-            self._classifier.score.weight.mul_(self.gain)
+            self.classifier.score.weight.mul_(self.gain)
         self.gain = 1.0
 
 

@@ -18,9 +18,12 @@ from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
-from honed.kit.progress import read_progress
+from honed.kit.progress import JobProgress, ProgressFile, read_progress
 from honed.learner.jobs import reward_model
+from honed.learner.jobs.home import job_home
+from honed.learner.supervised.fit import Checkpoints
 from honed.v1 import preference_pb2
+from honed.workspace import Workspace
 
 GOOD = ("a lovely film", "what a joy", "warm and kind", "a fine story")
 BAD = ("a dull mess", "so long and flat", "cold noise", "it drags on")
@@ -112,7 +115,7 @@ async def test_the_job_publishes_a_reward_model_with_what_made_it_and_how_good_i
     }
     config = json.loads((rig.store.fetch(VersionId(0, 1), tmp_path / "copy") / "config.json").read_text())
     assert "reward_bias" in config
-    assert sorted(path.name for path in (tmp_path / "run" / "jobs" / "reward-model").iterdir()) == ["0.0"]
+    assert sorted(path.name for path in (tmp_path / "run" / "jobs" / "reward-model").iterdir()) == ["0.0", "unfinished"]
 
 
 async def test_the_trained_model_prefers_what_people_preferred(rig: Rig) -> None:
@@ -186,3 +189,69 @@ async def test_a_run_without_judgements_says_what_to_do(rig: Rig) -> None:
     with pytest.raises(FailedPrecondition, match=r"data\.judgements"):
         await rig.run()
     assert rig.store.versions() == []
+
+
+class Killed(BaseException):
+    """Ends a job in its middle."""
+
+
+def kill_at(step: int, patch: pytest.MonkeyPatch, module: Any) -> None:
+    """Has the job save after each step, and end in the step after `step`; 0 for an end in none."""
+    patch.setattr(module, "Checkpoints", lambda directory: Checkpoints(directory, every_s=0, clock=lambda: 0.0))
+    report = ProgressFile.report
+
+    def watched(self: ProgressFile, progress: JobProgress, *, final: bool = False) -> None:
+        if step and progress.doing.startswith(f"step {step}"):
+            raise Killed
+        report(self, progress, final=final)
+
+    patch.setattr(ProgressFile, "report", watched)
+
+
+async def test_a_job_that_was_killed_goes_on_with_the_judgements_of_then(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"reward_training": {"batch_texts": 2}}
+    with monkeypatch.context() as patch:
+        kill_at(4, patch, reward_model)
+        with pytest.raises(Killed):
+            await rig.run(**few)
+        assert not rig.store.versions()
+    [then] = rig.services.preference.snapshots.values()
+    rig.services.preference.compare("new since then", BAD[0])
+    with monkeypatch.context() as patch:
+        kill_at(0, patch, reward_model)
+        assert await rig.run(**few) == ["0.1"]
+    manifest = rig.store.manifest(VersionId(0, 1))
+    assert manifest.lineage.figures["judgements"] == len(then) == 9
+    assert [path.name for path in Workspace(rig.root / "run").unfinished("reward-model").iterdir()] == ["lock"]
+
+    (rig.root / "other").mkdir()
+    other = Rig(rig.root / "other", rig.services)  # the same run, whose job nobody killed
+    rig.services.preference.judgements = list(then)
+    assert await other.run(**few) == ["0.1"]
+    assert other.store.manifest(VersionId(0, 1)).lineage.reward_model_version == manifest.lineage.reward_model_version
+
+    assert await rig.run(**few) == ["0.1"], "the judgements of now are those of the newest version"
+    rig.services.preference.compare("newer", BAD[0])
+    assert await rig.run(**few) == ["0.1", "0.2"]
+
+
+async def test_judgements_that_are_erased_while_a_job_lies_killed_are_not_trained_on(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"reward_training": {"batch_texts": 2}}
+    with monkeypatch.context() as patch:
+        kill_at(4, patch, reward_model)
+        with pytest.raises(Killed):
+            await rig.run(**few)
+    [then] = rig.services.preference.snapshots.values()
+    del then[0]
+    with monkeypatch.context() as patch:
+        kill_at(1, patch, reward_model)
+        with pytest.raises(Killed):  # it begins at its first step again
+            await rig.run(**few)
+
+
+async def test_the_same_job_twice_at_once_is_refused(rig: Rig, tmp_path: Path) -> None:
+    place = Workspace(tmp_path / "run").unfinished("reward-model")
+    with job_home(place, {}), pytest.raises(FailedPrecondition, match="at work already"):
+        await rig.run()

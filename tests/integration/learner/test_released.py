@@ -26,12 +26,12 @@ from honed.conductor.settings import JudgementsFile
 from honed.conductor.state import RunState
 from honed.conductor.summary import write_summary
 from honed.kit.server import Servicer
+from honed.learner.data.judgement import Ranking
 from honed.learner.jobs.reward_model import _freeze, _Training
 from honed.learner.loop.journal import Journal
 from honed.learner.loop.records import UpdateRecord
 from honed.learner.service import LearnerService, LoadedLearner
 from honed.learner.status import LearnerStatus
-from honed.learner.supervised.reward_model import Ranking
 from honed.models.tokenizer import load_tokenizer
 from honed.preference.service import ImportBatch, PreferenceService
 from honed.preference.store import PreferenceStore
@@ -128,8 +128,8 @@ async def test_a_job_trains_on_the_export_of_an_old_preference_service(
     assert await import_judgements(preference, JudgementsFile(file=file, format="trl")) == 3
     settings = settings_of(run_tree(tmp_path))
     tokenizer = load_tokenizer(tmp_path / "model")
-    snapshot = await _freeze(preference, "run")
-    judgements = await _Training(settings, NONE, NONE)._exported(preference, snapshot, tokenizer)
+    snapshot = await _freeze(preference, "run", tmp_path)
+    judgements = await _Training(settings, NONE, NONE, tmp_path)._exported(preference, snapshot, tokenizer)
     assert len(snapshot.sha256) == 64
     assert [[tokenizer.decode(ids) for ids in row.responses] for row in judgements if isinstance(row, Ranking)] == [
         [f"good {n}", f"bad {n}"] for n in range(3)

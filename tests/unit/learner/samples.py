@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from honed.learner.objectives.kl import AdaptiveKL, KLController
 from honed.learner.objectives.normalise import GainBias, RewardNormaliser
 from honed.learner.settings import LearnerSettings
 from honed.learner.train import rng
-from honed.learner.train.on_policy import OnPolicyUpdates
+from honed.learner.train.on_policy import OnPolicyUpdates, PolicyTrainer
 from honed.learner.train.optimizer import OptimizerKind, build_optimizer
 from honed.learner.train.trainer import Trainer, TrainSettings
 
@@ -73,7 +73,7 @@ def make_trainer(
     kl: KLController | None = None,
     normaliser: RewardNormaliser | None = None,
     optimizer: OptimizerKind = "adam_tf",
-) -> Trainer[Sequence[Episode]]:
+) -> PolicyTrainer:
     """A trainer on a tiny model whose reference differs from the policy, so that the KL is not zero."""
     policy = PolicyModel(tiny_llama(seed))
     reference = ReferenceModel(copy.deepcopy(tiny_llama(seed + 1)))

@@ -7,31 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from honed.learner.supervised.language_model import ModelShape, PretrainSettings, new_language_model, save_language_model
-from honed.learner.supervised.reward_model import RewardTrainingSettings
+from honed.learner.settings import PretrainSettings, RewardTrainingSettings
+from honed.learner.supervised.language_model import ModelShape, new_language_model, save_language_model
 from honed.models.new_tokenizer import train_tokenizer
 
 TEXTS = [f"{a} {b} film about {c}." for a in ("A lovely", "The dull") for b in ("quiet", "long") for c in ("love", "war", "it")]
-PRETRAINING = PretrainSettings(
-    tokens=2_000,
-    learning_rate=1e-2,
-    max_seconds=None,
-    warmup_steps=2,
-    final_rate=0.05,
-    weight_decay=0.1,
-    gradient_norm=1.0,
-)
-REWARD_TRAINING = RewardTrainingSettings(
-    objective="ranked_pairs",
-    batch_texts=32,
-    microbatch_tokens=2048,
-    learning_rate=1e-3,
-    warmup=0.05,
-    embedding_dropout=0.15,
-    weight_decay=0.01,
-    gradient_norm=1.0,
-    max_seconds=None,
-)
+PRETRAINING = PretrainSettings(tokens=2_000, learning_rate=1e-2, warmup_steps=2)
+REWARD_TRAINING = RewardTrainingSettings(learning_rate=1e-3, embedding_dropout=0.15)
+
+
+class Killed(Exception):
+    """What a test ends a training with."""
+
+
 SHAPE = ModelShape(hidden_size=32, layers=1, head_size=32, max_length=64)
 
 

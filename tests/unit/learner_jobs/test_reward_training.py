@@ -1,28 +1,32 @@
-import itertools
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.unit.learner_jobs.conftest import REWARD_TRAINING, TEXTS
+from tests.unit.learner_jobs.conftest import REWARD_TRAINING, TEXTS, Killed
 from transformers import AutoModelForSequenceClassification
 
 from honed.kit.errors import DataLoss, InvalidArgument
+from honed.learner.data.judgement import Ranking, Rating, SharedTexts, batch_judgements
+from honed.learner.supervised.fit import Budget, Checkpoints, Fit
+from honed.learner.supervised.judgements import accuracy, judgement_batches, reward_rate, reward_trainer, summed_loss
 from honed.learner.supervised.language_model import ModelShape, new_language_model, save_language_model
-from honed.learner.supervised.reward_model import (
-    Ranking,
-    Rating,
-    accuracy,
-    batch_judgements,
-    batch_loss,
-    train_reward_model,
-)
 from honed.models.reward_model import RewardModel
 from honed.models.tokenizer import TextTokenizer
 
 SEQUENCES = [[0, 5], [0, 6, 7, 8], [0, 9, 0, 4, 4], [0, 5, 5]]
+
+
+def settings(**changes):
+    return REWARD_TRAINING.model_copy(update=changes)
+
+
+def train(model, judgements, section=REWARD_TRAINING, *, seed=1, prefix=(), **more):
+    source = judgement_batches(judgements, section, seed=seed)
+    trainer = reward_trainer(model, section, rng=rng(seed), prefix=prefix)
+    budget = Budget(source.batches, lambda batch: 1, section.seconds)
+    return Fit(trainer, source, budget, reward_rate(section), **more).run()
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -53,7 +57,7 @@ def test_the_score_is_read_at_the_last_token_even_when_that_is_the_end_of_text(m
 
 def test_the_head_starts_as_the_recipe_says(language_model):
     heads = [
-        next(p for name, p in RewardModel.from_language_model(language_model, rng=rng(s))._classifier.named_parameters()
+        next(p for name, p in RewardModel.from_language_model(language_model, rng=rng(s)).classifier.named_parameters()
              if name == "score.weight").detach()
         for s in range(200)
     ]  # fmt: skip
@@ -63,31 +67,48 @@ def test_the_head_starts_as_the_recipe_says(language_model):
 
 
 def test_training_learns_the_preference_and_repeats_bit_for_bit(language_model, rankings):
-    settings = replace(REWARD_TRAINING, batch_texts=4, learning_rate=5e-3)
     models = []
     for _ in range(2):
         model = RewardModel.from_language_model(language_model, rng=rng())
         reports = []
-        outcome = train_reward_model(model, rankings * 3, settings, rng=rng(1), progress=reports.append)
-        assert outcome.finished
-        assert outcome.judgements == len(rankings) * 3
+        outcome = train(model, rankings * 3, settings(batch_texts=4, learning_rate=5e-3), progress=reports.append)
+        assert outcome.stopped_by == "amount"
         assert reports[-1].done == 1.0
         assert accuracy(model, rankings) > 0.95
         models.append(model)
     assert models[0].rewards(SEQUENCES) == models[1].rewards(SEQUENCES)
 
 
+def test_a_training_that_is_killed_goes_on_with_the_dropout_of_then(language_model, rankings, tmp_path):
+    section = settings(batch_texts=4, learning_rate=5e-3, microbatch_tokens=20)
+
+    def begun():
+        return RewardModel.from_language_model(language_model, rng=rng())
+
+    def kill(at):
+        if at.step == 7:
+            raise Killed
+
+    whole = begun()
+    train(whole, rankings, section)
+    kept = {"checkpoints": Checkpoints(tmp_path, every_s=0, clock=lambda: 0.0)}
+    with pytest.raises(Killed):
+        train(begun(), rankings, section, progress=kill, **kept)
+    resumed = begun()
+    assert train(resumed, rankings, section, **kept).resumed_at == 6
+    assert resumed.rewards(SEQUENCES) == whole.rewards(SEQUENCES)
+
+
 def test_training_stops_when_its_time_is_up(model, rankings):
-    ticks = itertools.count()
-    settings = replace(REWARD_TRAINING, batch_texts=2, max_seconds=3.5)
-    outcome = train_reward_model(model, rankings, settings, rng=rng(), clock=lambda: float(next(ticks)))
-    assert not outcome.finished
-    assert outcome.steps == 3
+    steps = []
+    section = settings(batch_texts=2, seconds=3.5)
+    outcome = train(model, rankings, section, progress=steps.append, clock=lambda: float(len(steps)))
+    assert (outcome.stopped_by, outcome.steps) == ("seconds", 4)
 
 
 def test_no_judgements_are_an_error(model):
     with pytest.raises(InvalidArgument, match="none to learn from"):
-        train_reward_model(model, [], REWARD_TRAINING, rng=rng())
+        train(model, [])
     with pytest.raises(InvalidArgument):
         accuracy(model, [])
 
@@ -95,17 +116,16 @@ def test_no_judgements_are_an_error(model):
 def test_a_text_passes_once_for_all_judgements_of_a_batch():
     a, b, c, d, e = (0, 1), (0, 2), (0, 3), (0, 4), (0, 5)
     judgements = [Ranking((), (a, b)), Ranking((), (c, a)), Rating((), b, 2.0), Ranking((), (d, e)), Ranking((), (d, a, b, c))]
-    first, second, third = batch_judgements(judgements, texts=3)
-    assert (first.sequences, first.rankings, first.ratings) == ((a, b, c), ((0, 1), (2, 0)), ((1, 2.0),))
-    assert second.sequences == (d, e)
+    batches = batch_judgements(judgements, texts=3)
+    assert [judgement for batch in batches for judgement in batch] == judgements
+    first, second, third = map(SharedTexts.of, batches)
+    assert (first.texts, first.rankings, first.ratings) == ((a, b, c), ((0, 1), (2, 0)), ((1, 2.0),))
+    assert second.texts == (d, e)
     assert third.rankings == ((0, 1, 2, 3),)  # a judgement with more texts than a batch may have goes alone
-    assert sum(batch.judgements for batch in (first, second, third)) == len(judgements)
 
 
 def test_the_loss_of_a_mixed_batch_weighs_each_judgement_alike():
-    (batch,) = batch_judgements(
-        [Ranking((0,), ((1,), (2,))), Ranking((0,), ((2,), (3,), (1,))), Rating((0,), (3,), 2.0)], texts=9
-    )
+    shared = SharedTexts.of([Ranking((0,), ((1,), (2,))), Ranking((0,), ((2,), (3,), (1,))), Rating((0,), (3,), 2.0)])
     scores = torch.tensor([1.0, 0.0, 3.0])
 
     def worse(x):
@@ -114,8 +134,8 @@ def test_the_loss_of_a_mixed_batch_weighs_each_judgement_alike():
     pair, squared = worse(1.0), (3.0 - 2.0) ** 2
     all_pairs = (worse(-3.0) + worse(-1.0) + worse(2.0)) / 3
     best = -math.log(math.exp(0) / (math.exp(0) + math.exp(3) + math.exp(1)))
-    assert batch_loss(scores, batch, "ranked_pairs").item() == pytest.approx((pair + all_pairs + squared) / 3, rel=1e-5)
-    assert batch_loss(scores, batch, "best_of_k").item() == pytest.approx((pair + best + squared) / 3, rel=1e-5)
+    assert summed_loss(scores, shared, "ranked_pairs").item() == pytest.approx(pair + all_pairs + squared, rel=1e-5)
+    assert summed_loss(scores, shared, "best_of_k").item() == pytest.approx(pair + best + squared, rel=1e-5)
 
 
 def test_gain_and_bias_make_mean_0_and_deviation_1_exactly(model):
@@ -167,8 +187,6 @@ def test_what_cannot_be_read_is_refused(model, tmp_path):
         RewardModel.load(tmp_path)
     with pytest.raises(InvalidArgument, match="at least two"):
         Ranking((0,), ((1,),))
-    with pytest.raises(InvalidArgument, match="batch_texts"):
-        replace(REWARD_TRAINING, batch_texts=1)
 
 
 def test_a_body_of_fewer_layers_loads_as_such(tokenizer, tmp_path):
@@ -182,19 +200,19 @@ def test_a_body_of_fewer_layers_loads_as_such(tokenizer, tmp_path):
         RewardModel.from_language_model(tmp_path / "lm", rng=rng(), layers=4)
 
 
-def gradients(model, judgements, **settings):
+def gradients(model, judgements, **changes):
     """Of one step that moves nothing."""
     seen = {}
-    settings = replace(REWARD_TRAINING, learning_rate=1e-12, gradient_norm=1e9, batch_texts=64, **settings)
+    section = settings(learning_rate=1e-12, gradient_norm=1e9, batch_texts=64, **changes)
     step = torch.optim.AdamW.step
 
     def watched(self, *arguments):
-        seen.update({index: parameter.grad.clone() for index, parameter in enumerate(model.parameters())})
+        seen.update({name: parameter.grad.clone() for name, parameter in model.classifier.named_parameters()})
         return step(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", watched)
-        outcome = train_reward_model(model, judgements, settings, rng=rng(5))
+        outcome = train(model, judgements, section, seed=5)
     assert outcome.steps == 1
     return seen, outcome.loss
 
@@ -227,8 +245,8 @@ def test_both_readings_of_a_micro_batch_drop_the_same_components(model, rankings
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RewardModel, "raw_scores", watched)
-        settings = replace(REWARD_TRAINING, batch_texts=12, microbatch_tokens=20, embedding_dropout=0.5, learning_rate=1e-12)
-        train_reward_model(model, rankings[:6], settings, rng=rng(4))
+        section = settings(batch_texts=12, microbatch_tokens=20, embedding_dropout=0.5, learning_rate=1e-12)
+        train(model, rankings[:6], section)
     half = len(drawn) // 2
     assert half > 1
     for (first, scores), (second, again) in zip(drawn[:half], drawn[half:], strict=True):
@@ -241,10 +259,8 @@ def test_a_text_longer_than_the_model_reads_loses_the_prompts_beginning_and_neve
     long = tuple(range(5, 85))
     assert model.fitted((0, *long), prefix=(0,)) == ([0, *long[-63:]], 17)
     assert model.fitted(long[:64]) == (list(long[:64]), 0)
-    outcome = train_reward_model(
-        model, [Ranking((0, *long), ((1,), (2,))), *rankings[:2]], REWARD_TRAINING, rng=rng(), prefix=(0,)
-    )
-    assert outcome.finished
+    outcome = train(model, [Ranking((0, *long), ((1,), (2,))), *rankings[:2]], prefix=(0,))
+    assert outcome.stopped_by == "amount"
     assert 0 <= accuracy(model, [Ranking((0, *long), ((1,), (2,)))], (0,)) <= 1
 
 
@@ -254,6 +270,6 @@ def test_bfloat16_computes_faster_numbers_and_keeps_float32_weights(language_mod
     )
     torch.testing.assert_close(fast.raw_scores(SEQUENCES), exact.raw_scores(SEQUENCES), atol=0.1, rtol=0)
     assert not torch.equal(fast.raw_scores(SEQUENCES), exact.raw_scores(SEQUENCES))
-    train_reward_model(fast, rankings * 3, replace(REWARD_TRAINING, batch_texts=4, learning_rate=5e-3), rng=rng(1))
-    assert {p.dtype for p in fast.parameters()} == {torch.float32}
+    train(fast, rankings * 3, settings(batch_texts=4, learning_rate=5e-3))
+    assert {p.dtype for p in fast.classifier.parameters()} == {torch.float32}
     assert accuracy(fast, rankings) > 0.95

@@ -1,4 +1,4 @@
-"""Episodes as tensors: micro-batches by token budget for the model, padded rows for the arithmetic on rewards.
+"""Continuations as tensors: micro-batches by token budget for the model, padded rows for the arithmetic on rewards.
 
 Two layouts meet here. The model reads *micro-batches*: sequences of similar length, padded on the
 right, with the flat positions of the action tokens beside them. Rewards and advantages live in
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from honed.learner.data.continuation import Continuation
 from honed.learner.data.episode import Episode
 from honed.models.packing import pack
 
@@ -83,15 +84,17 @@ class Rows:
         return 1.0 - self.mask.sum().item() / self.mask.numel()
 
 
-def micro_batches(episodes: Sequence[Episode], chosen: Sequence[int], *, max_tokens: int, width: int) -> list[MicroBatch]:
-    """Packs the chosen episodes into as few micro-batches as the budget and their order allow.
+def micro_batches(
+    continuations: Sequence[Continuation], chosen: Sequence[int], *, max_tokens: int, width: int
+) -> list[MicroBatch]:
+    """Packs the chosen continuations into as few micro-batches as the budget and their order allow.
 
-    Episodes are sorted by length, ties by their index, and cut wherever one more would make rows
-    times longest row exceed the budget. The same input gives the same micro-batches. An episode
+    They are sorted by length, ties by their index, and cut wherever one more would make rows
+    times longest row exceed the budget. The same input gives the same micro-batches. One
     longer than the budget gets a micro-batch of its own.
 
     Args:
-        episodes: the batch.
+        continuations: the batch.
         chosen: indices into it.
         max_tokens: most tokens, padding included, of one micro-batch.
         width: T of the batch's rows.
@@ -100,8 +103,16 @@ def micro_batches(episodes: Sequence[Episode], chosen: Sequence[int], *, max_tok
         InvalidArgument: when the budget is not positive.
     """
     ordered = sorted(chosen)
-    groups = pack([_length(episodes[index]) for index in ordered], max_tokens, spare_padding=False)
-    return [_pack(episodes, [ordered[place] for place in group], width) for group in groups]
+    groups = pack([_length(continuations[index]) for index in ordered], max_tokens, spare_padding=False)
+    return [_pack(continuations, [ordered[place] for place in group], width) for group in groups]
+
+
+def pack_on(
+    device: torch.device, continuations: Sequence[Continuation], chosen: Sequence[int], max_tokens: int
+) -> list[MicroBatch]:
+    """As `micro_batches`, on a device; their slots lead into rows of all continuations."""
+    width = max(len(item.response) for item in continuations)
+    return [batch.to(device) for batch in micro_batches(continuations, chosen, max_tokens=max_tokens, width=width)]
 
 
 def padding_share(batches: Sequence[MicroBatch]) -> float:
@@ -110,32 +121,32 @@ def padding_share(batches: Sequence[MicroBatch]) -> float:
     return 1.0 - sum(b.real_tokens for b in batches) / total if total else 0.0
 
 
-def _length(episode: Episode) -> int:
-    return len(episode.prompt) + len(episode.response) - 1
+def _length(item: Continuation) -> int:
+    return len(item.prompt) + len(item.response) - 1
 
 
-def _pack(episodes: Sequence[Episode], group: Sequence[int], width: int) -> MicroBatch:
-    longest = _length(episodes[group[-1]])
+def _pack(continuations: Sequence[Continuation], group: Sequence[int], width: int) -> MicroBatch:
+    longest = _length(continuations[group[-1]])
     tokens: list[list[int]] = []
     states: list[int] = []
     slots: list[int] = []
     targets: list[int] = []
     temperatures: list[float] = []
     for row, index in enumerate(group):
-        episode = episodes[index]
-        read = [*episode.prompt, *episode.response[:-1]]
+        item = continuations[index]
+        read = [*item.prompt, *item.response[:-1]]
         tokens.append(read + [_FILLER] * (longest - len(read)))
-        first = row * longest + len(episode.prompt) - 1
-        count = len(episode.response)
+        first = row * longest + len(item.prompt) - 1
+        count = len(item.response)
         states.extend(range(first, first + count))
         slots.extend(range(index * width, index * width + count))
-        targets.extend(episode.response)
-        temperatures.extend([episode.temperature] * count)
+        targets.extend(item.response)
+        temperatures.extend([item.temperature] * count)
     return MicroBatch(
         tokens=torch.tensor(tokens),
         states=torch.tensor(states),
         targets=torch.tensor(targets),
         temperatures=torch.tensor(temperatures, dtype=torch.float32),
         slots=torch.tensor(slots),
-        real_tokens=sum(_length(episodes[i]) for i in group),
+        real_tokens=sum(_length(continuations[i]) for i in group),
     )

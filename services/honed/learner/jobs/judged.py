@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from honed.learner.supervised.reward_model import Judgement, Ranking, Rating
+from honed.learner.data.judgement import Judgement, Ranking, Rating
 from honed.models.tokenizer import TextTokenizer
 from honed.v1 import preference_pb2
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import torch
 
 from honed.artifacts.draft import VersionDraft
+from honed.artifacts.files import hash_file
 from honed.artifacts.manifest import Lineage
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
@@ -17,16 +18,18 @@ from honed.kit.errors import InvalidArgument
 from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner.build import config_hash
-from honed.learner.data.texts import packed_batches
+from honed.learner.jobs.home import job_home
 from honed.learner.loop.exporter import Exporter
 from honed.learner.models.policy import TokenModel
+from honed.learner.sources.texts import packed_texts
+from honed.learner.supervised.fit import Checkpoints, Fit, Standing
 from honed.learner.supervised.language_model import (
     ModelShape,
-    PretrainSettings,
-    TrainingProgress,
+    language_model_rate,
+    language_model_trainer,
     new_language_model,
     save_language_model,
-    train_language_model,
+    token_budget,
 )
 from honed.learner.train import rng
 from honed.models.facts import ModelFacts
@@ -76,46 +79,43 @@ def publish_base(settings: RunSettings, place: Workspace) -> None:
 def _pretrain(settings: RunSettings, place: Workspace, progress: ProgressFile) -> None:
     section = settings.pretrain
     torch.set_num_threads(section.threads)
-    texts = [str(row["text"]) for path in settings.data.texts for _, row in read_lines(path)]
-    if not texts:
+    if not settings.data.texts:
         raise InvalidArgument(
             "data.texts", "there are no texts to learn a language from: name some, or set conductor.start_from"
         )
-    progress.report(JobProgress(0.0, f"tokenizer of {len(texts)} texts"), final=True)
-    tokenizer = train_tokenizer(texts, vocabulary_size=section.vocabulary, max_length=settings.generation.max_model_tokens)
-    random = rng.generator(settings.seed)
-    shape = ModelShape(section.hidden_size, section.layers, section.head_size, settings.generation.max_model_tokens)
-    model = new_language_model(shape, vocabulary_size=len(tokenizer), rng=random)
-    batches = packed_batches(
-        TextTokenizer(tokenizer).encode_all(texts),
-        separator=END_OF_TEXT_ID,
-        width=section.block_tokens,
-        rows=section.block_rows,
-        rng=random,
-    )
+    made_of = {
+        "texts": [hash_file(path)[1] for path in settings.data.texts],
+        "pretrain": section.model_dump(mode="json", exclude={"threads", "microbatch_tokens"}),
+        "max_model_tokens": settings.generation.max_model_tokens,
+        "seed": settings.seed,
+    }
+    with job_home(place.unfinished(NAME), made_of) as home:
+        texts = [str(row["text"]) for path in settings.data.texts for _, row in read_lines(path)]
+        progress.report(JobProgress(0.0, f"tokenizer of {len(texts)} texts"), final=True)
+        longest = settings.generation.max_model_tokens
+        tokenizer = train_tokenizer(texts, vocabulary_size=section.vocabulary, max_length=longest)
+        random = rng.generator(settings.seed)
+        shape = ModelShape(section.hidden_size, section.layers, section.head_size, longest)
+        model = new_language_model(shape, vocabulary_size=len(tokenizer), rng=random)
+        source = packed_texts(
+            TextTokenizer(tokenizer).encode_all(texts),
+            separator=END_OF_TEXT_ID,
+            width=section.block_tokens,
+            rows=section.block_rows,
+            seed=settings.seed,
+        )
+        trainer = language_model_trainer(model, section, microbatch_tokens=section.microbatch_tokens, rng=random)
 
-    def tell(at: TrainingProgress) -> None:
-        figures = {"loss": at.loss, "tokens_per_second": at.tokens_per_second, "tokens": float(at.tokens)}
-        progress.report(JobProgress(at.done, f"step {at.step}", figures))
+        def tell(at: Standing) -> None:
+            figures = {"loss": at.loss, "tokens_per_second": at.per_second, "tokens": float(at.amount)}
+            progress.report(JobProgress(at.done, f"step {at.step}", figures))
 
-    train_language_model(
-        model,
-        batches,
-        PretrainSettings(
-            tokens=section.tokens,
-            learning_rate=section.learning_rate,
-            max_seconds=section.seconds,
-            warmup_steps=section.warmup_steps,
-            final_rate=section.final_rate,
-            weight_decay=section.weight_decay,
-            gradient_norm=section.gradient_norm,
-        ),
-        progress=tell,
-    )
-    partial = place.base_model.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_language_model(model, tokenizer, partial)
-    os.replace(partial, place.base_model)
+        checkpoints = Checkpoints(home / "checkpoints")
+        Fit(trainer, source, token_budget(section), language_model_rate(section), checkpoints=checkpoints, progress=tell).run()
+        partial = place.base_model.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        save_language_model(model, tokenizer, partial)
+        os.replace(partial, place.base_model)
 
 
 def _copy(source: str, place: Workspace) -> None:

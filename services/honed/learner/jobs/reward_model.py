@@ -29,16 +29,12 @@ from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import FailedPrecondition, root_cause
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner.build import choose_device
+from honed.learner.data.judgement import Judgement, Ranking
+from honed.learner.jobs.home import job_home
 from honed.learner.jobs.judged import Judged, encode, read_judgement, read_pairs
 from honed.learner.jobs.samples import BASE, reference_samples
-from honed.learner.supervised.reward_model import (
-    Judgement,
-    Ranking,
-    RewardProgress,
-    RewardTrainingSettings,
-    accuracy,
-    train_reward_model,
-)
+from honed.learner.supervised.fit import Budget, Checkpoints, Fit, Standing
+from honed.learner.supervised.judgements import accuracy, judgement_batches, reward_rate, reward_trainer
 from honed.learner.train import rng
 from honed.models.reward_model import RewardModel, reward_model_version
 from honed.models.tokenizer import TextTokenizer, load_tokenizer
@@ -49,6 +45,7 @@ from honed.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 NAME = "reward-model"
+_CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -74,11 +71,12 @@ async def run(settings: RunSettings) -> None:
     digest = _settings_digest(settings, base)
     async with internal_channel(settings, settings.preference.target) as channel:
         stub = preference_pb2_grpc.PreferenceServiceStub(channel)
-        snapshot = await _freeze(stub, settings.run)
-        manifest = await asyncio.to_thread(_newest, store)
-        made_of = (snapshot.sha256, digest)
-        if manifest is None or (manifest.lineage.preference_snapshot, manifest.lineage.config_hash) != made_of:
-            manifest = await _Training(settings, store, progress).run(stub, snapshot, digest)
+        with job_home(Workspace(settings.directory).unfinished(NAME), {"settings": digest}) as home:
+            snapshot = await _freeze(stub, settings.run, home)
+            manifest = await asyncio.to_thread(_newest, store)
+            made_of = (snapshot.sha256, digest)
+            if manifest is None or (manifest.lineage.preference_snapshot, manifest.lineage.config_hash) != made_of:
+                manifest = await _Training(settings, store, progress, home).run(stub, snapshot, digest)
     label = f"reward model {TRAINED}/{manifest.version}"
     progress.report(JobProgress(1.0, label, dict(manifest.lineage.figures)), final=True)
 
@@ -88,11 +86,19 @@ def _newest(store: RewardModelStore) -> Manifest | None:
     return None if version is None else store.manifest(version)
 
 
-async def _freeze(stub: preference_pb2_grpc.PreferenceServiceAsyncStub, run: str) -> _Snapshot:
-    key = f"{run}/{NAME}/{uuid.uuid4().hex}"  # a key of its own: one that was used would give the judgements of then
+async def _freeze(stub: preference_pb2_grpc.PreferenceServiceAsyncStub, run: str, home: Path) -> _Snapshot:
+    """The judgements of now, or of then if a training of those was interrupted: a key that was used gives those again."""
+    key = await asyncio.to_thread(_key, home, run)
     request = preference_pb2.CreateSnapshotRequest(idempotency_key=key)
     answer = await stub.CreateSnapshot(request, timeout=60)
     return _Snapshot(answer.snapshot_id, answer.content_sha256)
+
+
+def _key(home: Path, run: str) -> str:
+    kept = home / "snapshot-key"
+    if not any(home.glob(f"{_CHECKPOINTS}*")):
+        kept.write_text(f"{run}/{NAME}/{uuid.uuid4().hex}", encoding="utf-8")
+    return kept.read_text(encoding="utf-8")
 
 
 def _settings_digest(settings: RunSettings, base: Manifest) -> str:
@@ -115,9 +121,8 @@ def _sees_prompt(settings: RunSettings) -> bool:
 class _Training:
     """One training, from the snapshot to the published version."""
 
-    def __init__(self, settings: RunSettings, store: RewardModelStore, progress: ProgressFile) -> None:
-        self._settings, self._store, self._progress = settings, store, progress
-        self._directory = settings.directory / "jobs" / NAME
+    def __init__(self, settings: RunSettings, store: RewardModelStore, progress: ProgressFile, home: Path) -> None:
+        self._settings, self._store, self._progress, self._directory = settings, store, progress, home
         self._generator = rng.generator(settings.seed)
 
     async def run(
@@ -127,7 +132,7 @@ class _Training:
         settings = self._settings
         torch.set_num_threads(settings.reward_training.threads)
         policies = PolicyStore(settings.policy_url, settings.run)
-        base = await asyncio.to_thread(policies.fetch, BASE, self._directory)
+        base = await asyncio.to_thread(policies.fetch, BASE, Workspace(settings.directory).jobs / NAME)
         tokenizer = load_tokenizer(base)
         try:
             async with asyncio.TaskGroup() as group:  # the generation service may still be starting
@@ -184,28 +189,19 @@ class _Training:
         model.normalise(samples)
         model.fold_gain()
 
-        def report(at: RewardProgress) -> None:
-            figures = {"loss": at.loss, "judgements": float(at.judgements)}
-            self._progress.report(JobProgress(at.done, f"step {at.step} of {at.steps}", figures))
+        def report(at: Standing) -> None:
+            self._progress.report(JobProgress(at.done, f"step {at.step} of {source.batches}", {"loss": at.loss}))
 
-        train_reward_model(
-            model,
-            judgements,
-            RewardTrainingSettings(
-                objective=section.objective,
-                batch_texts=section.batch_texts,
-                microbatch_tokens=section.microbatch_tokens,
-                learning_rate=section.learning_rate,
-                warmup=section.warmup,
-                embedding_dropout=section.embedding_dropout,
-                weight_decay=section.weight_decay,
-                gradient_norm=section.gradient_norm,
-                max_seconds=section.seconds,
-            ),
-            rng=self._generator,
-            prefix=tokenizer.prefix,
+        source = judgement_batches(judgements, section, seed=self._settings.seed)
+        Fit(
+            reward_trainer(model, section, rng=self._generator, prefix=tokenizer.prefix),
+            source,
+            Budget(source.batches, lambda batch: 1, section.seconds),
+            reward_rate(section),
+            # Judgements that somebody has erased meanwhile are not gone on with: what is left of them has another digest.
+            checkpoints=Checkpoints(self._directory / f"{_CHECKPOINTS}-{_digest(judgements)}"),
             progress=report,
-        )
+        ).run()
         model.normalise(samples)
         return model
 
@@ -243,3 +239,10 @@ class _Training:
         self._store.retire(settings.policy.keep, [row.source for row in promoted])
         shutil.rmtree(directory)
         return manifest
+
+
+def _digest(judgements: Sequence[Judgement]) -> str:
+    digest = hashlib.sha256()
+    for judgement in judgements:
+        digest.update(repr(judgement).encode())
+    return digest.hexdigest()[:16]

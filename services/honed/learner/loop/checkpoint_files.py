@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ FORMAT = 2
 _MANIFEST = "manifest.json"
 _PROGRESS = "progress.json"
 _TRAINED = "trained.bin"
-_OF_THE_LOOP = frozenset({"version", "rollbacks"})
+_OF_THE_LOOP = frozenset({"version", "rollbacks", "position"})
 """What the progress file holds beside the parts of the algorithm, each under its own name."""
 
 
@@ -39,11 +39,13 @@ class Progress:
         trained: Rollouts behind the weights.
         version: Label that the weights were, or were to be, published under; empty before the first update.
         rollbacks: Fence and update of each roll-back, oldest first: what older fences made beyond it is abandoned.
+        position: Where a source stands that is read in an order of its own; JSON. Empty for the scored stream.
     """
 
     trained: TrainedIds
     version: str = ""
     rollbacks: tuple[tuple[int, int], ...] = ()
+    position: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def load(directory: Path) -> Checkpoint:
                 trained=TrainedIds.from_bytes((directory / _TRAINED).read_bytes()),
                 version=str(progress["version"]),
                 rollbacks=tuple((int(fence), int(step)) for fence, step in progress["rollbacks"]),
+                position=dict(progress.get("position", {})),
             ),
         )
     except (KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError) as error:
@@ -96,6 +99,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         {
             "version": progress.version,
             "rollbacks": [list(each) for each in progress.rollbacks],
+            **({"position": dict(progress.position)} if progress.position else {}),
             **{part: dict(numbers) for part, numbers in trainer.algorithm.items()},
         },
     )

@@ -15,8 +15,9 @@ from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss
 from honed.learner.data.episode import Episode
 from honed.learner.loop.checkpoint import CheckpointStore
+from honed.learner.train.on_policy import PolicyTrainer
 from honed.learner.train.state import TrainerState
-from honed.learner.train.trainer import BadBatch, Interrupted, Metrics, Trainer
+from honed.learner.train.trainer import BadBatch, Interrupted, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Training:
 
     def __init__(
         self,
-        trainer: Trainer[Sequence[Episode]],
+        trainer: PolicyTrainer,
         checkpoints: CheckpointStore,
         *,
         timeout_s: float = 3600.0,

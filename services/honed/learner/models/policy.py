@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from honed.kit.errors import DataLoss, FailedPrecondition
+from honed.kit.errors import FailedPrecondition
 from honed.learner.data.batches import MicroBatch
+from honed.learner.models.trained import Trained
 from honed.models.attention import Precision, use_float32_attention
 from honed.models.token_head import TokenHead, chosen_logprobs, chosen_logprobs_and_entropy
 
@@ -118,33 +119,14 @@ class ReferenceModel(TokenModel):
         self.requires_grad_(False)
 
 
-class TrainedModel(TokenModel):
-    """A model that a trainer moves, with what heads a subclass adds."""
+class TrainedModel(TokenModel, Trained):
+    """A language model that a trainer moves, with what heads a subclass adds."""
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Every parameter that trains, by name; tied weights once."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Parameters by name, tied weights once, sharing memory with the model: what a checkpoint holds."""
-        return {name: p.detach() for name, p in self.named_parameters()}
-
-    @torch.no_grad()
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Copies what `tensors` gave into the parameters.
-
-        Raises:
-            DataLoss: when names or shapes are not this model's; no parameter is changed then.
-        """
-        own = dict(self.named_parameters())
-        if own.keys() != tensors.keys():
-            odd = sorted(own.keys() ^ tensors.keys())
-            raise DataLoss(f"stored weights are another model's: {len(odd)} names differ, the first is {odd[0]!r}")
-        for name, parameter in own.items():
-            if parameter.shape != tensors[name].shape:
-                raise DataLoss(f"stored weight {name!r} has shape {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}")
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
+    @property
+    def published(self) -> nn.Module:
+        """The language model."""
+        model: nn.Module = self.language_model
+        return model
 
 
 class PolicyModel(TrainedModel):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from honed.artifacts.version import VersionId
 from honed.learner.algorithms.base import OnPolicy
-from honed.learner.data.batches import MicroBatch, Rows, micro_batches, padding_share
+from honed.learner.data.batches import MicroBatch, Rows, pack_on, padding_share
 from honed.learner.data.episode import Episode
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.objectives.kl import KLController
@@ -25,6 +25,10 @@ from honed.learner.objectives.policy_gradient import approximate_kl_terms, behav
 from honed.learner.settings import LearnerSettings
 from honed.learner.train.algorithm import BadLoss, State, UpdateContext
 from honed.learner.train.means import MeanOverTokens
+from honed.learner.train.trainer import Trainer
+
+PolicyTrainer = Trainer[Sequence[Episode], PolicyModel]
+"""What learns from sampled responses."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class OnPolicyUpdates:
 
     def prepare(self, batch: Sequence[Episode], context: UpdateContext) -> _Batch:
         """See `Algorithm`: one pass of policy and reference, and what the algorithm computes once a batch."""
-        packed = pack(batch, range(len(batch)), context.microbatch_tokens, self.policy.device)
+        packed = pack_on(self.policy.device, batch, range(len(batch)), context.microbatch_tokens)
         sampled, entropy = self._read(batch, packed, context)
         gap = float((sampled.proximal - sampled.behaviour)[sampled.mask].exp().mean())
         check_ratio("sampler", gap, self.learner.max_ratio)
@@ -163,7 +167,7 @@ class _Batch:
         if len(chosen) == len(self.episodes):
             packed = self._packed
         else:
-            packed = pack(self.episodes, chosen, self._context.microbatch_tokens, self.updates.policy.device)
+            packed = pack_on(self.updates.policy.device, self.episodes, chosen, self._context.microbatch_tokens)
         return _Minibatch(self, index, packed, known)
 
     def finish(self) -> Mapping[str, float]:
@@ -265,12 +269,6 @@ class _AtTokens(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._rows)
-
-
-def pack(episodes: Sequence[Episode], chosen: Sequence[int], max_tokens: int, device: torch.device) -> list[MicroBatch]:
-    """Micro-batches of the chosen episodes on a device; their slots lead into rows of all episodes."""
-    width = max(len(episode.response) for episode in episodes)
-    return [batch.to(device) for batch in micro_batches(episodes, chosen, max_tokens=max_tokens, width=width)]
 
 
 def check_ratio(to: str, mean: float, bound: float) -> None:

@@ -109,6 +109,15 @@ def build_optimizer(
     return TensorFlowAdam(params, lr=lr, betas=betas, eps=eps)
 
 
+def decayed_matrices(params: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Groups of parameters whose matrices decay, while gains and biases do not."""
+    listed = list(params)
+    return [
+        {"params": [p for p in listed if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in listed if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
 def linear_rate(base: float, *, step: int, total: int) -> float:
     """Learning rate of update `step` (from 0) of `total`, falling linearly from `base`; 0 from `total` on.
 

@@ -6,6 +6,8 @@ states repeats every draw.
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -32,3 +34,9 @@ def load_generator_state(target: torch.Generator, state: Tensor) -> None:
         target.set_state(state.to("cpu", torch.uint8).clone())
     except RuntimeError as error:
         raise DataLoss(f"the stored generator state of {state.numel()} bytes cannot be used: {error}") from error
+
+
+def order(count: int, seed: int, number: int) -> list[int]:
+    """A permutation of `count` things that follows from a seed and a number: the n-th epoch's, say."""
+    digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
+    return torch.randperm(count, generator=generator(int.from_bytes(digest[:7], "big"))).tolist()

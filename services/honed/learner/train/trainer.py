@@ -14,18 +14,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import FailedPrecondition, InvalidArgument
-from honed.learner.models.policy import TrainedModel
+from honed.learner.models.trained import Trained
 from honed.learner.train import rng
 from honed.learner.train.algorithm import Algorithm, B, BadLoss, Minibatch, UpdateContext
 from honed.learner.train.optimizer import linear_rate, load_optimizer_tensors, optimizer_tensors, set_rate
 from honed.learner.train.state import TrainerState
+
+M = TypeVar("M", bound=Trained)
 
 Metrics = Mapping[str, float]
 """Figures of one update by name; one that it could not tell is not there."""
@@ -67,12 +69,12 @@ class Interrupted(Exception):
     """The update was asked to stop. Optimizer steps that were made stand: go back to the state before."""
 
 
-class Trainer(Generic[B]):
+class Trainer(Generic[B, M]):
     """Holds all that training moves: the model, the optimizer, what the algorithm keeps, the generator, the version."""
 
     def __init__(
         self,
-        model: TrainedModel,
+        model: M,
         algorithm: Algorithm[B],
         optimizer: torch.optim.Optimizer,
         *,
@@ -87,12 +89,20 @@ class Trainer(Generic[B]):
         """Updates made: the version of the weights."""
         self._interrupted: Callable[[], bool] = lambda: False
 
-    def update(self, batch: B, *, version: VersionId | None = None, interrupted: Callable[[], bool] = lambda: False) -> Metrics:
+    def update(
+        self,
+        batch: B,
+        *,
+        version: VersionId | None = None,
+        rate: float | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Metrics:
         """Trains on the batch once and returns what happened.
 
         Args:
             batch: Examples of the algorithm's kind; at least as many as there are minibatches.
             version: Of the weights before this update, to tell numerical difference from staleness.
+            rate: The learning rate; None for that of the settings' schedule.
             interrupted: Asked before each pass of the model whether to stop.
 
         Raises:
@@ -105,8 +115,9 @@ class Trainer(Generic[B]):
         settings = self.settings
         if len(batch) < settings.minibatches:
             raise InvalidArgument("batch", f"{len(batch)} examples cannot fill {settings.minibatches} minibatches")
-        total = settings.total_updates
-        rate = settings.learning_rate if total is None else linear_rate(settings.learning_rate, step=self.step, total=total)
+        if rate is None:
+            total, rate = settings.total_updates, settings.learning_rate
+            rate = rate if total is None else linear_rate(rate, step=self.step, total=total)
         set_rate(self.optimizer, rate)
         try:
             prepared = self.algorithm.prepare(batch, UpdateContext(version, settings.microbatch_tokens, self._stop_if_asked))
@@ -151,7 +162,7 @@ class Trainer(Generic[B]):
 
         Heads and what the algorithm keeps stay as they are.
         """
-        self.model.language_model.load_state_dict(weights)
+        self.model.published.load_state_dict(weights)
         self.optimizer.state.clear()
         self.step = step
 

@@ -1,0 +1,61 @@
+"""Where a job works: a directory that is its own while it runs, and that keeps what an interrupted try has left."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from honed.kit.errors import FailedPrecondition
+
+_LOCK: Final = "lock"
+_MADE_OF: Final = "made_of.json"
+
+
+@contextmanager
+def job_home(directory: Path, made_of: Mapping[str, Any]) -> Iterator[Path]:
+    """A job's directory. It is empty, or holds what a try that was interrupted has left, if that was made of the same.
+
+    What is in it goes when the block ends well, and stays when it ends by an error.
+
+    Args:
+        directory: Of the job.
+        made_of: What decides the result: settings, and digests of data; JSON.
+
+    Raises:
+        FailedPrecondition: The same job is at work there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / _LOCK).open("w") as lock:  # the kernel's, which ends with the process, however it ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FailedPrecondition(f"{directory} is in use: the same job of this run is at work already") from error
+        wanted = json.dumps(made_of, sort_keys=True)
+        if _read(directory / _MADE_OF) != wanted:
+            _empty(directory)
+            partial = directory / f"{_MADE_OF}.partial"
+            partial.write_text(wanted, encoding="utf-8")
+            os.replace(partial, directory / _MADE_OF)
+        yield directory
+        _empty(directory)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _empty(directory: Path) -> None:
+    # The list of what it was made of goes first: a removal that is cut short leaves nothing that could be taken for whole.
+    (directory / _MADE_OF).unlink(missing_ok=True)
+    for path in directory.iterdir():
+        if path.name != _LOCK:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
