@@ -11,6 +11,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from honed.models import lean  # noqa: F401  before transformers
+
+# isort: split
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask

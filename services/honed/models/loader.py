@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from honed.models import lean  # noqa: F401  before transformers
+
+# isort: split
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
