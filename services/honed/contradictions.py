@@ -59,6 +59,10 @@ def _of_reward(settings: RunSettings) -> Iterator[str]:
     for name, count in Counter(scorer.name for scorer in reward.scorers).items():
         if count > 1:
             yield f"reward.scorers: {count} have the name {name}: give each its own"
+    for scorer in reward.scorers:
+        if scorer.options and scorer.kind == "reward_model":
+            names = ", ".join(scorer.options)
+            yield f"reward.scorers: {scorer.name} is a reward model, and only functions have options: remove {names}"
     if reward.scorers and not any(scorer.weight for scorer in reward.scorers):
         yield "reward.scorers: every weight is 0, and so is every reward: give one of them another weight"
     truncate, longest = reward.truncate, settings.conductor.response_tokens

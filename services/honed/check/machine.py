@@ -215,7 +215,9 @@ def _check_scorers(settings: RunSettings, report: Report) -> None:
         where = f"reward.scorers.{number}.source"
         if scorer.kind == "function":
             try:
-                find_function(scorer.name, scorer.source)
+                find_function(scorer.name, scorer.source, scorer.options)
+            except InvalidArgument as error:
+                report.error(error.field, error.reason)
             except HonedError as error:
                 report.error(where, str(error))
         elif not (_is_artifact(scorer.source) or (Path(scorer.source) / "config.json").is_file()):

@@ -9,17 +9,27 @@ and the run file names it: `scorers: [{name: polite, kind: function, source: pol
 
     def politeness(samples: Sequence[Sample]) -> Sequence[float]: ...
 
-It runs in the one compute thread of the service, so it must not wait for anything.
+It runs in the one compute thread of the service, so it must not wait for anything without a bound.
+
+The run file's `options` are keyword arguments: of the function, at each call; or of a class, which is made once, at the start,
+and whose instance is called with the samples. A class refuses a wrong value by a ValueError, as pydantic's models do.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-from honed.kit.errors import FailedPrecondition, NotFound
+from pydantic import ValidationError
+
+from honed.kit.errors import FailedPrecondition, InvalidArgument, NotFound
 from honed.reward.scorer import Kind, ScorerFailed, ScorerInput, ScorerOutput
 
 GROUP = "honed.scorers"
@@ -86,19 +96,26 @@ class FunctionScorer:
 
 
 def find_function(
-    name: str, source: str, *, sees_prompt: bool = True, find: Callable[[], Sequence[EntryPoint]] | None = None
+    name: str,
+    source: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    sees_prompt: bool = True,
+    find: Callable[[], Sequence[EntryPoint]] | None = None,
 ) -> FunctionScorer:
     """Loads the function `source` of the entry-point group `honed.scorers`.
 
     Args:
         name: The scorer's name in the settings.
         source: The entry point's name.
+        options: What the run file gives it; see the module.
         sees_prompt: Whether the function gets the prompt too.
         find: Lists the entry points; what is installed by default.
 
     Raises:
         NotFound: No installed distribution offers it; names those that exist.
         FailedPrecondition: Two distributions offer it, it cannot be imported, or it is no function.
+        InvalidArgument: It has no such option, or the value cannot be.
     """
     offered = list(find() if find is not None else entry_points(group=GROUP))
     found = [point for point in offered if point.name == source]
@@ -114,7 +131,55 @@ def find_function(
         raise FailedPrecondition(f"scorer '{name}': {found[0].value} cannot be imported: {error}") from error
     if not callable(function):
         raise FailedPrecondition(f"scorer '{name}': {found[0].value} is a {type(function).__name__}, not a function")
-    return FunctionScorer(name, function, _distribution(found[0]), sees_prompt=sees_prompt)
+    options = options or {}
+    made = _with_options(name, source, function, options)
+    return FunctionScorer(name, made, _version(found[0], options), sees_prompt=sees_prompt)
+
+
+def _with_options(name: str, source: str, function: Callable[..., Any], options: Mapping[str, Any]) -> ScoreFunction:
+    """The function that takes the samples alone."""
+    field = f"reward.scorers.{name}.options"
+    is_class = isinstance(function, type)
+    given = () if is_class else (None,)  # the samples stand before the options
+    try:
+        inspect.signature(function).bind(*given, **options)
+    except TypeError as error:
+        known = ", ".join(_options_of(function, len(given))) or "none"
+        raise InvalidArgument(field, f"{error}; {source} has the options: {known}") from error
+    except ValueError:  # something compiled, which does not tell its arguments
+        pass
+    if not is_class:
+        return partial(function, **options)
+    try:
+        made: ScoreFunction = function(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, known = ".".join([field, *map(str, first["loc"])]), ", ".join(_options_of(function, 0))
+        raise InvalidArgument(place, f"{first['msg']}; {source} has the options: {known}") from None
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{field}.{error.field}", error.reason) from error
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(field, f"{source} refuses {dict(options)}: {error}") from error
+    except Exception as error:  # a package that it needs is not installed, say
+        raise FailedPrecondition(f"scorer '{name}': {source} cannot be made: {error}") from error
+    if not callable(made):
+        raise FailedPrecondition(f"scorer '{name}': what {source} makes cannot be called: the class needs `__call__`")
+    return made
+
+
+def _options_of(function: Callable[..., Any], skipped: int) -> list[str]:
+    """Names of the arguments behind the samples."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = list(inspect.signature(function).parameters.values())[skipped:]
+    return [parameter.name for parameter in parameters if parameter.kind in named]
+
+
+def _version(point: EntryPoint, options: Mapping[str, Any]) -> str:
+    """The distribution's name and version; with options also a digest of them, for they change the answers."""
+    if not options:
+        return _distribution(point)
+    written = json.dumps(options, sort_keys=True, default=str)
+    return f"{_distribution(point)} options {hashlib.sha256(written.encode()).hexdigest()[:12]}"
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -208,7 +208,7 @@ def make_builder(section: RewardSettings, tokenizer: ScoringTokenizer, sources: 
 
     def build(scorer: ScorerSettings, source: str) -> Scorer:
         if scorer.kind == "function":
-            return find_function(scorer.name, source, sees_prompt=scorer.sees_prompt)
+            return find_function(scorer.name, source, scorer.options, sees_prompt=scorer.sees_prompt)
         return ModelScorer(
             scorer.name,
             sources.local(source),

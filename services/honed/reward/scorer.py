@@ -175,7 +175,7 @@ class Scorer(Protocol):
 
     @property
     def version(self) -> str:
-        """For a reward model a digest of its files, for a function the name and version of its distribution."""
+        """For a reward model a digest of its files; for a function its distribution's version, and a digest of its options."""
 
     @property
     def kind(self) -> Kind:

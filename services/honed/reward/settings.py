@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ class ScorerSettings(Section):
     )
     weight: float = 1.0
     sees_prompt: bool = Field(True, description="Score prompt and response; otherwise the response alone.")
+    options: dict[str, Any] = Field({}, description="What a function has of its own, by the names of its arguments.")
 
 
 class RewardSettings(ReplicatedSettings):

@@ -313,7 +313,9 @@ class Score(_message.Message):
     scorer: _builtins.str
     """The scorer's name in the settings."""
     scorer_version: _builtins.str
-    """The scorer's version: for a reward model a digest of its weights, for a function the version of its distribution."""
+    """The scorer's version: for a reward model a digest of its weights, for a function the version of its distribution, with a
+    digest of its options where it has some.
+    """
     value: _builtins.float
     """The value, before the weight. Finite."""
     weight: _builtins.float

@@ -135,6 +135,7 @@ EXEMPT = {
     "run": "a name",
     "security.tls.server_name": "a name in certificates",
     "reward.scorers.name": "a name",
+    "reward.scorers.options": "the function's own",
     "reward.truncate.token_text": "text",
     "learner.algorithm": "found with the run file",
     "learner.options": "the algorithm's numbers",

@@ -143,10 +143,13 @@ def test_all_that_is_wrong_with_a_run_is_found_at_once(tree: dict[str, Any], tmp
         tree["preference"] = {"port": port}
         tree["conductor"]["start_from"] = str(tmp_path / "nowhere")
         tree["queue"] = {"url": "redis://127.0.0.1:1/0"}
-        tree["reward"] = {"scorers": [{"name": "a", "kind": "function", "source": "no_such_function"}]}
+        unknown = {"name": "a", "kind": "function", "source": "no_such_function"}
+        wrong = {"name": "b", "kind": "function", "source": "length", "options": {"unit": "lines"}}
+        tree["reward"] = {"scorers": [unknown, wrong]}
         tree["data"] = {"prompts": str(tmp_path / "none.jsonl")}
         found = texts_of(check_run(settings_of(tree), fast=True))
-    for where in ("conductor.start_from", "data.prompts", "preference.port", "queue.url", "reward.scorers.0.source"):
+    places = ("conductor.start_from", "data.prompts", "preference.port", "queue.url", "reward.scorers.0.source")
+    for where in (*places, "reward.scorers.b.options"):
         assert any(line.startswith(f"error {where}: ") for line in found), (where, found)
 
 

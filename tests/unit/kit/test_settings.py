@@ -71,6 +71,7 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
         ("reward: {scorers: [{name: a, kind: function, source: f, weight: .nan}]}", r"weight: Input should be a finite number"),
         ("reward: {scorers: [{name: a, kind: function, source: f, weight: .inf}]}", r"weight: Input should be a finite number"),
         ("reward: {scorers: [{name: a, kind: function, source: f, weight: 0}]}", "every weight is 0"),
+        ("reward: {scorers: [{name: a, kind: reward_model, source: trained, options: {b: 1}}]}", "only functions have options"),
         ("reward: {truncate: {token_text: '.', not_before: 256}}", r"truncate\.not_before: position 256 is behind every"),
         ("reward: {truncate: {token_text: ''}}", r"token_text: String should have at least 1 character"),
         ("generation: {max_queued: 19}", r"generation\.max_queued: 19 leave applications room for 15 samples .* at least 20"),

@@ -4,14 +4,43 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 
 import pytest
+from pydantic import Field
 from tests.unit.reward.support import item
 
-from honed.kit.errors import FailedPrecondition, NotFound
+from honed.kit.errors import FailedPrecondition, InvalidArgument, NotFound
 from honed.reward.builtin import length, repetition
 from honed.reward.function_scorer import GROUP, FunctionScorer, Sample, ScoreFunction, find_function
 from honed.reward.scorer import ScorerFailed
+from honed.settings import Section
 
 BATCH = [item("one"), item("two")]
+
+
+def times(samples: Sequence[Sample], factor: float = 1.0, *, offset: float = 0.0) -> list[float]:
+    """A function with options."""
+    return [factor * len(sample.response) + offset for sample in samples]
+
+
+class Checked(Section):
+    """A class that checks its options."""
+
+    least: int = Field(1, ge=0)
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float]:
+        return [float(len(sample.response) >= self.least) for sample in samples]
+
+
+class Broken:
+    """A class that cannot be made here."""
+
+    def __init__(self, kind: str = "package") -> None:
+        if kind == "package":
+            raise ImportError("pip install 'thing'")
+        raise ValueError("kind is not known")
+
+
+class NotCallable:
+    """A class whose instances score nothing."""
 
 
 def scorer(function: ScoreFunction, *, sees_prompt: bool = True) -> FunctionScorer:
@@ -89,3 +118,49 @@ def test_length_counts_words_and_repetition_counts_repeated_pairs() -> None:
     samples = [Sample("", "a b a b a"), Sample("", "a b c"), Sample("", "")]
     assert list(length(samples)) == [0.05, 0.03, 0.0]
     assert list(repetition(samples)) == [0.5, 0.0, 0.0]
+
+
+def made(attribute: str, **options: object) -> FunctionScorer:
+    return find_function("n", "wanted", options, find=lambda: offered(f"{__name__}:{attribute}"))
+
+
+def test_options_are_keyword_arguments_of_a_function() -> None:
+    assert [o.value for o in made("times", factor=2, offset=1).score([item("ab")])] == [5.0]
+    assert [o.value for o in made("times").score([item("ab")])] == [2.0]
+
+
+def test_a_class_is_made_once_with_its_options() -> None:
+    scorer = made("Checked", least=2)
+    assert [o.value for o in scorer.score([item("ab"), item("a")])] == [1.0, 0.0]
+    assert [o.value for o in made("Checked").score([item("")])] == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "options", "message"),
+    [
+        ("times", {"facto": 2}, r"scorers\.n\.options: .*'facto'; wanted has the options: factor, offset"),
+        ("times", {"samples": []}, r"scorers\.n\.options: .*'samples'"),
+        ("Checked", {"most": 2}, r"scorers\.n\.options: .*'most'; wanted has the options: least"),
+        ("Checked", {"least": -1}, r"scorers\.n\.options\.least: .*greater than or equal to 0; wanted has the options: least"),
+        ("Checked", {"least": "many"}, r"scorers\.n\.options\.least: "),
+        ("Broken", {"kind": "x"}, r"scorers\.n\.options: wanted refuses .*kind is not known"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_at_the_start(attribute: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        made(attribute, **options)
+
+
+def test_a_class_that_cannot_be_made_says_why() -> None:
+    with pytest.raises(FailedPrecondition, match=r"scorer 'n': wanted cannot be made: pip install 'thing'"):
+        made("Broken")
+    with pytest.raises(FailedPrecondition, match="needs `__call__`"):
+        made("NotCallable")
+
+
+def test_the_version_tells_options_apart_and_not_the_order_they_stand_in() -> None:
+    plain, one = made("times").version, made("times", factor=2, offset=1).version
+    assert one == made("times", offset=1, factor=2).version
+    assert len({plain, one, made("times", factor=2).version}) == 3
+    assert plain == "unknown distribution", "a function without options keeps the version that it has always had"
+    assert len(one) <= 128, "the contract's bound"
