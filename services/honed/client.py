@@ -197,19 +197,26 @@ class Client:
         method = generation_pb2_grpc.GenerationServiceStub(peer.channel).StreamGenerate
         return SampleStream(peer.stream(method, request, self._seconds(timeout)), Origin(prompt, params))
 
-    def score(self, items: Iterable[Scorable], *, timeout: float | None = None) -> list[Scored]:
+    def score(
+        self, items: Iterable[Scorable], *, references: Iterable[str] | None = None, timeout: float | None = None
+    ) -> list[Scored]:
         """Scores responses, 4096 at most, in their order.
 
         Args:
             items: samples; or texts that stand alone; or pairs of prompt and response, each text or token ids, the prompt
                 also messages.
+            references: for each item what scorers compare it with, such as the right answer; empty where there is nothing.
             timeout: seconds; None takes the client's.
 
         Raises:
+            ValueError: there are more or fewer references than items.
             RequestError: the call failed; `field` names the item, counted from 0.
         """
         peer = self._peer("reward")
-        request = reward_pb2.ScoreRequest(items=[score_item(item) for item in items])
+        scored_items = list(items)
+        given = [""] * len(scored_items) if references is None else list(references)
+        messages = [score_item(item, reference) for item, reference in zip(scored_items, given, strict=True)]
+        request = reward_pb2.ScoreRequest(items=messages)
         response = peer.unary(reward_pb2_grpc.RewardServiceStub(peer.channel).Score, request, self._seconds(timeout))
         return [scored(result) for result in response.results]
 

@@ -233,8 +233,8 @@ def _chat_message(part: Any) -> generation_pb2.ChatMessage:
     return generation_pb2.ChatMessage(role=part["role"], content=part["content"])
 
 
-def score_item(item: Scorable) -> reward_pb2.ScoreItem:
-    """The contract's message."""
+def score_item(item: Scorable, reference: str = "") -> reward_pb2.ScoreItem:
+    """The contract's message; `reference` is what scorers compare the response with."""
     prompt: PromptContent | None
     response: str | Sequence[int]
     if isinstance(item, Sample):
@@ -249,6 +249,10 @@ def score_item(item: Scorable) -> reward_pb2.ScoreItem:
         message.text = response
     else:
         message.token_ids.ids.extend(response)
+    if reference:
+        if message.prompt.WhichOneof("content") is None:
+            message.prompt.text = ""
+        message.prompt.reference = reference
     return message
 
 

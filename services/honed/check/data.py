@@ -14,7 +14,7 @@ from honed.conductor.settings import JudgementsFile
 from honed.config import RunSettings
 from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import HonedError, InvalidArgument
-from honed.models.prompt_rows import ROW, check_row
+from honed.models.prompt_rows import ROW, check_row, row_reference
 from honed.models.prompts import PromptEncoder, render_messages
 
 Advance = Callable[[int], None]
@@ -81,7 +81,7 @@ class DataCheck:
 
     def _prompts(self, where: str, path: Path) -> None:
         seen: set[bytes] = set()
-        count = longest = 0
+        count = longest = references = 0
 
         def usable(row: dict[str, Any]) -> str:
             nonlocal longest
@@ -91,12 +91,21 @@ class DataCheck:
 
         for _, row in self._rows(where, path, usable):
             count += 1
+            references += bool(row_reference(row))
             seen.add(_digest(row.get("text") or row.get("messages") or row.get("token_ids")))
         if not count and path.is_file():
             self._report.error(where, f"{path} holds no prompt that can be used")
         if count > len(seen):
             self._report.warning(where, f"{path}: {count - len(seen)} of {count} prompts are duplicates")
-        self._report.figures[f"prompts {path}"] = {"lines": count, "duplicates": count - len(seen), "longest_tokens": longest}
+        if 0 < references < count:
+            missing = count - references
+            self._report.warning(where, f"{path}: {missing} of {count} prompts have no `reference`, and the others have one")
+        self._report.figures[f"prompts {path}"] = {
+            "lines": count,
+            "duplicates": count - len(seen),
+            "longest_tokens": longest,
+            "references": references,
+        }
 
     def _prompt(self, row: dict[str, Any]) -> tuple[str, int]:
         """What is wrong with a prompt, empty if nothing; and its tokens, 0 if they cannot be counted."""

@@ -20,7 +20,10 @@ _BATCH_BYTES = 8 * 1024 * 1024
 _TIMEOUT_S = 30.0
 
 JsonLinesArgument = Annotated[
-    str, typer.Argument(metavar="FILE", help="JSON lines with `text`, `token_ids` or `messages`; - reads standard input.")
+    str,
+    typer.Argument(
+        metavar="FILE", help="JSON lines with `text`, `token_ids` or `messages`, and `reference` if any; - is standard input."
+    ),
 ]
 
 

@@ -22,11 +22,12 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True)
 class _Item:
-    """A response, its prompt if it has one, and where it stands, for errors."""
+    """A response, its prompt and reference if it has them, and where it stands, for errors."""
 
     place: str
     prompt: str | None
     response: str
+    reference: str = ""
 
 
 def register(app: typer.Typer) -> None:
@@ -38,8 +39,10 @@ def score(
     responses: Annotated[list[str] | None, typer.Argument(help="What to score.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What the responses answer. Unset: they stand alone.")] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", help="JSON lines with `response` and, where there is one, `prompt`.")
+        Path | None,
+        typer.Option("--file", help="JSON lines with `response` and, where there are such, `prompt` and `reference`."),
     ] = None,
+    reference: Annotated[str, typer.Option(help="What scorers compare the responses with, such as the right answer.")] = "",
     json: output.JsonOption = False,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait at most for each 256 responses.")] = 60.0,
     run: RunOption = None,
@@ -51,7 +54,7 @@ def score(
 
     if bool(responses) == (file is not None):
         raise typer.BadParameter("give responses, or --file, one of the two")
-    items = _from_file(file, prompt) if file is not None else _from_words(responses or [], prompt)
+    items = _from_file(file, prompt, reference) if file is not None else _from_words(responses or [], prompt, reference)
     with Client.over(open_peer("reward", run, address, token_file), timeout=timeout) as client:
         results = _scored(client, items)
         if json:
@@ -61,13 +64,15 @@ def score(
             _show(list(results))
 
 
-def _from_words(responses: Iterable[str], prompt: str | None) -> Iterator[_Item]:
+def _from_words(responses: Iterable[str], prompt: str | None, reference: str) -> Iterator[_Item]:
     for number, response in enumerate(responses, start=1):
-        yield _Item(f"response {number}", prompt, response)
+        yield _Item(f"response {number}", prompt, response, reference)
 
 
-def _from_file(path: Path, prompt: str | None) -> Iterator[_Item]:
+def _from_file(path: Path, prompt: str | None, reference: str) -> Iterator[_Item]:
+    from honed.kit.errors import InvalidArgument
     from honed.kit.jsonl import read_lines
+    from honed.models.prompt_rows import at_line, row_reference
 
     for number, row in read_lines(path):
         place = f"{path}, line {number}"
@@ -75,7 +80,11 @@ def _from_file(path: Path, prompt: str | None) -> Iterator[_Item]:
         for name, value in values.items():
             if not isinstance(value, str) and not (name == "prompt" and value is None):
                 raise ValueError(f"{place}: `{name}` must be a text, is {'missing' if value is None else repr(value)}")
-        yield _Item(place, values["prompt"], str(values["response"]))
+        try:
+            own = row_reference(row)
+        except InvalidArgument as error:
+            raise at_line(path, number, error) from error
+        yield _Item(place, values["prompt"], str(values["response"]), own or reference)
 
 
 def _scored(client: Client, items: Iterable[_Item]) -> Iterator[tuple[_Item, Scored]]:
@@ -85,7 +94,8 @@ def _scored(client: Client, items: Iterable[_Item]) -> Iterator[tuple[_Item, Sco
     waiting = iter(items)
     while batch := list(itertools.islice(waiting, _AT_ONCE)):
         try:
-            results = client.score([i.response if i.prompt is None else (i.prompt, i.response) for i in batch])
+            pairs = [i.response if i.prompt is None else (i.prompt, i.response) for i in batch]
+            results = client.score(pairs, references=[i.reference for i in batch])
         except RequestError as error:
             named = re.match(r"items\[(\d+)\]", error.field)
             place = batch[int(named[1])].place if named else f"{batch[0].place} to {batch[-1].place}"

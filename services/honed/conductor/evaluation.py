@@ -107,7 +107,9 @@ class Evaluation:
         items = [
             reward_pb2.ScoreItem(
                 id=str(number),
-                prompt=generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=row.prompt_token_ids)),
+                prompt=generation_pb2.Prompt(
+                    token_ids=generation_pb2.TokenIds(ids=row.prompt_token_ids), reference=row.reference
+                ),
                 token_ids=generation_pb2.TokenIds(ids=row.token_ids),
             )
             for number, row in enumerate(rows)

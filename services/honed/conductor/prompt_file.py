@@ -10,12 +10,13 @@ import json
 import os
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
 from honed.kit.errors import InvalidArgument
-from honed.models.prompt_rows import at_line, check_row
+from honed.models.prompt_rows import at_line, check_row, row_reference
 
 OnProgress = Callable[[float], object]
 """Told the share of the file that has been checked."""
@@ -23,6 +24,19 @@ OnProgress = Callable[[float], object]
 _CHECK_ROWS: Final = 1024
 _CACHED: Final = 1024
 _ROUNDS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class FilePrompt:
+    """One prompt of a file.
+
+    Attributes:
+        token_ids: The prompt.
+        reference: What scorers compare responses with; empty if there is nothing.
+    """
+
+    token_ids: list[int]
+    reference: str = ""
 
 
 class Encoder(Protocol):
@@ -76,15 +90,15 @@ class PromptFile:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def __getitem__(self, number: int) -> list[int]:
-        """Token ids of a prompt, by its place in the file without empty lines.
+    def __getitem__(self, number: int) -> FilePrompt:
+        """A prompt, by its place in the file without empty lines.
 
         Raises:
             ValueError: the file has been changed since it was checked.
         """
         return self._cached(number)
 
-    def at(self, position: int, seed: int) -> list[int]:
+    def at(self, position: int, seed: int) -> FilePrompt:
         """The prompt at a position of the endless sequence: all prompts once, then all again in another order, and so on.
 
         A pure function of the file, the position and the seed.
@@ -92,11 +106,12 @@ class PromptFile:
         epoch, place = divmod(position, len(self))
         return self[permuted(place, len(self), f"{seed}/epoch/{epoch}")]
 
-    def _read(self, number: int) -> list[int]:
+    def _read(self, number: int) -> FilePrompt:
         start, end = self._offsets[number : number + 2]
         line = os.pread(self._file, end - start, start)
         try:
-            return self._encode(json.loads(line))
+            row = json.loads(line)
+            return FilePrompt(self._encode(row), row_reference(row))
         except (ValueError, InvalidArgument) as error:
             raise ValueError(f"{self._path} has been changed since the run began (prompt {number + 1}: {error})") from error
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from honed.conductor.prompt_file import PromptFile
+from honed.conductor.prompt_file import FilePrompt, PromptFile
 from honed.conductor.settings import ConductorSettings
 from honed.kit.errors import InvalidArgument
 from honed.models.prompts import PromptEncoder
@@ -100,18 +100,18 @@ class PromptMix:
                 break
             if source == FILE:
                 assert self._file is not None
-                ids = self._file.at(plan.file, self._seed)
+                prompt = self._file.at(plan.file, self._seed)
                 plan.file += 1
             else:
                 one = left[source].pop()
                 plan.taken.setdefault(source, []).append(one.entry)
                 try:
-                    ids = self._encoder.prompt(one.prompt)
+                    prompt = FilePrompt(self._encoder.prompt(one.prompt), one.prompt.reference)
                 except InvalidArgument as error:
                     plan.refused += 1
                     logger.warning("a prompt cannot be used", extra={"source": source, "field": error.field})
                     continue
-            plan.messages.append(self._message(turn, ids, source))
+            plan.messages.append(self._message(turn, prompt, source))
             turn += 1
         return plan
 
@@ -126,11 +126,11 @@ class PromptMix:
                 return name
         return open_[-1][0]
 
-    def _message(self, turn: int, ids: Sequence[int], source: str) -> Message:
+    def _message(self, turn: int, prompt: FilePrompt, source: str) -> Message:
         task = common_pb2.PromptTask(
             group_id=f"{self._run}-{turn}",
             run=self._run,
-            prompt_token_ids=ids,
+            prompt_token_ids=prompt.token_ids,
             sampling=common_pb2.SamplingParams(
                 max_tokens=self._settings.response_tokens,
                 temperature=self._settings.temperature,
@@ -139,5 +139,6 @@ class PromptMix:
             ),
             samples=self._settings.samples_per_prompt,
             source=source,
+            reference=prompt.reference,
         )
         return Message(task.group_id, task.SerializeToString())

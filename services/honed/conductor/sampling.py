@@ -31,6 +31,7 @@ class Continuation:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     version: str
+    reference: str = ""
 
 
 def prompts_of(path: Path, limit: int) -> list[generation_pb2.Prompt]:
@@ -93,6 +94,7 @@ async def continuations(
             tuple(sample.token_ids),
             tuple(sample.logprobs),
             f"{version.fence}.{version.step}",
+            prompt.reference,
         )
 
     async with asyncio.TaskGroup() as group:
@@ -126,6 +128,7 @@ def read_continuations(path: Path) -> list[Continuation]:
             tuple(row["token_ids"]),
             tuple(row["logprobs"]),
             row["version"],
+            row.get("reference", ""),  # a file of an older honed has none
         )
         for _, row in read_lines(path)
     ]

@@ -37,5 +37,5 @@ def _encoded(encoder: PromptEncoder, prompts: Iterable[generation_pb2.Prompt]) -
             ids = encoder.prompt(prompt)
         except InvalidArgument as error:
             raise InvalidArgument(f"prompts[{number}].{error.field}", error.reason) from error
-        encoded.append(generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids)))
+        encoded.append(generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids), reference=prompt.reference))
     return encoded

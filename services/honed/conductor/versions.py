@@ -120,7 +120,8 @@ class Versions:
         prompts = list(request.prompts) or await asyncio.to_thread(self._prompts, request.samples or COMPARED)
         async with self._comparing:
             rows = await self._sampled(left, right, prompts)
-        rewards = {side: await self._rewards(rows, side) for side in ("left", "right")}
+        references = [prompt.reference for prompt in prompts]
+        rewards = {side: await self._rewards(rows, references, side) for side in ("left", "right")}
         return conductor_pb2.CompareVersionsResponse(
             differences=differences(rows, rewards["left"], rewards["right"]),
             samples=[
@@ -162,10 +163,11 @@ class Versions:
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
-    async def _rewards(self, rows: Sequence[Mapping[str, Any]], side: str) -> list[float]:
+    async def _rewards(self, rows: Sequence[Mapping[str, Any]], references: Sequence[str], side: str) -> list[float]:
         items = []
-        for number, row in enumerate(rows):
-            prompt = generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=row["prompt_token_ids"]))
+        for number, (row, reference) in enumerate(zip(rows, references, strict=True)):
+            ids = generation_pb2.TokenIds(ids=row["prompt_token_ids"])
+            prompt = generation_pb2.Prompt(token_ids=ids, reference=reference)
             item = reward_pb2.ScoreItem(id=str(number), prompt=prompt)
             if row[side]["token_ids"]:
                 item.token_ids.ids.extend(row[side]["token_ids"])

@@ -53,6 +53,7 @@ class Codec:
             sampling=task.sampling,
             finish_reason=_FINISH[chunk.finish_reason],
             trace_parent=trace_parent,
+            reference=task.reference,
         )
 
     def _spans(self, chunk: Chunk) -> list[common_pb2.VersionSpan]:

@@ -1,14 +1,17 @@
-"""A prompt as JSON lines write it: `text`, `token_ids` or `messages`."""
+"""A prompt as JSON lines write it: `text`, `token_ids` or `messages`, and a `reference` for scorers where there is one."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, Final
 
 from honed.kit.errors import InvalidArgument
 from honed.v1 import generation_pb2
 
 ROW = "prompt"
 """The field of an error that concerns no single field of a row."""
+REFERENCE_BYTES: Final = 65_536
+"""Of a reference as UTF-8, at most: it is copied into each rollout of its prompt, and those wait in Redis."""
 _MOST_ID = (1 << 32) - 1
 
 
@@ -16,8 +19,9 @@ def check_row(row: dict[str, Any]) -> str:
     """Which of `text`, `token_ids` and `messages` a row has; a key that is null is not there.
 
     Raises:
-        InvalidArgument: none, several, or one of the wrong shape.
+        InvalidArgument: none, several, or one of the wrong shape; or a reference that cannot be.
     """
+    row_reference(row)
     given = [name for name in ("text", "token_ids", "messages") if row.get(name) is not None]
     if len(given) != 1:
         raise InvalidArgument(ROW, "needs `text`, `token_ids` or `messages`" + (", one of them" if given else ""))
@@ -34,8 +38,36 @@ def check_row(row: dict[str, Any]) -> str:
     return kind
 
 
+def row_reference(row: dict[str, Any]) -> str:
+    """What scorers compare responses with: `reference` as it stands if it is a string, otherwise as compact JSON; or empty.
+
+    Raises:
+        InvalidArgument: it is longer than `REFERENCE_BYTES`, or is no text.
+    """
+    value = row.get("reference")
+    if value is None:
+        return ""
+    try:
+        text = (
+            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        )
+    except ValueError as error:
+        raise InvalidArgument("reference", "holds NaN or Infinity, which are no JSON") from error
+    if not _is_unicode(text):
+        raise InvalidArgument("reference", "holds half a surrogate pair (\\ud800 to \\udfff), which is no text")
+    if (size := len(text.encode())) > REFERENCE_BYTES:
+        raise InvalidArgument("reference", f"has {size} bytes, and {REFERENCE_BYTES} are the most: shorten it")
+    return text
+
+
 def row_prompt(row: dict[str, Any]) -> generation_pb2.Prompt:
     """The prompt of a row, for an RPC; raises as `check_row` does."""
+    prompt = _content(row)
+    prompt.reference = row_reference(row)
+    return prompt
+
+
+def _content(row: dict[str, Any]) -> generation_pb2.Prompt:
     kind = check_row(row)
     if kind == "text":
         return generation_pb2.Prompt(text=row["text"])

@@ -146,7 +146,7 @@ class ApplicationPrompts:
                 self._count("redacted_away")
                 return None
             if prompt.HasField("messages"):
-                clean.CopyFrom(prompt)
+                clean.messages.CopyFrom(prompt.messages)  # without the reference, which nobody has redacted
                 for message, text in zip(clean.messages.messages, kept, strict=True):
                     message.content = text
             else:

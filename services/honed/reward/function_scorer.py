@@ -13,6 +13,9 @@ It runs in the one compute thread of the service, so it must not wait for anythi
 
 The run file's `options` are keyword arguments: of the function, at each call; or of a class, which is made once, at the start,
 and whose instance is called with the samples. A class refuses a wrong value by a ValueError, as pydantic's models do.
+
+A function that raises InvalidArgument says that the sample is at fault (it needs a reference, say), and that another try would
+give the same.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument, NotFound
-from honed.reward.scorer import Kind, ScorerFailed, ScorerInput, ScorerOutput
+from honed.reward.scorer import BadSample, Kind, ScorerFailed, ScorerInput, ScorerOutput
 
 GROUP = "honed.scorers"
 
@@ -42,10 +45,12 @@ class Sample:
     Attributes:
         prompt: The prompt's text; empty when the settings say that the scorer does not see it.
         response: The response's text.
+        reference: What the prompt's author gave to compare responses with; empty if there is nothing.
     """
 
     prompt: str
     response: str
+    reference: str = ""
 
 
 ScoreFunction = Callable[[Sequence[Sample]], Sequence[float]]
@@ -73,16 +78,22 @@ class FunctionScorer:
 
     def score(self, batch: Sequence[ScorerInput]) -> list[ScorerOutput]:
         """See `Scorer`."""
-        samples = [Sample(item.prompt_text if self._sees_prompt else "", item.response_text) for item in batch]
+        samples = [self._sample(item) for item in batch]
         try:
             values = list(self._function(samples))
         except Exception as error:
             # Whatever a user's function raises concerns this batch, never the service.
-            sample = 0 if len(batch) == 1 else None
-            raise ScorerFailed(self.name, self.version, f"{type(error).__name__}: {error}", sample) from error
+            if len(batch) > 1:  # which of them it concerns is found by trying them one by one
+                raise ScorerFailed(self.name, self.version, f"{type(error).__name__}: {error}") from error
+            if isinstance(error, InvalidArgument):
+                raise BadSample(self.name, self.version, str(error), 0) from error
+            raise ScorerFailed(self.name, self.version, f"{type(error).__name__}: {error}", 0) from error
         if len(values) != len(batch):
             raise ScorerFailed(self.name, self.version, f"it returned {len(values)} values for {len(batch)} samples")
         return [ScorerOutput(self._number(value, index)) for index, value in enumerate(values)]
+
+    def _sample(self, item: ScorerInput) -> Sample:
+        return Sample(item.prompt_text if self._sees_prompt else "", item.response_text, item.reference)
 
     def _number(self, value: object, index: int) -> float:
         try:

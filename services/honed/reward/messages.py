@@ -22,12 +22,18 @@ def item_input(item: reward_pb2.ScoreItem, tokenizer: ScoringTokenizer) -> Score
         messages=_messages(item.prompt.messages) if prompt == "messages" else None,
         response_tokens=tuple(item.token_ids.ids) if response == "token_ids" else None,
         response=item.text if response == "text" else None,
+        reference=item.prompt.reference,
     )
 
 
 def rollout_input(rollout: common_pb2.Rollout, tokenizer: ScoringTokenizer) -> ScorerInput:
     """A rollout as a scorer's input; `tokenizer` is the policy's."""
-    return ScorerInput(tokenizer, tuple(rollout.prompt_token_ids), response_tokens=tuple(rollout.response_token_ids))
+    return ScorerInput(
+        tokenizer,
+        tuple(rollout.prompt_token_ids),
+        response_tokens=tuple(rollout.response_token_ids),
+        reference=rollout.reference,
+    )
 
 
 def score_messages(reward: Reward) -> list[common_pb2.Score]:

@@ -7,7 +7,7 @@ that it failed on, so a call must not change what later calls answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal, Protocol, Self
 
@@ -89,6 +89,7 @@ class ScorerInput:
         response_tokens: The response's token ids, None if it came as text.
         response: The response's text, if it came as text.
         messages: The prompt as a conversation, for the policy's chat template; None if it came otherwise.
+        reference: What the response is compared with; empty if there is nothing.
     """
 
     tokenizer: ScoringTokenizer
@@ -97,6 +98,7 @@ class ScorerInput:
     response_tokens: tuple[int, ...] | None = None
     response: str | None = None
     messages: tuple[ChatMessage, ...] | None = None
+    reference: str = ""
 
     @cached_property
     def prompt_text(self) -> str:
@@ -150,7 +152,7 @@ class ScorerInput:
 
     def cut(self, end: int) -> ScorerInput:
         """The same prompt with the first `end` tokens of the response."""
-        return ScorerInput(self.tokenizer, self.prompt_tokens, self.prompt, self.response_ids[:end], messages=self.messages)
+        return replace(self, response_tokens=self.response_ids[:end], response=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,7 @@ class ScoringWorker:
         if self._scored_before is None and is_outage(error):
             return False
         token = tuple(rollout.prompt_token_ids[-1:])
-        probe = self._scored_before or ScorerInput(self._tokenizer, token, response_tokens=token)
+        probe = self._scored_before or ScorerInput(self._tokenizer, token, response_tokens=token, reference=rollout.reference)
         try:
             [result] = await self._batcher.score_each([probe], patient=True)
         except HonedError:

@@ -194,6 +194,7 @@ class PromptTask(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     TRACE_PARENT_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
     group_id: _builtins.str
     """Names the prompt's turn in the run: the same id for each redelivery, never used for another turn."""
     run: _builtins.str
@@ -204,6 +205,8 @@ class PromptTask(_message.Message):
     """W3C trace context of the admission (`traceparent`), empty when tracing is off."""
     source: _builtins.str
     """Where the prompt came from: `file`, `submitted` or `application`."""
+    reference: _builtins.str
+    """The prompt's reference answer, for scorers; empty when there is none."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt, tokenised by the run's tokenizer."""
@@ -222,10 +225,11 @@ class PromptTask(_message.Message):
         samples: _builtins.int = ...,
         trace_parent: _builtins.str = ...,
         source: _builtins.str = ...,
+        reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "prompt_token_ids", b"prompt_token_ids", "run", b"run", "samples", b"samples", "sampling", b"sampling", "source", b"source", "trace_parent", b"trace_parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "prompt_token_ids", b"prompt_token_ids", "reference", b"reference", "run", b"run", "samples", b"samples", "sampling", b"sampling", "source", b"source", "trace_parent", b"trace_parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -247,6 +251,7 @@ class Rollout(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     TRACE_PARENT_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
     """Unique in the run and the same for each redelivery: `<group_id>/<index of the sample>`."""
     group_id: _builtins.str
@@ -257,6 +262,8 @@ class Rollout(_message.Message):
     """Why the response ended."""
     trace_parent: _builtins.str
     """W3C trace context (`traceparent`), empty when tracing is off."""
+    reference: _builtins.str
+    """The prompt's reference answer, for scorers; empty when there is none."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's tokens."""
@@ -290,10 +297,11 @@ class Rollout(_message.Message):
         sampling: Global___SamplingParams | None = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
         trace_parent: _builtins.str = ...,
+        reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "group_id", b"group_id", "logprobs", b"logprobs", "prompt_token_ids", b"prompt_token_ids", "response_token_ids", b"response_token_ids", "rollout_id", b"rollout_id", "run", b"run", "sampling", b"sampling", "trace_parent", b"trace_parent", "version_spans", b"version_spans"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "group_id", b"group_id", "logprobs", b"logprobs", "prompt_token_ids", b"prompt_token_ids", "reference", b"reference", "response_token_ids", b"response_token_ids", "rollout_id", b"rollout_id", "run", b"run", "sampling", b"sampling", "trace_parent", b"trace_parent", "version_spans", b"version_spans"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,7 +61,7 @@ class ScoreItem(_message.Message):
     """As text."""
     @_builtins.property
     def prompt(self) -> _generation_pb2.Prompt:
-        """What was asked."""
+        """What was asked, with the reference that a scorer may compare the response with."""
 
     @_builtins.property
     def token_ids(self) -> _generation_pb2.TokenIds:

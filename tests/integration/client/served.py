@@ -169,7 +169,7 @@ class RewardByLength(reward_pb2_grpc.RewardServiceServicer):
         for index, item in enumerate(request.items):
             if item.text == "broken":
                 raise InvalidArgument(f"items[{index}].text", "cannot be scored")
-            length = float(len(item.text or item.token_ids.ids))
+            length = float(len(item.text or item.token_ids.ids) + len(item.prompt.reference))
             result = response.results.add(id=item.id, reward=2 * length)
             result.scores.add(scorer="length", scorer_version="v1", value=length, weight=2)
         return response

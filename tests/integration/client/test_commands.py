@@ -68,6 +68,15 @@ def test_score_reads_json_lines_beyond_one_request_and_names_a_bad_line(run: Run
     assert f"{file}, line 291: " in failed.stderr
 
 
+def test_a_reference_is_sent_with_its_response(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "responses.jsonl"
+    file.write_text('{"response": "x", "reference": 42}\n{"response": "xy", "prompt": "p"}\n')
+    done = run.honed("score", "--file", str(file), "--reference", "seven", "--json")
+    assert [row["reward"] for row in lines(done.stdout)] == [2.0 * (1 + 2), 2.0 * (2 + 5)]
+    file.write_text(json.dumps({"response": "x", "reference": "x" * 65_537}) + "\n")
+    assert "line 1: reference: has 65537 bytes" in run.honed("score", "--file", str(file)).stderr
+
+
 def test_status_shows_phase_processes_learner_and_what_serves(run: Run) -> None:
     found = run.honed("status").stdout
     for part in ("ppo, 12%", "7 scored", "killed by SIGKILL", "1280 trained, dropped: 3 stale", "version 1.5 by recorded 1"):

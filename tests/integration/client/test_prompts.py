@@ -85,6 +85,8 @@ def test_a_file_of_more_prompts_than_a_call_takes_is_added_once_under_its_key(di
 def test_standard_input_is_read_and_each_kind_of_prompt_is_sent(directory: Path) -> None:
     done = prompts(directory, "add", "-", stdin='{"text": "a"}\n\n{"token_ids": [3, 4]}\n')
     assert (done.exit_code, waiting(directory)) == (0, 2)
+    done = prompts(directory, "add", "-", stdin='{"text": "a", "reference": {"answer": 42}}\n')
+    assert (done.exit_code, waiting(directory)) == (0, 3)
     done = prompts(directory, "add", "-", stdin='{"messages": [{"role": "user", "content": "hello"}]}\n')
     assert done.exit_code == 1
     assert "prompts[0].messages: the model has no chat template" in done.stderr

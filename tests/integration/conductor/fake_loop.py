@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from honed.conductor.feeder import Feeder
+from honed.conductor.prompt_file import FilePrompt
 from honed.conductor.prompts import PromptMix
 from honed.conductor.settings import ConductorSettings, PromptMixSettings
 from honed.queue.admission import AdmissionPolicy
@@ -28,8 +29,8 @@ HEARTBEAT_S = 0.1
 class NumberFile:
     """A prompt file of three tokens a prompt, in their own order."""
 
-    def at(self, position: int, seed: int) -> list[int]:
-        return [1, position // 250, position % 250]
+    def at(self, position: int, seed: int) -> FilePrompt:
+        return FilePrompt([1, position // 250, position % 250])
 
 
 class FakeLoop:

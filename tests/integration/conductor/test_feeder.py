@@ -276,10 +276,12 @@ async def test_submitted_prompts_take_their_share_and_each_is_trained_on_once(
     mix = PromptMix(keys.run, NumberFile(), encoder, 0, settings)  # type: ignore[arg-type]
     inbox = PromptInbox(link, keys)
     request = conductor_pb2.SubmitPromptsRequest(
-        prompts=[generation_pb2.Prompt(text=f"submitted {number}") for number in range(20)], idempotency_key="once"
+        prompts=[generation_pb2.Prompt(text=f"submitted {number}", reference=str(number)) for number in range(20)],
+        idempotency_key="once",
     )
     for _ in range(2):
         assert (await submit_prompts(request, inbox, encoder, settings.prompt_mix)).waiting == 20
+    assert [one.prompt.reference for one in await inbox.peek(SUBMITTED, 3)] == ["0", "1", "2"]
     async with loop.workers(), loop.learner(), loop.feeder(mix) as feeder:
         await finish(loop, feeder)
     check(loop, feeder)

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from tests.integration.generation.conftest import Service
 from tests.integration.generation.test_generate import ask
 from tests.support.released import Released
+from tests.unit.reward.support import TOKENIZER
 
 from honed.artifacts.version import VersionId
 from honed.generation.codec import Codec
@@ -24,7 +25,7 @@ from honed.kit.channel import connect
 from honed.kit.tokens import read_token
 from honed.learner.data.episode import Episode, TokenSpan, Vocabulary
 from honed.learner.loop.push import Pusher
-from honed.reward.messages import scored_message
+from honed.reward.messages import rollout_input, scored_message
 from honed.reward.reward import Reward
 from honed.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
@@ -94,9 +95,11 @@ async def test_entries_of_the_streams_keep_what_training_needs() -> None:
     """An old conductor's prompt, a rollout of an old generator, scored by an old reward service: the learner trains on it."""
     sampling = common_pb2.SamplingParams(max_tokens=3)
     task = less(
-        common_pb2.PromptTask(group_id="g", run="test", prompt_token_ids=[5, 6], samples=1, sampling=sampling, source="train")
+        common_pb2.PromptTask(
+            group_id="g", run="test", prompt_token_ids=[5, 6], samples=1, sampling=sampling, source="train", reference="42"
+        )
     )
-    assert task.source == "", "the release did not know it"
+    assert (task.source, task.reference) == ("", ""), "the release did not know them"
     spans = (Span(VersionId(1, 4), 0, 2), Span(VersionId(1, 5), 2, 3))
     chunk = Chunk((7, 8, 9), (-0.5, -1.0, -1.5), spans, "", FinishReason.LENGTH)
     rollout = less(Codec("test").rollout(task, 0, chunk))
@@ -107,6 +110,18 @@ async def test_entries_of_the_streams_keep_what_training_needs() -> None:
         "g/0", "1-0", (5, 6), (7, 8, 9), (-0.5, -1.0, -1.5),
         (TokenSpan(VersionId(1, 4), 0, 2), TokenSpan(VersionId(1, 5), 2, 3)), 0.75, group_id="g", cut=True,
     )  # fmt: skip
+
+
+async def test_a_reference_goes_from_the_prompt_to_the_scorer() -> None:
+    """An entry through an old generator has none, so that generators are the first to be replaced."""
+    sampling = common_pb2.SamplingParams(max_tokens=3)
+    task = common_pb2.PromptTask(group_id="g", run="test", prompt_token_ids=[5], samples=1, sampling=sampling, reference="42")
+    chunk = Chunk((7,), (-0.5,), (Span(VersionId(1, 4), 0, 1),), "", FinishReason.LENGTH)
+    rollout = Codec("test").rollout(task, 0, chunk)
+    assert rollout_input(rollout, TOKENIZER).reference == "42"
+    scored = common_pb2.ScoredRollout.FromString(scored_message(rollout, Reward(0.75, ()), "").body)
+    assert scored.rollout.reference == "42"
+    assert rollout_input(less(rollout), TOKENIZER).reference == ""
 
 
 def less(message: M) -> M:

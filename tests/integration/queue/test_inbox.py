@@ -134,13 +134,14 @@ async def test_the_redactor_sees_every_text_before_it_is_kept(link, keys, inbox,
         generation_pb2.Prompt(text="Ada was here"),
         generation_pb2.Prompt(text="a secret"),
         generation_pb2.Prompt(text="crash on this"),
-        generation_pb2.Prompt(messages=talk),
+        generation_pb2.Prompt(messages=talk, reference="Ada, as nobody has redacted"),
         generation_pb2.Prompt(messages=tainted),
         generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=[72, 105])),
     )
     kept = [one.prompt for one in await inbox.peek(APPLICATION, 10)]
     assert [kept[0].text, kept[2].text] == ["[name] was here", "[name] wrote Hi"]
     assert [message.content for message in kept[1].messages.messages] == ["[name] asks", "and asks"]
+    assert {prompt.reference for prompt in kept} == {""}
     assert offers.outcomes == Counter(told) == {"offered": 3, "redacted_away": 2, "redactor_failed": 1}
     assert "crash" not in caplog.text, "the error of a redactor may quote the prompt"
 

@@ -293,3 +293,21 @@ async def test_the_list_is_paged(rig: Rig) -> None:
     ]
     with pytest.raises(grpc.aio.AioRpcError, match=r"page\.page_token"):
         await rig.application.ListScorers(page("?"), timeout=10)
+
+
+async def test_a_reference_reaches_the_scorer_with_its_item(rig: Rig) -> None:
+    rig.scorers["v1"].sees = lambda sample: sample.reference
+    items = [
+        reward_pb2.ScoreItem(id="a", prompt={"text": "6 * 7", "reference": "42"}, text="1"),
+        reward_pb2.ScoreItem(id="b", prompt={"text": "6 * 7"}, text="2"),
+        reward_pb2.ScoreItem(id="c", text="3"),
+    ]
+    await rig.application.Score(reward_pb2.ScoreRequest(items=items), timeout=10)
+    assert sorted(rig.scorers["v1"].prompts) == ["", "", "42"]
+
+
+async def test_a_reference_that_is_too_long_is_refused(rig: Rig) -> None:
+    item = reward_pb2.ScoreItem(id="a", prompt={"text": "p", "reference": "x" * 65_537}, text="1")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rig.application.Score(reward_pb2.ScoreRequest(items=[item]), timeout=10)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT

@@ -33,6 +33,7 @@ def rollout(index: int, response: str | None = None) -> Message:
         prompt_token_ids=b"p",
         response_token_ids=(response or str(index)).encode(),
         logprobs=[-0.5] * 3,
+        reference=f"reference of {index}",
     )
     return Message(body.rollout_id, body.SerializeToString(), trace_of(index))
 

@@ -100,7 +100,7 @@ def test_the_check_takes_the_prompts_that_the_run_takes_and_counts_as_the_run_co
     report = check_run(settings, fast=fast)
     assert texts_of(report) == []
     with PromptFile(path, PromptEncoder.of_model(tmp_path / "model", longest=settings.longest_prompt)) as file:
-        lengths = [len(file[number]) for number in range(3)]
+        lengths = [len(file[number].token_ids) for number in range(3)]
     assert lengths == [2, 7, 2], "a special token before a text, none before a conversation"
     if not fast:
         assert report.figures[f"prompts {path}"]["longest_tokens"] == 7
@@ -336,3 +336,15 @@ def test_a_format_that_does_not_exist_is_named() -> None:
         _judgements("a.jsonl:tlr")
     assert _quoted("out/run-1.yaml") == "out/run-1.yaml"
     assert _quoted("1.5") == '"1.5"'
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_references_are_checked_and_prompts_without_one_among_others_are_a_warning(
+    tree: dict[str, Any], tmp_path: Path, fast: bool
+) -> None:
+    path = jsonl(
+        tmp_path / "prompts.jsonl", {"text": "a", "reference": 4}, {"text": "b", "reference": "x" * 65_537}, {"text": "c"}
+    )
+    found = texts_of(check_run(settings_of(tree), fast=fast))
+    assert any("line 2: reference: has 65537 bytes" in line for line in found), found
+    assert any(f"{path}: 1 of 2 prompts have no `reference`" in line for line in found), found

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.support.tiny import make_tokenizer
 
-from honed.conductor.prompt_file import PromptFile, check_prompts, permuted
+from honed.conductor.prompt_file import FilePrompt, PromptFile, check_prompts, permuted
 from honed.conductor.prompts import PromptMix
 from honed.conductor.settings import ConductorSettings, PromptMixSettings
 from honed.kit.errors import InvalidArgument
@@ -153,8 +153,8 @@ def test_text_is_tokenised_messages_are_rendered_and_token_ids_are_taken_as_they
         {"messages": talk},
     )
     with PromptFile(path, encoder) as file:
-        assert [len(file), len(file[0]), file[1], file[2]] == [3, 2, [7, 8, 9], [4, 5]]
-        first = file[0]
+        assert [len(file), len(file[0].token_ids), file[1], file[2]] == [3, 2, FilePrompt([7, 8, 9]), FilePrompt([4, 5])]
+        first = file[0].token_ids
     message = generation_pb2.ChatMessage(role="user", content="four")
     assert encoder.prompt(generation_pb2.Prompt(messages=generation_pb2.ChatMessages(messages=[message]))) == [4]
     assert encoder.prompt(generation_pb2.Prompt(text="ab")) == first
@@ -184,6 +184,9 @@ def test_text_is_tokenised_messages_are_rendered_and_token_ids_are_taken_as_they
         ('{"messages": [{"role": "user"}]}\n', "line 1: messages: must be a list of objects"),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', "line 1: messages: the model has no chat template"),
         ('{"text": "\\ud800"}\n', "line 1"),
+        ('{"text": "a", "reference": "\\ud800"}\n', "line 1: reference: holds half a surrogate pair"),
+        ('{"text": "a", "reference": [1e999]}\n', "line 1: reference: holds NaN or Infinity"),
+        ('{"text": "a"}\n{"text": "a", "reference": "' + "é" * 32769 + '"}\n', "line 2: reference: has 65538 bytes, and 65536"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path: Path, encoder, content: str | None, message: str) -> None:
@@ -224,8 +227,23 @@ def test_a_file_that_is_replaced_is_read_on_and_one_that_is_cut_is_an_error(tmp_
     path = tmp_path / "prompts.jsonl"
     path.rename(tmp_path / "old")
     write(tmp_path, {"token_ids": [200]})
-    assert file[3] == [3, 4]
+    assert file[3].token_ids == [3, 4]
     (tmp_path / "old").write_text("")
-    assert file[3] == [3, 4], "read before"
+    assert file[3].token_ids == [3, 4], "read before"
     with pytest.raises(ValueError, match="has been changed since the run began"):
         file[4]
+
+
+REFERENCES = [("42", "42"), (42, "42"), ({"é": [1, None]}, '{"é":[1,null]}'), (["a", "b"], '["a","b"]'), (None, ""), ("", "")]
+
+
+@pytest.mark.parametrize(("given", "travels"), [*REFERENCES, (False, "false"), ("x" * 65536, "x" * 65536)])
+def test_a_reference_travels_with_its_prompt_as_text(tmp_path: Path, encoder, given: object, travels: str) -> None:
+    with PromptFile(write(tmp_path, {"text": "a", "reference": given}, {"text": "b"}), encoder) as file:
+        assert {task.reference for task in tasks(mix(file, encoder), 0, 2)} == {travels, ""}
+
+
+def test_a_submitted_prompt_keeps_its_reference(encoder) -> None:
+    found = [WaitingPrompt("0-0", generation_pb2.Prompt(text="a", reference="seven"))]
+    plan = mix(None, encoder).plan(0, 1, 0, {SUBMITTED: found})
+    assert common_pb2.PromptTask.FromString(plan.messages[0].body).reference == "seven"

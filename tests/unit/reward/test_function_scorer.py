@@ -1,6 +1,7 @@
 """Python functions as scorers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -10,7 +11,7 @@ from tests.unit.reward.support import item
 from honed.kit.errors import FailedPrecondition, InvalidArgument, NotFound
 from honed.reward.builtin import length, repetition
 from honed.reward.function_scorer import GROUP, FunctionScorer, Sample, ScoreFunction, find_function
-from honed.reward.scorer import ScorerFailed
+from honed.reward.scorer import BadSample, ScorerFailed
 from honed.settings import Section
 
 BATCH = [item("one"), item("two")]
@@ -66,6 +67,20 @@ def test_a_function_gets_texts_and_its_values_come_back_in_order() -> None:
 def test_a_function_that_does_not_see_the_prompt_gets_none() -> None:
     outputs = scorer(lambda samples: [float(len(s.prompt)) for s in samples], sees_prompt=False).score([item("a", "prompt")])
     assert outputs[0].value == 0.0
+
+
+def test_a_function_may_say_that_the_sample_is_at_fault() -> None:
+    def needs(samples: Sequence[Sample]) -> list[float]:
+        if not all(sample.reference for sample in samples):
+            raise InvalidArgument("reference", "is empty")
+        return [float(len(sample.reference)) for sample in samples]
+
+    with pytest.raises(BadSample, match="reference: is empty"):
+        scorer(needs).score(BATCH[:1])
+    with pytest.raises(ScorerFailed) as caught:
+        scorer(needs).score(BATCH)
+    assert not isinstance(caught.value, BadSample), "in a batch nobody knows which of them it is"
+    assert scorer(needs).score([replace(BATCH[0], reference="abc")])[0].value == 3.0
 
 
 def test_what_a_function_raises_names_the_scorer() -> None:
