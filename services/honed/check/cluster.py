@@ -28,6 +28,7 @@ STATE: Final = "/var/lib/honed"
 STORE: Final = f"{STATE}/policy"
 _PORTS: Final = {"port": 50051, "control_port": 50052, "health_port": 8081, "metrics_port": 9090}
 _BUILT_IN: Final = ("exact_match", "json_schema", "length", "matches", "number_match", "repetition", "unit_tests")
+"""Functions that the image has; those of honed[metrics] are not among them."""
 _OF_A_POD: Final = {
     "conductor.kubernetes.namespace": "the conductor has the rights of its own namespace alone",
     "conductor.kubernetes.kubeconfig": "a Pod has its service account",
