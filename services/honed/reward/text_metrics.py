@@ -91,8 +91,8 @@ class Chrf(_TextMetric):
 class Meteor(_TextMetric):
     """METEOR by `nltk`, over words and signs.
 
-    Its third stage matches synonyms of WordNet, which nltk downloads and no package brings; so it is off. The first two match
-    words that are equal and words of one stem (Porter's, for English).
+    Its third stage matches synonyms of WordNet, which nltk downloads and no package brings; so it
+    is off. The first two match words that are equal and words of one stem (Porter's, for English).
     """
 
     synonyms: bool = Field(False, description="Match synonyms too; needs WordNet: `python -m nltk.downloader wordnet`.")

@@ -18,7 +18,9 @@ from honed.queue.messages import Delivery, Message
 from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.reward import metrics
 from honed.reward.batching import BatchSettings, DynamicBatcher
+from honed.reward.function_scorer import find_function
 from honed.reward.reward import Term, WeightedSum
+from honed.reward.scorer import Scorer
 from honed.reward.worker import ScoringWorker
 from honed.v1 import common_pb2
 
@@ -64,7 +66,7 @@ class Rig:
     @asynccontextmanager
     async def worker(
         self,
-        scorer: FakeScorer,
+        scorer: Scorer,
         consumer: str = "w",
         lease_ms: int = 60_000,
         check_run: Callable[[], Awaitable[None]] | None = None,
@@ -79,7 +81,8 @@ class Rig:
             task = asyncio.ensure_future(worker.run(stopping))
             yield task
             stopping.set()
-            scorer.gate.set()
+            if isinstance(scorer, FakeScorer):
+                scorer.gate.set()
             await task
 
     async def scored(self, count: int) -> list[tuple[Delivery, common_pb2.ScoredRollout]]:
@@ -117,6 +120,21 @@ async def test_a_rollout_comes_out_unchanged_with_its_reward_and_each_scorers_ve
     assert {int(scored.rollout.group_id) for _, scored in done} == set(range(100))
     stats = await rig.source.stats()
     assert (stats.handed_on, stats.depth, stats.balance) == (100, 0, 0)
+
+
+async def test_a_rollout_without_the_reference_that_its_scorer_needs_is_a_dead_letter_at_once(rig: Rig) -> None:
+    """Nothing was scored before, so that a scorer that does not work at all could not be told from this otherwise."""
+    bare = common_pb2.Rollout.FromString(rollout(7).body)
+    bare.reference = ""
+    right = common_pb2.Rollout.FromString(rollout(8).body)
+    right.reference = "8"
+    await rig.source.put([Message(each.rollout_id, each.SerializeToString(), trace_of(0)) for each in (bare, right)])
+    async with rig.worker(find_function("answer", "exact_match")):
+        [reason] = await rig.dead_letters(1)
+        assert "reference: is empty: give the prompt a `reference`" in reason
+        [(_, scored)] = await rig.scored(1)
+    assert (scored.rollout.rollout_id, scored.reward) == ("8/0", 2.0)
+    assert rig.pauses == [], "the scorer works"
 
 
 async def test_a_worker_that_had_nothing_to_score_yet_shows_that_it_works(rig: Rig) -> None:

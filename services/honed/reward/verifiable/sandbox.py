@@ -9,10 +9,14 @@ Where the kernel lets an ordinary user make namespaces, it also has no network, 
 processes, cannot leave one behind, and its working directory is in memory and bounded.
 `Outcome.isolated` says whether this was so.
 
+Where the kernel has Landlock (5.13), it can read the standard library and the system's shared
+libraries, write in its working directory, and open no other file; since 6.7 it has no TCP either,
+and since 6.12 it can signal no other process. `Outcome.confined` says whether there is Landlock.
+
 What this does not cover:
 
-- The code reads every file that the service's user can read, tokens and models included. It can
-  write where that user may write.
+- Without Landlock the code reads every file that the service's user can read, tokens and models
+  included, and writes where that user may write.
 - The response and the tests run in one interpreter. Code that sets out to deceive can walk through
   frames to the tests and to the report, or answer with objects that are equal to everything. It
   cannot pass by printing or by ending the process.
@@ -72,12 +76,14 @@ class Outcome:
             too long.
         refused: Why the tests cannot be run; empty if they can.
         isolated: Whether namespaces kept it from the network and from other processes.
+        confined: Whether Landlock kept it from files; known only when checks were reported.
     """
 
     passed: int = 0
     total: int = 0
     refused: str = ""
     isolated: bool = False
+    confined: bool = False
 
 
 def run_tests(program: str, tests: str, limits: Limits, *, partial: bool = False) -> Outcome:
@@ -134,6 +140,7 @@ def _read(said: bytes) -> Outcome:
     try:
         found = json.loads(said)
         passed, total = int(found.get("passed", 0)), int(found.get("total", 0))
-        return Outcome(max(0, min(passed, total)), max(0, total), str(found.get("refused", "")), bool(found["isolated"]))
+        refused, confined = str(found.get("refused", "")), bool(found.get("confined"))
+        return Outcome(max(0, min(passed, total)), max(0, total), refused, bool(found["isolated"]), confined)
     except (ValueError, TypeError, KeyError, AttributeError):
         return Outcome()

@@ -18,6 +18,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import sys
 import time
 import types
@@ -30,6 +31,15 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _NEW_USER, _NEW_PID, _NEW_NET, _NEW_IPC, _NEW_MOUNTS = 0x10000000, 0x20000000, 0x40000000, 0x08000000, 0x00020000
 _MOUNT_FLAGS = 2 | 4  # no set-uid, no devices
 _FILES = 64  # descriptors
+
+_READABLE = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+
+# Landlock (https://docs.kernel.org/userspace-api/landlock.html): system calls, and what may be done with files.
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
+_FIRST_RIGHTS, _REFER, _TRUNCATE, _IOCTL = (1 << 13) - 1, 1 << 13, 1 << 14, 1 << 15
+_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,6 +61,35 @@ def isolate(directory: str, disk_bytes: int) -> bool:
     if _libc.mount(b"tmpfs", directory.encode(), b"tmpfs", _MOUNT_FLAGS, options) == 0:
         os.chdir(directory)
     return True
+
+
+def confine() -> bool:
+    """Leaves of the file system the standard library to read and the working directory to use; whether the kernel can.
+
+    Newer kernels also refuse TCP, and signals to processes outside.
+    """
+    version = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+    if version < 1:
+        return False
+    rights = _FIRST_RIGHTS | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
+    rights |= _IOCTL if version >= 5 else 0
+    handled = struct.pack("QQQ", rights, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
+    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    rules = _libc.syscall(_CREATE_RULESET, handled, ctypes.c_size_t(size), ctypes.c_uint32(0))
+    if rules < 0:
+        return False
+    library = [*sys.path, os.path.join(sys.base_prefix, "lib")]
+    allowed = [(path, _READ_FILE | _READ_DIR | _EXECUTE) for path in (*library, *_READABLE)]
+    allowed += [(path, _READ_FILE | _WRITE_FILE) for path in _DEVICES] + [(".", rights)]
+    for path, wanted in allowed:
+        with contextlib.suppress(OSError):
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            wanted &= rights if os.path.isdir(path) else rights & _OF_FILES
+            _libc.syscall(_ADD_RULE, rules, 1, struct.pack("=Qi", wanted, place), 0)
+            os.close(place)
+    confined = bool(_libc.syscall(_RESTRICT_SELF, rules, 0) == 0)
+    os.close(rules)
+    return confined
 
 
 def limit(seconds: int, memory_bytes: int, disk_bytes: int) -> None:
@@ -116,6 +155,7 @@ def judge(program: str, steps: list[tuple[bool, Any]], stop_at_first: bool) -> t
 
 def run_job(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
     """Prepares the tests, runs the response and the tests, and reports."""
+    confined = confine()
     limit(job["seconds"], job["memory_bytes"], job["disk_bytes"])
     try:
         steps = prepare(job["tests"])
@@ -123,7 +163,7 @@ def run_job(job: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> No
         report({"refused": f"{type(error).__name__}: {error}"[:200]})
         return
     passed, total = judge(job["program"], steps, not job["partial"])
-    report({"passed": passed, "total": total})
+    report({"passed": passed, "total": total, "confined": confined})
 
 
 def children() -> list[int]:

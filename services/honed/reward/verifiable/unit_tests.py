@@ -59,9 +59,9 @@ class UnitTests(AgainstReference):
         if outcome.passed != 1:
             raise FailedPrecondition(f"a test that must pass does not ({outcome}): more memory_mb, or timeout_s, may be needed")
         if not outcome.isolated:
-            logger.warning(
-                "the kernel allows no namespaces: code that is tested has this machine's network and sees its processes"
-            )
+            logger.warning("the kernel allows no namespaces: code under test sees this machine's network and processes")
+        if not outcome.confined:
+            logger.warning("the kernel has no Landlock: code under test reads what this service's user can read")
 
     def score(self, response: str, reference: str) -> float:
         """See `AgainstReference`."""
