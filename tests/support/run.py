@@ -11,7 +11,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -148,9 +148,10 @@ def check_books(books: Mapping[str, StageStats], steps: Sequence[UpdateRecord]) 
 
 @dataclass
 class Tap:
-    """Every rollout that went by."""
+    """Every rollout that went by, and what it was scored."""
 
     rollouts: dict[str, common_pb2.Rollout]
+    scored: dict[str, common_pb2.ScoredRollout] = field(default_factory=dict)
 
 
 @asynccontextmanager
@@ -162,8 +163,9 @@ async def tapped(link: RedisLink, run: str) -> AsyncIterator[Tap]:
         stream, last = RunKeys(run).stream(SCORED), "-"
         while True:
             for entry, fields in await link.command("XRANGE", stream, last, "+"):
-                rollout = common_pb2.ScoredRollout.FromString(fields[b"body"]).rollout
-                tap.rollouts[rollout.rollout_id] = rollout
+                scored = common_pb2.ScoredRollout.FromString(fields[b"body"])
+                tap.rollouts[scored.rollout.rollout_id] = scored.rollout
+                tap.scored[scored.rollout.rollout_id] = scored
                 last = f"({entry.decode()}"
             await asyncio.sleep(0.02)
 
