@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -97,15 +98,25 @@ class DataCheck:
             self._report.error(where, f"{path} holds no prompt that can be used")
         if count > len(seen):
             self._report.warning(where, f"{path}: {count - len(seen)} of {count} prompts are duplicates")
-        if 0 < references < count:
-            missing = count - references
-            self._report.warning(where, f"{path}: {missing} of {count} prompts have no `reference`, and the others have one")
+        self._references(where, path, count - references, count)
         self._report.figures[f"prompts {path}"] = {
             "lines": count,
             "duplicates": count - len(seen),
             "longest_tokens": longest,
             "references": references,
         }
+
+    def _references(self, where: str, path: Path, missing: int, count: int) -> None:
+        """Says what becomes of prompts without a reference."""
+        needing = ", ".join(sorted(_needing_references(self._settings))) if missing else ""
+        if needing:
+            self._report.error(
+                where,
+                f"{path}: {missing} of {count} prompts have no `reference`, and the scorers {needing} need one: give them "
+                "one, or say by the scorer's option `missing` what such a prompt's responses score",
+            )
+        elif 0 < missing < count:
+            self._report.warning(where, f"{path}: {missing} of {count} prompts have no `reference`, and the others have one")
 
     def _prompt(self, row: dict[str, Any]) -> tuple[str, int]:
         """What is wrong with a prompt, empty if nothing; and its tokens, 0 if they cannot be counted."""
@@ -169,6 +180,16 @@ class DataCheck:
                     bad.add(f"{path}, line {number}: {reason}")
                 else:
                     yield number, row
+
+
+def _needing_references(settings: RunSettings) -> Iterator[str]:
+    from honed.reward.function_scorer import find_function
+
+    for scorer in settings.reward.scorers:
+        if scorer.kind == "function":
+            with contextlib.suppress(HonedError):  # a finding of the scorers' own check
+                if find_function(scorer.name, scorer.source, scorer.options).needs_reference:
+                    yield scorer.name
 
 
 def data_bytes(settings: RunSettings) -> int:

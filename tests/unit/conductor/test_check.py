@@ -348,3 +348,18 @@ def test_references_are_checked_and_prompts_without_one_among_others_are_a_warni
     found = texts_of(check_run(settings_of(tree), fast=fast))
     assert any("line 2: reference: has 65537 bytes" in line for line in found), found
     assert any(f"{path}: 1 of 2 prompts have no `reference`" in line for line in found), found
+
+
+def test_prompts_without_the_reference_that_a_scorer_needs_are_an_error(tree: dict[str, Any], tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "prompts.jsonl", {"text": "a", "reference": "b"}, {"text": "c"})
+
+    def found(**options: object) -> list[str]:
+        tree["reward"] = {"scorers": [{"name": "rule", "kind": "function", "source": "matches", "options": options}]}
+        return [line for line in texts_of(check_run(settings_of(tree))) if "`reference`" in line]
+
+    [wrong] = found()
+    assert wrong.startswith(f"error data.prompts: {path}: 1 of 2 prompts have no `reference`, and the scorers rule need one")
+    for options in ({"missing": 0.0}, {"pattern": "x"}):
+        assert [line.partition(" ")[0] for line in found(**options)] == ["warning"]
+    jsonl(path, {"text": "a"})
+    assert found(pattern="x") == []

@@ -18,13 +18,18 @@ class AgainstReference(Section):
 
     missing: float | None = Field(None, description="Score where the prompt has no reference. Unset: such a sample is refused.")
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a sample without a reference is refused."""
+        return self.missing is None
+
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """Scores a batch.
 
         Raises:
             InvalidArgument: A sample has no reference, or one that cannot be used.
         """
-        if self.missing is None and not all(sample.reference for sample in samples):
+        if self.needs_reference and not all(sample.reference for sample in samples):
             raise InvalidArgument(
                 "reference", "is empty: give the prompt a `reference`, or say by the scorer's option `missing` what it scores"
             )

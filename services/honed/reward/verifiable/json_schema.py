@@ -46,6 +46,11 @@ class JsonSchema(AgainstReference):
         """Prepares the check."""
         self._validator = None if self.document is None else make_validator(self.document)
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a sample without a reference is refused: not by a schema of the options."""
+        return self.document is None and super().needs_reference
+
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """Scores a batch; needs references only without a schema of its own."""
         if self._validator is None:

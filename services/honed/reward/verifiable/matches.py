@@ -33,6 +33,11 @@ class Matches(AgainstReference):
         """Compiles the pattern."""
         self._pattern = None if self.pattern is None else compiled(self.pattern)
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a sample without a reference is refused: not by a pattern of the options."""
+        return self.pattern is None and super().needs_reference
+
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """Scores a batch; needs references only without a pattern of its own."""
         if self._pattern is None:

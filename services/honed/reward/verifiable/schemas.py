@@ -28,7 +28,7 @@ from referencing.exceptions import Unresolvable
 
 from honed.reward.verifiable.patterns import compiled, found
 
-_END: Final[ContextVar[float]] = ContextVar("end of the check, seconds of the monotonic clock", default=float("inf"))
+_END: Final[ContextVar[float]] = ContextVar("end_of_check", default=float("inf"))  # seconds, monotonic
 
 _LONGEST_S: Final = 60.0
 
