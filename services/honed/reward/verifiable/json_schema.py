@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from pydantic import Field, PrivateAttr, field_validator
@@ -100,6 +101,7 @@ def _share(validator: Any, value: Any) -> float:
     return min(right, len(names) - 0.5) / len(names)  # all may be right beside a property that may not be there
 
 
+@lru_cache(256)
 def _of(reference: str) -> Any:
     try:
         return make_validator(json.loads(reference))

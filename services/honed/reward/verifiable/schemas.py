@@ -29,8 +29,8 @@ from referencing.exceptions import Unresolvable
 from honed.reward.verifiable.patterns import compiled, found
 
 _END: Final[ContextVar[float]] = ContextVar("end_of_check", default=float("inf"))  # seconds, monotonic
-
 _LONGEST_S: Final = 60.0
+_LONGEST_LIST: Final = 2000
 
 
 def make_validator(schema: Any) -> Any:
@@ -43,15 +43,17 @@ def make_validator(schema: Any) -> Any:
         raise ValueError(f"a JSON schema is an object, not {type(schema).__name__}")
     try:
         kind = validator_for(schema, default=Draft202012Validator)
-        kind.check_schema(schema)
-        keywords = {key for part in _objects(schema) for key in part}
-        for part in _objects(schema):
+        # Without the draft's name: jsonschema goes on with its own class wherever it meets one.
+        schema = {key: part for key, part in schema.items() if key != "$schema"} if isinstance(schema, Mapping) else schema
+        parts = list(_objects(schema))
+        for part in parts:
             _check(part)
+        kind.check_schema(schema)
     except SchemaError as error:
         raise ValueError(f"no JSON schema: {error.json_path}: {error.message}") from error
     except RecursionError as error:
         raise ValueError("no JSON schema: nested too deeply") from error
-    if {"unevaluatedProperties", "patternProperties"} <= keywords:
+    if {"unevaluatedProperties", "patternProperties"} <= {key for part in parts for key in part}:
         raise ValueError("unevaluatedProperties beside patternProperties is not supported: its search could not be given up")
     return _bounded(kind)(schema, registry=Registry())
 
@@ -163,7 +165,11 @@ def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _check(part: Mapping[str, Any]) -> None:
-    """Checks what `check_schema` leaves alone: patterns, and where references lead."""
+    """Checks what `check_schema` leaves alone: patterns, where references lead, and what would escape the time limit."""
+    if isinstance(part.get("$schema"), str):
+        raise ValueError("$schema may only stand at the root")
+    if any(isinstance(each, list) and len(each) > _LONGEST_LIST for each in part.values()):
+        raise ValueError(f"a list of more than {_LONGEST_LIST} items, which older drafts compare in pairs")
     if isinstance(pattern := part.get("pattern"), str):
         compiled(pattern)
     if isinstance(patterns := part.get("patternProperties"), Mapping):

@@ -77,9 +77,14 @@ def test_a_part_of_what_is_asked_scores_a_part_where_that_is_wanted(response: st
     ("schema", "message"),
     [
         ({"type": "nothing"}, r"options\.schema: .*\$\.type"),
-        ({"properties": {"a": {"pattern": "("}}}, r"options\.schema: .*\$\.properties\.a\.pattern"),
+        ({"properties": {"a": {"pattern": "("}}}, r"options\.schema: .*no regular expression"),
         ({"$ref": "other.json"}, r"options\.schema: .*leads out of the schema"),
         ({"unevaluatedProperties": False, "patternProperties": {"a": True}}, r"options\.schema: .*not supported"),
+        (
+            {"$defs": {"a": {"$schema": "http://json-schema.org/draft-07/schema#"}}},
+            r"options\.schema: .*only stand at the root",
+        ),
+        ({"enum": list(range(2001))}, r"options\.schema: .*more than 2000 items"),
         ("text", r"options\.schema"),
     ],
 )
@@ -98,6 +103,10 @@ TREE = {"$defs": {"t": {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/t
         ({"not": {"pattern": "(a|a|b?a)+$"}}, json.dumps("a" * 5000 + "!")),
         ({"patternProperties": {"(a|a|b?a)+$": False}, "additionalProperties": False}, json.dumps({"a" * 5000 + "!": 1})),
         (TREE, "[" * 200 + "]" * 200),
+        (
+            {"$schema": "http://json-schema.org/draft-07/schema#", "items": {"$ref": "#"}, "pattern": "(a|a|b?a)+$"},
+            json.dumps(["a" * 5000 + "!"]),
+        ),
         ({"type": "array", "uniqueItems": True}, json.dumps([{"n": n} for n in range(20_000)] * 2)),
     ],
 )
