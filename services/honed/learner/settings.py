@@ -18,6 +18,13 @@ class KlSettings(Section):
     horizon: Positive = Field(10_000, description="Episodes.")
 
 
+class PreferencePairSettings(Section):
+    """What an algorithm that learns from preferences directly reads: the judgements of the preference service."""
+
+    refresh: bool = Field(True, description="After each pass over the judgements, read those that have come meanwhile too.")
+    append_end: bool = Field(True, description="A response ends with the end-of-text token, which is learned too.")
+
+
 class LearnerSettings(ServerSettings):
     """The learner. Defaults are PPO's as lm-human-preferences states it, with a decoupled objective for stale data."""
 
@@ -48,6 +55,7 @@ class LearnerSettings(ServerSettings):
     reward_clip: Annotated[float, Field(gt=0)] | None = None
     reward_normalisation: Literal["reference", "running", "none"] = "reference"
     kl: KlSettings = KlSettings()
+    preferences: PreferencePairSettings = PreferencePairSettings()
     max_staleness: Annotated[int, Field(ge=0)] = Field(2, description="Versions; older rollouts are dropped and counted.")
     group_timeout_s: Seconds = Field(
         600.0, description="Where responses to one prompt train together, the rest of them is waited for so long."
