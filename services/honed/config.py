@@ -15,6 +15,7 @@ from honed.artifacts.settings import PolicyStoreSettings
 from honed.conductor.settings import ConductorSettings, DataSettings
 from honed.contradictions import contradictions
 from honed.generation.settings import GenerationSettings
+from honed.learner.algorithms.base import find_algorithm
 from honed.learner.settings import LearnerSettings, PretrainSettings, RewardTrainingSettings
 from honed.preference.settings import PreferenceSettings
 from honed.queue.settings import QueueSettings
@@ -72,6 +73,11 @@ class RunSettings(Section):
         """Tokens that a prompt to train on may have: what the limits of the engine leave beside a whole response."""
         limits = self.generation
         return min(limits.max_prompt_tokens, limits.max_model_tokens - self.conductor.response_tokens)
+
+    @property
+    def samples_rollouts(self) -> bool:
+        """Whether the run learns from responses that it samples, and not from what people have judged alone."""
+        return find_algorithm(self.learner.algorithm).learns_from == "rollouts"
 
     @property
     def tokens_directory(self) -> Path:

@@ -48,9 +48,9 @@ class DataCheck:
             report.error("data.texts", "there is nothing to pretrain on: name texts, or a model as conductor.start_from")
         for path in data.texts:
             self._texts(path)
-        if data.prompts is None:
+        if data.prompts is None and self._settings.samples_rollouts:
             report.error("data.prompts", "is not set: name JSON lines with `text`, `token_ids` or `messages` to train on")
-        else:
+        elif data.prompts is not None:
             self._prompts("data.prompts", data.prompts)
         if data.evaluation.prompts is not None:
             self._prompts("data.evaluation.prompts", data.evaluation.prompts)
@@ -63,10 +63,9 @@ class DataCheck:
             if shared := len(held_out & trained):
                 report.warning(where, f"{shared} of {len(held_out)} judgements are also trained on: agreement will flatter")
         wanted = any(scorer.source == "trained" for scorer in self._settings.reward.scorers)
-        if wanted and not data.judgements:
-            report.warning(
-                "data.judgements", "a scorer is `trained`, and none are named: the run waits for `honed judge import`"
-            )
+        why = "a scorer is `trained`" if wanted else f"learner.algorithm {self._settings.learner.algorithm} learns from them"
+        if (wanted or not self._settings.samples_rollouts) and not data.judgements:
+            report.warning("data.judgements", f"{why}, and none are named: the run waits for `honed judge import`")
 
     def _texts(self, path: Path) -> None:
         usable = empty = 0

@@ -156,7 +156,10 @@ class Run:
         await self.evaluation.after()
 
     async def _loop(self) -> None:
-        await self.loop.run(self._prompts(), await asyncio.to_thread(self._tokenizer))
+        if self.settings.samples_rollouts:
+            await self.loop.run(self._prompts(), await asyncio.to_thread(self._tokenizer))
+        else:
+            await self.loop.watch()
 
     def job_progress(self) -> JobProgress | None:
         """How far the job of the phase is."""
@@ -170,8 +173,8 @@ class Run:
 
     async def _phases(self, before_loop: Hook | None) -> None:
         timeout_s = self.settings.conductor.start_timeout_s
-        prompts = self._prompts()
-        await asyncio.to_thread(check_prompts, prompts)
+        if self.settings.samples_rollouts:
+            await asyncio.to_thread(check_prompts, self._prompts())
 
         def starting(service: str) -> Coroutine[None, None, None]:
             return self._persist(f"start of {service}", lambda: self.fleet.start(service, timeout_s))
@@ -190,15 +193,17 @@ class Run:
             group.create_task(starting("generation"))
             if self._trains_reward_model():
                 group.create_task(self._persist("training of the reward model", self._train_reward_model))
-        self._enter(conductor_pb2.RUN_PHASE_PPO, "starting reward and learner")
+        unneeded = not self.settings.samples_rollouts and not self.settings.reward.scorers
+        services = ("learner",) if unneeded else ("reward", "learner")
+        self._enter(conductor_pb2.RUN_PHASE_PPO, f"starting {' and '.join(services)}")
         async with asyncio.TaskGroup() as group:
-            for name in ("reward", "learner"):
+            for name in services:
                 group.create_task(starting(name))
         self.state.doing = "evaluating the base policy"
         await self.evaluation.before()
         if before_loop is not None:
             await before_loop()
-        self.state.doing = "online loop"
+        self.state.doing = "online loop" if self.settings.samples_rollouts else "training on judgements"
         self.state.loop_started_at = time.time()
         await self._persist("online loop", self._loop)
         self.state.loop_ended_at = time.time()

@@ -85,7 +85,7 @@ def micro_pairs(batch: Sequence[Pair], chosen: Sequence[int], max_tokens: int, d
     ordered = sorted(chosen)
     lengths = [2 * (len(batch[i].prompt) + max(len(batch[i].chosen), len(batch[i].rejected)) - 1) for i in ordered]
     found = []
-    for group in pack(lengths, max_tokens, spare_padding=False):
+    for group in pack(lengths, max_tokens):
         places = [ordered[place] for place in group]
         sides: list[Demonstration] = [side for place in places for side in batch[place].sides]
         width = max(len(side.response) for side in sides)
