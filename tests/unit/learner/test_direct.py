@@ -77,6 +77,13 @@ def test_kto_by_hand() -> None:
     assert loss == pytest.approx([1.5 * 0.2689414214, 2.0 * 0.7310585786, 1.5 * 0.5])
 
 
+def test_the_weights_of_kto_are_as_exact_as_its_log_ratios() -> None:
+    loss = direct.kto(
+        torch.zeros(1, dtype=torch.float64), torch.tensor([True]), torch.tensor(0.0), beta=1.0, desirable_weight=1.1
+    )
+    assert loss.tolist() == [0.55]
+
+
 def test_kto_raises_what_is_desirable_and_lowers_what_is_not() -> None:
     log_ratios = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     direct.kto(log_ratios, torch.tensor([True, False]), torch.tensor(0.0), beta=0.4).sum().backward()

@@ -69,7 +69,8 @@ def kto(
         Loss of each response, `[n]`.
     """
     gain = torch.where(desirable, log_ratios - reference_kl, reference_kl - log_ratios)
-    weights = torch.where(desirable, desirable_weight, undesirable_weight).to(log_ratios.dtype)
+    # Tensors, since a choice between two Python numbers is float32 whatever the log ratios are.
+    weights = torch.where(desirable, log_ratios.new_tensor(desirable_weight), log_ratios.new_tensor(undesirable_weight))
     return weights * torch.sigmoid(-beta * gain)
 
 
