@@ -16,7 +16,6 @@ from typing import Any
 
 import grpc
 
-from honed.artifacts.reward_models import TRAINED
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.tokenizer import fetch_tokenizer
 from honed.conductor.evaluation import Evaluation
@@ -173,7 +172,7 @@ class Run:
 
     async def _phases(self, before_loop: Hook | None) -> None:
         timeout_s = self.settings.conductor.start_timeout_s
-        if self.settings.samples_rollouts:
+        if self.settings.samples_rollouts and self.settings.goes_through("online"):
             await asyncio.to_thread(check_prompts, self._prompts())
 
         def starting(service: str) -> Coroutine[None, None, None]:
@@ -191,8 +190,10 @@ class Run:
         async with asyncio.TaskGroup() as group:
             # The engine takes its time to start, and it can serve the base model already.
             group.create_task(starting("generation"))
-            if self._trains_reward_model():
+            if self.settings.goes_through("reward_model"):
                 group.create_task(self._persist("training of the reward model", self._train_reward_model))
+        if not self.settings.goes_through("online"):
+            return
         unneeded = not self.settings.samples_rollouts and not self.settings.reward.scorers
         services = ("learner",) if unneeded else ("reward", "learner")
         self._enter(conductor_pb2.RUN_PHASE_PPO, f"starting {' and '.join(services)}")
@@ -283,10 +284,6 @@ class Run:
         if self.settings.data.prompts is None:
             raise FailedPrecondition("data.prompts is not set: name JSON lines with `text`, `token_ids` or `messages`")
         return self.settings.data.prompts
-
-    def _trains_reward_model(self) -> bool:
-        """Whether a scorer reads the reward model that this run trains."""
-        return any(scorer.source == TRAINED for scorer in self.settings.reward.scorers)
 
     def _enter(self, phase: conductor_pb2.RunPhase.ValueType, doing: str) -> None:
         self.state.enter(phase, doing)

@@ -98,6 +98,23 @@ class PretrainSettings(Section):
     threads: Positive = 2
 
 
+class FineTuningSettings(Section):
+    """Supervised fine-tuning on data.demonstrations, which makes the base model of the run."""
+
+    seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
+    epochs: Positive = Field(1, description="Passes over the demonstrations.")
+    batch: Positive = Field(32, description="Demonstrations of one optimizer step.")
+    microbatch_tokens: Positive = Field(8192, description="Tokens of one forward and backward pass at most; it bounds memory.")
+    learning_rate: Rate = 1e-5
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Share of the training in which the rate rises.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Of matrices.")
+    gradient_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
+    append_end: bool = Field(True, description="A response ends with the end-of-text token, which is learned too.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the computation; weights stay float32.")
+    threads: Positive = 2
+
+
 class RewardTrainingSettings(Section):
     """Reward-model training on the judgements of the preference service."""
 
