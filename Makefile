@@ -10,7 +10,7 @@ PYTEST_WORKERS ?= 2
 CLUSTER_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint protos check-protos check-deploy test-fast test-cluster test-images images lock clean
+.PHONY: help demo test lint protos check-protos check-deploy test-fast test-cluster test-images test-peers peers images lock clean
 
 help: ## Show this.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -67,6 +67,27 @@ build/checkov/.installed: requirements/checkov.lock
 
 check-deploy: $(INSTALLED) build/checkov/.installed ## checkov on every overlay; deploy/checkov.yaml says why a check is left out.
 	$(BIN)/python scripts/check_deploy.py
+
+# The systems whose losses ours are compared with: an environment apart, pinned as the other ones are. Two releases of one package
+# do not go into one environment, so the last TRL that has PPO lies in a folder beside it; verl does too, without the packages that
+# only its engines need, and without the folders of its wheel that have the names of ours.
+PEERS := build/peers/bin/python
+PEERS_INSTALL := $(PEERS) -m pip install --quiet --disable-pip-version-check --no-deps
+build/peers/.installed: requirements/peers.lock requirements/peers-trl-ppo.lock requirements/peers-verl.lock
+	rm -rf build/peers
+	$(PYTHON) -m venv build/peers
+	$(PEERS_INSTALL) -r requirements/peers.lock
+	$(PEERS_INSTALL) --target build/peers/trl-ppo -r requirements/peers-trl-ppo.lock
+	$(PEERS_INSTALL) --target build/peers/verl -r requirements/peers-verl.lock
+	rm -rf build/peers/verl/tests build/peers/verl/scripts
+	@touch $@
+
+peers: build/peers/.installed ## An environment with TRL and verl, for test-peers.
+
+# Warnings are the peers' own: they do not fail a test here.
+test-peers: build/peers/.installed ## Our losses against TRL's and verl's own functions, to 1e-6 in float32.
+	HONED_TEST_PEERS='trl verl' PYTHONPATH=services:build/peers/verl $(PEERS) -m pytest -W ignore tests/peers $(PYTEST_ARGS)
+	HONED_TEST_PEERS=trl_ppo PYTHONPATH=services:build/peers/trl-ppo $(PEERS) -m pytest -W ignore tests/peers $(PYTEST_ARGS)
 
 test-cluster: $(INSTALLED) ## A whole run on the cluster of kubectl's context, with deleted pods and restarts; CLUSTER_ARGS=--help.
 	$(BIN)/python -m loadtest.cluster $(CLUSTER_ARGS)

@@ -7,7 +7,7 @@ unknown key is an error that names the nearest known one (`honed.settings_file` 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,9 @@ from honed.artifacts.settings import PolicyStoreSettings
 from honed.conductor.settings import ConductorSettings, DataSettings
 from honed.contradictions import contradictions
 from honed.generation.settings import GenerationSettings
-from honed.learner.settings import LearnerSettings, PretrainSettings, RewardTrainingSettings
+from honed.learner.algorithms.base import find_algorithm
+from honed.learner.settings import FineTuningSettings, LearnerSettings, PretrainSettings, RewardTrainingSettings
+from honed.phases import Phase, implied_phases, with_algorithm
 from honed.preference.settings import PreferenceSettings
 from honed.queue.settings import QueueSettings
 from honed.reward.settings import RewardSettings
@@ -38,9 +40,20 @@ class RunSettings(Section):
     preference: PreferenceSettings = PreferenceSettings()
     learner: LearnerSettings = LearnerSettings()
     pretrain: PretrainSettings = PretrainSettings()
+    sft: FineTuningSettings = FineTuningSettings()
     reward_training: RewardTrainingSettings = RewardTrainingSettings()
     conductor: ConductorSettings = ConductorSettings()
     data: DataSettings = DataSettings()
+    phases: tuple[Phase, ...] | None = Field(
+        None,
+        description="What the run does, in this order, of pretrain, sft, reward_model and online; `{online: NAME}` sets "
+        "learner.algorithm too. Unset: whatever the data and scorers call for.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _online_names_the_algorithm(cls, tree: Any) -> Any:
+        return with_algorithm(tree) if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSettings:
@@ -72,6 +85,15 @@ class RunSettings(Section):
         """Tokens that a prompt to train on may have: what the limits of the engine leave beside a whole response."""
         limits = self.generation
         return min(limits.max_prompt_tokens, limits.max_model_tokens - self.conductor.response_tokens)
+
+    def goes_through(self, phase: Phase) -> bool:
+        """Whether the run has a phase."""
+        return phase in (implied_phases(self) if self.phases is None else self.phases)
+
+    @property
+    def samples_rollouts(self) -> bool:
+        """Whether the run learns from responses that it samples, and not from what people have judged alone."""
+        return find_algorithm(self.learner.algorithm).learns_from == "rollouts"
 
     @property
     def tokens_directory(self) -> Path:

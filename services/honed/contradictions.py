@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from honed.phases import impossible_phases
+
 if TYPE_CHECKING:  # the tree itself asks here
     from honed.config import RunSettings
 
@@ -16,7 +18,13 @@ _SHORTEST_LEASE_S: Final = 0.5  # three renewals have to arrive within it
 
 def contradictions(settings: RunSettings) -> list[str]:
     """Every contradiction, with the field's name and what to do."""
-    return [*_of_learner(settings), *_of_reward(settings), *_of_generation(settings), *_of_conductor(settings)]
+    return [
+        *impossible_phases(settings),
+        *_of_learner(settings),
+        *_of_reward(settings),
+        *_of_generation(settings),
+        *_of_conductor(settings),
+    ]
 
 
 def _of_learner(settings: RunSettings) -> Iterator[str]:
@@ -88,7 +96,8 @@ def _of_generation(settings: RunSettings) -> Iterator[str]:
 
 
 def _of_conductor(settings: RunSettings) -> Iterator[str]:
-    for name, device in (("learner", settings.learner.device), ("reward_training", settings.reward_training.device)):
+    devices = {name: getattr(settings, name).device for name in ("learner", "sft", "reward_training")}
+    for name, device in devices.items():
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             yield f"{name}.device: {device!r} is no device: take auto, cpu, cuda, or cuda:N"
     mix = settings.conductor.prompt_mix

@@ -73,6 +73,11 @@ class Workspace:
         return self.root / "models"
 
     @property
+    def first_model(self) -> Path:
+        """What is fine-tuned to make the base model; not there where nothing is."""
+        return self.models / "first"
+
+    @property
     def base_model(self) -> Path:
         """The language model that the run starts from."""
         return self.models / "base"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.jobs.conftest import Services, services
 from tests.integration.learner.harness import Learner, a_generator, recorded
 from tests.integration.queue.servers import Server
 
@@ -19,6 +20,7 @@ from honed.queue.messages import Message
 from honed.queue.stream import WorkQueue
 from honed.v1 import common_pb2
 
+__all__ = ["services"]
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
 
 STEPS, BATCH = 8, 8
@@ -91,3 +93,41 @@ async def test_a_learner_killed_again_and_again_ends_with_the_same_bits(
     for queue in queues:
         stats = await queue.stats()
         assert (stats.dead, stats.dropped, stats.balance) == (1, {"stale": STALE}, 0)
+
+
+async def test_a_learner_of_judgements_killed_again_and_again_ends_with_the_same_bits(
+    redis_server: Server, tmp_path: Path, services: Services
+) -> None:
+    """Each pass over the judgements has a snapshot of its own; more are made while the learners train."""
+    preference = services.preference
+    for number in range(20):
+        preference.compare(f"good {number}", f"bad {number * 7}", prompt=f"film {number % 3}")
+    async with a_generator() as (_, address):
+        names = ["steady-dpo", "killed-dpo"]
+        section: dict[str, Any] = {"batch": BATCH, "steps": STEPS, "checkpoint_every": 3, "algorithm": "dpo"}
+        steady, killed = (Learner(tmp_path / name, name, redis_server.url, [address], **section) for name in names)
+        for learner in (steady, killed):
+            learner.tree["preference"] = {"port": services.port}
+            learner.write()
+
+        async def undisturbed() -> Path:
+            async with steady.process() as process:
+                return await steady.checkpointed(STEPS, process)
+
+        async def disturbed() -> Path:
+            for step in (1, 4, 5):
+                async with killed.process() as process:
+                    await killed.updated(step, process)
+                    process.kill()
+                    await process.wait()
+            async with killed.process() as process:
+                return await killed.checkpointed(STEPS, process)
+
+        ends = await asyncio.gather(undisturbed(), disturbed())
+    assert bits(ends[0]).keys() >= {"model.safetensors", "optimizer.safetensors", "generator.safetensors"}
+    assert bits(ends[0]) == bits(ends[1])
+    updates = [read_updates(learner.place.learner) for learner in (steady, killed)]
+    assert [update.rollout_ids for update in updates[0]] == [update.rollout_ids for update in updates[1]]
+    passes = [update.rollout_ids for update in updates[0]]
+    assert len({pair for update in passes[:2] for pair in update}) == 2 * BATCH, "no pair comes twice in a pass"
+    assert steady.store.manifest(steady.store.versions()[-1]).lineage.preference_snapshot

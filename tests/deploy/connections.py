@@ -76,6 +76,7 @@ OWN: Final = frozenset(
         ("reward", "redis", REDIS),  # rollouts in, scores out, registration
         ("learner", "redis", REDIS),  # scored rollouts, lease, progress
         ("learner", "generation", CONTROL),  # pushes of versions
+        ("learner", "preference", GRPC),  # judgements, for an algorithm that learns from them
         ("job", "preference", GRPC),  # the snapshot that a reward model learns from
         ("job", "generation", GRPC),  # samples of the reference policy
         ("conductor", "redis", REDIS),  # prompts, lease, who is registered
@@ -90,6 +91,7 @@ OWN: Final = frozenset(
 """What each run opens, whatever its overlay."""
 
 NOT_ON_ONE_MACHINE: Final = {
+    Connection("learner", "preference", GRPC): "the recorded run learns from rollouts, not from judgements",
     Connection("conductor", "api-server", HTTPS): "a run on one machine has no Kubernetes",
     Connection("conductor", "api-server", API): "a run on one machine has no Kubernetes",
 }

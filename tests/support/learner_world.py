@@ -28,6 +28,7 @@ from honed.learner.loop.rollback import History
 from honed.learner.loop.run_state import RunState
 from honed.learner.loop.training import Training
 from honed.learner.sources.held import Held
+from honed.learner.sources.scored_stream import Intake
 from honed.learner.sources.trained import TrainedIds
 from honed.learner.status import LearnerStatus
 from honed.models.loader import load_language_model
@@ -93,6 +94,8 @@ class FakeIntake:
     arrival: asyncio.Event | None = None
     """What `receive` waits for."""
     starved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    progress, restore, learned, forget = Intake.progress, Intake.restore, Intake.learned, Intake.forget
 
     async def take_over(self, predecessors: list[str]) -> None:
         pass

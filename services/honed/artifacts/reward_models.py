@@ -12,12 +12,10 @@ from honed.artifacts.draft import VersionDraft
 from honed.artifacts.files import hash_file, open_backend
 from honed.artifacts.manifest import Kind, Lineage, Manifest
 from honed.artifacts.names import MANIFEST_NAME, SUFFIXES, check_name, check_run, is_name
+from honed.artifacts.settings import TRAINED as TRAINED
 from honed.artifacts.store import ArtifactStore
 from honed.artifacts.version import VersionId
 from honed.kit.errors import InvalidArgument
-
-TRAINED: Final = "trained"
-"""The reward model that the run trains itself; as the source of a scorer, its newest version."""
 
 _DIRECTORY: Final = "reward-models"
 _IO_TIMEOUT_S: Final = 60.0

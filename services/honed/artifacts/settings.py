@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field
 
 from honed.settings import Positive, Section
+
+TRAINED: Final = "trained"
+"""The name of the reward model that a run trains, and a scorer's source that reads its newest version."""
 
 
 class PolicyStoreSettings(Section):

@@ -244,6 +244,7 @@ def _check_scorers(settings: RunSettings, report: Report) -> None:
 def _files(settings: RunSettings) -> Iterator[tuple[str, Any]]:
     data = settings.data
     yield from ((f"data.texts.{number}", path) for number, path in enumerate(data.texts))
+    yield from ((f"data.demonstrations.{number}", path) for number, path in enumerate(data.demonstrations))
     yield from ((f"data.judgements.{number}.file", source.file) for number, source in enumerate(data.judgements))
     if data.prompts is not None:
         yield "data.prompts", data.prompts

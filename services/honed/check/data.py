@@ -15,7 +15,7 @@ from honed.conductor.settings import JudgementsFile
 from honed.config import RunSettings
 from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import HonedError, InvalidArgument
-from honed.models.prompt_rows import ROW, check_row, row_reference
+from honed.models.prompt_rows import ROW, check_row, row_reference, row_response
 from honed.models.prompts import PromptEncoder, render_messages
 
 Advance = Callable[[int], None]
@@ -49,9 +49,11 @@ class DataCheck:
             report.error("data.texts", "there is nothing to pretrain on: name texts, or a model as conductor.start_from")
         for path in data.texts:
             self._texts(path)
-        if data.prompts is None:
+        for path in data.demonstrations if self._settings.goes_through("sft") else ():
+            self._demonstrations(path)
+        if data.prompts is None and self._settings.samples_rollouts and self._settings.goes_through("online"):
             report.error("data.prompts", "is not set: name JSON lines with `text`, `token_ids` or `messages` to train on")
-        else:
+        elif data.prompts is not None:
             self._prompts("data.prompts", data.prompts)
         if data.evaluation.prompts is not None:
             self._prompts("data.evaluation.prompts", data.evaluation.prompts)
@@ -63,11 +65,10 @@ class DataCheck:
             held_out = self._judgements(where, data.evaluation.judgements)
             if shared := len(held_out & trained):
                 report.warning(where, f"{shared} of {len(held_out)} judgements are also trained on: agreement will flatter")
-        wanted = any(scorer.source == "trained" for scorer in self._settings.reward.scorers)
-        if wanted and not data.judgements:
-            report.warning(
-                "data.judgements", "a scorer is `trained`, and none are named: the run waits for `honed judge import`"
-            )
+        wanted = self._settings.goes_through("reward_model")
+        why = "a scorer is `trained`" if wanted else f"learner.algorithm {self._settings.learner.algorithm} learns from them"
+        if (wanted or not self._settings.samples_rollouts) and not data.judgements:
+            report.warning("data.judgements", f"{why}, and none are named: the run waits for `honed judge import`")
 
     def _texts(self, path: Path) -> None:
         usable = empty = 0
@@ -79,6 +80,21 @@ class DataCheck:
         elif empty:
             self._report.warning("data.texts", f"{path}: {empty} of {usable} texts are empty")
         self._report.figures[f"texts {path}"] = usable
+
+    def _demonstrations(self, path: Path) -> None:
+        def usable(row: dict[str, Any]) -> str:
+            reason, _ = self._prompt(row)
+            if not reason:
+                try:
+                    row_response(row)
+                except InvalidArgument as error:
+                    return str(error)
+            return reason
+
+        count = sum(1 for _ in self._rows("data.demonstrations", path, usable))
+        if not count and path.is_file():
+            self._report.error("data.demonstrations", f"{path} holds no demonstration that can be used")
+        self._report.figures[f"demonstrations {path}"] = count
 
     def _prompts(self, where: str, path: Path) -> None:
         seen: set[bytes] = set()
@@ -195,7 +211,13 @@ def _needing_references(settings: RunSettings) -> Iterator[str]:
 def data_bytes(settings: RunSettings) -> int:
     """Bytes of all files of a run that are there."""
     data = settings.data
-    paths = [*data.texts, data.prompts, data.evaluation.prompts, *(source.file for source in data.judgements)]
+    paths = [
+        *data.texts,
+        *data.demonstrations,
+        data.prompts,
+        data.evaluation.prompts,
+        *(source.file for source in data.judgements),
+    ]
     if data.evaluation.judgements:
         paths.append(data.evaluation.judgements.file)
     return sum(path.stat().st_size for path in paths if path is not None and path.is_file())

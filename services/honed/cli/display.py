@@ -37,6 +37,8 @@ _TITLES = {
 _FIGURES = {
     "score_mean": ("score", "{:+.3f}"),
     "kl": ("KL", "{:.2f} nats"),
+    "loss": ("loss", "{:.3f}"),
+    "accuracy": ("pairs in order", "{:.2f}"),
     "entropy": ("entropy", "{:.2f}"),
     "staleness_max": ("staleness", "{:.0f} at most"),
 }

@@ -21,6 +21,7 @@ from honed.cli import (
     init,
     judge,
     prompts,
+    recipes,
     run,
     scale,
     score,
@@ -33,7 +34,7 @@ from honed.cli import (
 from honed.cli.connection import ask_cluster
 from honed.cli.failure import ReportingGroup
 
-_OF_THIS_MACHINE: Final = frozenset({"init", "up", "demo", "serve", "job", "wait", "tokens", "config", "data"})
+_OF_THIS_MACHINE: Final = frozenset({"init", "up", "demo", "serve", "job", "wait", "tokens", "config", "data", "recipes"})
 """Commands that talk to no run."""
 
 app = typer.Typer(
@@ -85,7 +86,7 @@ def honed(
 run.register(app)
 for part in (
     *(init, check, generate, score, judge, status, top, scale, versions, prompts, dead),
-    *(cluster, wait, tokens, config, data),
+    *(cluster, wait, tokens, config, data, recipes),
 ):
     part.register(app)
 

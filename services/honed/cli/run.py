@@ -136,8 +136,9 @@ def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFi
     """Run one job to its end. `honed up` does so by itself; beside `honed serve` somebody has to.
 
     `pretrain` publishes version 0.0, from which everything starts: the model of conductor.start_from, or one trained on
-    data.texts. `reward-model` trains on the judgements of the preference service. Both publish into policy.url. `migrate`
-    brings the preference database to this build's schema, for a service with `preference: {migrate: job}`.
+    data.texts; fine-tuned on data.demonstrations if there are any. `reward-model` trains on the judgements of the preference
+    service. Both publish into policy.url. `migrate` brings the preference database to this build's schema, for a service with
+    `preference: {migrate: job}`.
     Exit status 75: it failed for a reason that may pass.
     """
     from honed.kit import tracing

@@ -86,7 +86,7 @@ class Evaluation:
             else:
                 self.base = await self._sample(evaluation.prompts)
                 await asyncio.to_thread(write_continuations, self._kept, self.base)
-        if evaluation.judgements is not None:
+        if evaluation.judgements is not None and self._settings.reward.scorers:
             pairs = await asyncio.to_thread(held_out_pairs, evaluation.judgements, PAIRS)
             self.agreement = await self._agreement(pairs)
 
@@ -95,7 +95,8 @@ class Evaluation:
         if prompts is None:
             return
         self.trained = await self._sample(prompts)
-        self.rewards_before, self.rewards_after = await self._rewards(self.base), await self._rewards(self.trained)
+        if self._settings.reward.scorers:  # without a scorer there is no reward service
+            self.rewards_before, self.rewards_after = await self._rewards(self.base), await self._rewards(self.trained)
 
     async def _sample(self, path: Path) -> list[Continuation]:
         prompts = await asyncio.to_thread(prompts_of, path, self._settings.data.evaluation.samples)

@@ -94,6 +94,19 @@ class OnlineLoop:
                 self._submissions = None
                 file.close()
 
+    async def watch(self) -> None:
+        """For an algorithm that samples nothing: returns when the learner has made its updates. It is fed nothing."""
+        async with internal_channel(self._settings, self._fleet.target("learner")) as channel:
+            stub = learner_pb2_grpc.LearnerServiceStub(channel)
+            while (status := await self._status(stub)) is None or status.state != learner_pb2.LEARNER_STATE_FINISHED:
+                failed = status is not None and status.state == learner_pb2.LEARNER_STATE_FAILED
+                if failed and self._state.phase != conductor_pb2.RUN_PHASE_FAILED:
+                    # A person may let it go on (Resume, Rollback): the run stays up meanwhile.
+                    self._state.enter(conductor_pb2.RUN_PHASE_FAILED, "training has stopped; serving goes on")
+                elif status is not None and not failed and self._state.phase == conductor_pb2.RUN_PHASE_FAILED:
+                    self._state.enter(conductor_pb2.RUN_PHASE_PPO, "training on judgements")
+                await asyncio.sleep(POLL_S)
+
     async def submit_prompts(self, request: conductor_pb2.SubmitPromptsRequest) -> conductor_pb2.SubmitPromptsResponse:
         """Adds prompts to those that the run trains on; raises as `honed.conductor.submission.submit_prompts` does.
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import grpc
 
-from honed.artifacts.reward_models import TRAINED
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.tokenizer import fetch_tokenizer
 from honed.conductor.evaluation import Evaluation
@@ -156,7 +155,10 @@ class Run:
         await self.evaluation.after()
 
     async def _loop(self) -> None:
-        await self.loop.run(self._prompts(), await asyncio.to_thread(self._tokenizer))
+        if self.settings.samples_rollouts:
+            await self.loop.run(self._prompts(), await asyncio.to_thread(self._tokenizer))
+        else:
+            await self.loop.watch()
 
     def job_progress(self) -> JobProgress | None:
         """How far the job of the phase is."""
@@ -170,8 +172,8 @@ class Run:
 
     async def _phases(self, before_loop: Hook | None) -> None:
         timeout_s = self.settings.conductor.start_timeout_s
-        prompts = self._prompts()
-        await asyncio.to_thread(check_prompts, prompts)
+        if self.settings.samples_rollouts and self.settings.goes_through("online"):
+            await asyncio.to_thread(check_prompts, self._prompts())
 
         def starting(service: str) -> Coroutine[None, None, None]:
             return self._persist(f"start of {service}", lambda: self.fleet.start(service, timeout_s))
@@ -188,17 +190,21 @@ class Run:
         async with asyncio.TaskGroup() as group:
             # The engine takes its time to start, and it can serve the base model already.
             group.create_task(starting("generation"))
-            if self._trains_reward_model():
+            if self.settings.goes_through("reward_model"):
                 group.create_task(self._persist("training of the reward model", self._train_reward_model))
-        self._enter(conductor_pb2.RUN_PHASE_PPO, "starting reward and learner")
+        if not self.settings.goes_through("online"):
+            return
+        unneeded = not self.settings.samples_rollouts and not self.settings.reward.scorers
+        services = ("learner",) if unneeded else ("reward", "learner")
+        self._enter(conductor_pb2.RUN_PHASE_PPO, f"starting {' and '.join(services)}")
         async with asyncio.TaskGroup() as group:
-            for name in ("reward", "learner"):
+            for name in services:
                 group.create_task(starting(name))
         self.state.doing = "evaluating the base policy"
         await self.evaluation.before()
         if before_loop is not None:
             await before_loop()
-        self.state.doing = "online loop"
+        self.state.doing = "online loop" if self.settings.samples_rollouts else "training on judgements"
         self.state.loop_started_at = time.time()
         await self._persist("online loop", self._loop)
         self.state.loop_ended_at = time.time()
@@ -278,10 +284,6 @@ class Run:
         if self.settings.data.prompts is None:
             raise FailedPrecondition("data.prompts is not set: name JSON lines with `text`, `token_ids` or `messages`")
         return self.settings.data.prompts
-
-    def _trains_reward_model(self) -> bool:
-        """Whether a scorer reads the reward model that this run trains."""
-        return any(scorer.source == TRAINED for scorer in self.settings.reward.scorers)
 
     def _enter(self, phase: conductor_pb2.RunPhase.ValueType, doing: str) -> None:
         self.state.enter(phase, doing)

@@ -87,6 +87,9 @@ class DataSettings(Section):
     """What a run learns from. JSON lines; `honed check` reads them line by line before anything starts."""
 
     texts: tuple[Path, ...] = Field((), description="`text`: for pretraining, when there is no conductor.start_from.")
+    demonstrations: tuple[Path, ...] = Field(
+        (), description="A prompt as in `prompts`, and `response`: what to fine-tune on before anything else. None: not done."
+    )
     prompts: Path | None = Field(None, description="`text`, `token_ids` or `messages`: what is trained on.")
     judgements: tuple[JudgementsFile, ...] = Field(
         (), description="Imported at the start; what is stored already is not doubled."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from honed.conductor.sampling import Continuation
 from honed.demo.measures import PAUSE_BAR_MS, Figures
-from honed.report.curves import CURVES, bars, line
+from honed.report.curves import bars, drawn
 from honed.report.measures import pauses_ms
 from honed.report.template import render
 from honed.v1 import learner_pb2
@@ -36,7 +36,7 @@ def write_report(
         figures=figures,
         gain=figures.judge_after - figures.judge_before,
         missed=figures.missed(),
-        curves=[(curve, line(updates, curve)) for curve in CURVES],
+        curves=drawn(updates),
         pauses=bars(pauses_ms(pushes), "ms", "push", mark=PAUSE_BAR_MS),
         samples=list(zip(before, after, strict=True))[:SHOWN_SAMPLES],
         last=updates[-1],

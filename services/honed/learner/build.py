@@ -6,20 +6,21 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
-from honed.learner.algorithms.base import make_algorithm
+from honed.learner.algorithms.base import find_algorithm, make_algorithm
 from honed.learner.data.episode import Vocabulary
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.objectives.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
 from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
 from honed.learner.settings import KlSettings, LearnerSettings
 from honed.learner.train import rng
-from honed.learner.train.on_policy import OnPolicyUpdates, PolicyTrainer
+from honed.learner.train.on_pairs import OnPairUpdates
+from honed.learner.train.on_policy import OnPolicyUpdates
 from honed.learner.train.optimizer import build_optimizer
 from honed.learner.train.trainer import Trainer, TrainSettings
 from honed.models.facts import ModelFacts
@@ -27,7 +28,7 @@ from honed.models.loader import load_language_model
 from honed.settings import ServerSettings
 
 
-def build_trainer(settings: RunSettings, base: Path) -> PolicyTrainer:
+def build_trainer(settings: RunSettings, base: Path) -> Trainer[Any, PolicyModel]:
     """A trainer that starts from the model at `base`, which is also the reference.
 
     Raises:
@@ -42,15 +43,24 @@ def build_trainer(settings: RunSettings, base: Path) -> PolicyTrainer:
         torch.set_num_threads(section.threads)
     make_deterministic(device, section.deterministic)
     policy = PolicyModel(load_language_model(base, device=device), precision=section.precision)
-    algorithm = make_algorithm(section)
     reference = None
-    if algorithm.needs.reference:
+    if make_algorithm(section).needs.reference:
         reference = ReferenceModel(load_language_model(base, device=device), precision=section.precision)
     optimizer = build_optimizer(section.optimizer, policy.trainable().values(), lr=section.learning_rate)
-    updates = OnPolicyUpdates(
+    updates = updates_of(section, policy, reference)
+    return Trainer(policy, updates, optimizer, settings=train_settings(section), generator=rng.generator(settings.seed))
+
+
+def updates_of(
+    section: LearnerSettings, policy: PolicyModel, reference: ReferenceModel | None
+) -> OnPolicyUpdates | OnPairUpdates:
+    """The algorithm of the settings, around its models."""
+    algorithm: Any = make_algorithm(section)
+    if find_algorithm(section.algorithm).learns_from == "preferences":
+        return OnPairUpdates(algorithm, policy, reference)
+    return OnPolicyUpdates(
         algorithm, policy, reference, section, kl=kl_controller(section.kl), normaliser=reward_normaliser(section)
     )
-    return Trainer(policy, updates, optimizer, settings=train_settings(section), generator=rng.generator(settings.seed))
 
 
 def vocabulary_of(base: Path, size: int) -> Vocabulary:

@@ -9,10 +9,10 @@ import math
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from redis.exceptions import ResponseError
@@ -24,9 +24,7 @@ from honed.config import RunSettings
 from honed.kit.address import host_port
 from honed.kit.errors import FailedPrecondition, HonedError, NotFound
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
-from honed.learner.algorithms.base import make_algorithm
 from honed.learner.build import build_trainer, config_hash, vocabulary_of
-from honed.learner.data.episode import Vocabulary
 from honed.learner.loop.checkpoint import CheckpointStore
 from honed.learner.loop.directory_lock import locked
 from honed.learner.loop.exporter import Exporter
@@ -38,14 +36,14 @@ from honed.learner.loop.release import BASE, Release
 from honed.learner.loop.rollback import History, Weights
 from honed.learner.loop.run_state import RunState
 from honed.learner.loop.training import Training
+from honed.learner.models.policy import PolicyModel
 from honed.learner.service import LearnerService, LoadedLearner
-from honed.learner.sources.scored_stream import Intake, IntakeSettings
-from honed.learner.sources.trained import TrainedIds
+from honed.learner.sources.choose import opened
+from honed.learner.sources.preferences import PreferencePairs
 from honed.learner.status import AnnouncedPromotions, LearnerStatus, Reporter
-from honed.learner.train.on_policy import PolicyTrainer
+from honed.learner.train.trainer import Trainer
 from honed.models.loader import load_language_model
 from honed.queue.connection import RedisLink, RetryPolicy
-from honed.queue.holding import Holding, holding
 from honed.queue.identity import RunIdentity
 from honed.queue.keys import SCORED, RunKeys
 from honed.queue.lease import HeldLease, Leases
@@ -155,17 +153,17 @@ class LearnerProcess:
         queue = WorkQueue(self._link, self._keys, SCORED, f"learner-{lease.claim.fence}", limits)
         vocabulary = vocabulary_of(base, trainer.model.vocabulary_size)
         async with contextlib.AsyncExitStack() as stack:
-            intake = self._intake(queue, await stack.enter_async_context(holding(queue)), vocabulary)
-            stack.push_async_callback(intake.close)
+            source = await stack.enter_async_context(opened(settings, queue, base, vocabulary, lambda: self._status.scorers))
             generators = self._generators()
             stack.push_async_callback(generators.close)
             snapshot = await asyncio.to_thread(_snapshot, settings)
-            release = self._release(trainer, base, generators, journal, lease, snapshot)
+            judgements = (lambda: source.snapshot) if isinstance(source, PreferencePairs) else (lambda: snapshot)
+            release = self._release(trainer, base, generators, journal, lease, judgements)
             training = Training(
                 trainer, self._checkpoints, timeout_s=section.update_timeout_s, stop_within_s=section.drain_s / 2
             )
             reporter = self._reporter(queue)
-            state = RunState(training, intake, self._checkpoints, journal, release, lease, self._status, reporter, time.time)
+            state = RunState(training, source, self._checkpoints, journal, release, lease, self._status, reporter, time.time)
             await asyncio.to_thread(state.load)
             await state.take_over(await self._predecessors(queue.consumer))
             await reporter.refresh()
@@ -176,27 +174,6 @@ class LearnerProcess:
             yield LoadedLearner(loop, journal, history, pause)
         await queue.leave()
 
-    def _intake(self, queue: WorkQueue, held: Holding, vocabulary: Vocabulary) -> Intake:
-        settings = self._settings
-        return Intake(
-            queue,
-            held,
-            vocabulary,
-            self._intake_settings(),
-            TrainedIds(settings.run),
-            lambda: self._status.scorers,
-        )
-
-    def _intake_settings(self) -> IntakeSettings:
-        settings, section = self._settings, self._settings.learner
-        return IntakeSettings(
-            section.max_staleness,
-            settings.generation.max_model_tokens,
-            settings.reward.on_promotion,
-            group=settings.conductor.samples_per_prompt if make_algorithm(section).needs.group > 1 else 1,
-            group_timeout_s=section.group_timeout_s,
-        )
-
     def _generators(self) -> RegisteredGenerators:
         section = self._settings.generation
         fallback = section.control_address or (host_port(section.host, section.control_port) if section.control_port else "")
@@ -205,12 +182,12 @@ class LearnerProcess:
 
     def _release(
         self,
-        trainer: PolicyTrainer,
+        trainer: Trainer[Any, PolicyModel],
         base: Path,
         generators: RegisteredGenerators,
         journal: Journal,
         lease: HeldLease,
-        preference_snapshot: str,
+        preference_snapshot: Callable[[], str],
     ) -> Release:
         settings = self._settings
         return Release(
@@ -279,7 +256,7 @@ async def _beside(reporter: Reporter, journal: Journal, stopping: asyncio.Event)
             task.cancel()
 
 
-def _loop_settings(settings: RunSettings, trainer: PolicyTrainer) -> LoopSettings:
+def _loop_settings(settings: RunSettings, trainer: Trainer[Any, PolicyModel]) -> LoopSettings:
     section = settings.learner
     on_gpu = trainer.model.device.type != "cpu"
     return LoopSettings(

@@ -18,6 +18,13 @@ class KlSettings(Section):
     horizon: Positive = Field(10_000, description="Episodes.")
 
 
+class PreferencePairSettings(Section):
+    """What an algorithm that learns from preferences directly reads: the judgements of the preference service."""
+
+    refresh: bool = Field(True, description="After each pass over the judgements, read those that have come meanwhile too.")
+    append_end: bool = Field(True, description="A response ends with the end-of-text token, which is learned too.")
+
+
 class LearnerSettings(ServerSettings):
     """The learner. Defaults are PPO's as lm-human-preferences states it, with a decoupled objective for stale data."""
 
@@ -48,6 +55,7 @@ class LearnerSettings(ServerSettings):
     reward_clip: Annotated[float, Field(gt=0)] | None = None
     reward_normalisation: Literal["reference", "running", "none"] = "reference"
     kl: KlSettings = KlSettings()
+    preferences: PreferencePairSettings = PreferencePairSettings()
     max_staleness: Annotated[int, Field(ge=0)] = Field(2, description="Versions; older rollouts are dropped and counted.")
     group_timeout_s: Seconds = Field(
         600.0, description="Where responses to one prompt train together, the rest of them is waited for so long."
@@ -87,6 +95,23 @@ class PretrainSettings(Section):
     block_tokens: Positive = Field(256, description="Length of a packed training sequence.")
     block_rows: Positive = 8
     microbatch_tokens: Positive = Field(8192, description="Tokens of one forward and backward pass at most; it bounds memory.")
+    threads: Positive = 2
+
+
+class FineTuningSettings(Section):
+    """Supervised fine-tuning on data.demonstrations, which makes the base model of the run."""
+
+    seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
+    epochs: Positive = Field(1, description="Passes over the demonstrations.")
+    batch: Positive = Field(32, description="Demonstrations of one optimizer step.")
+    microbatch_tokens: Positive = Field(8192, description="Tokens of one forward and backward pass at most; it bounds memory.")
+    learning_rate: Rate = 1e-5
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Share of the training in which the rate rises.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Of matrices.")
+    gradient_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
+    append_end: bool = Field(True, description="A response ends with the end-of-text token, which is learned too.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the computation; weights stay float32.")
     threads: Positive = 2
 
 

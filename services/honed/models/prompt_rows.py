@@ -60,6 +60,20 @@ def row_reference(row: dict[str, Any]) -> str:
     return text
 
 
+def row_response(row: dict[str, Any]) -> str:
+    """The response of a row that demonstrates one, beside its prompt.
+
+    Raises:
+        InvalidArgument: there is none, or it is no text.
+    """
+    response = row.get("response")
+    if not isinstance(response, str) or not response:
+        raise InvalidArgument("response", "must be a string that is not empty: what the model should answer")
+    if not _is_unicode(response):
+        raise InvalidArgument("response", "holds half a surrogate pair (\\ud800 to \\udfff), which is no text")
+    return response
+
+
 def row_prompt(row: dict[str, Any]) -> generation_pb2.Prompt:
     """The prompt of a row, for an RPC; raises as `check_row` does."""
     prompt = _content(row)

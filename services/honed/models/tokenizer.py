@@ -54,6 +54,8 @@ class TextTokenizer:
         self.template = template
         self.prefix = tuple(self.encode("", special_tokens=True))
         """The special tokens in front of a text, such as the beginning of text; often none."""
+        self.end: int | None = tokenizer.eos_token_id
+        """The token that ends a text, or a turn of a chat model; None if there is none."""
 
     def encode(self, text: str, *, special_tokens: bool) -> list[int]:
         """Token ids of `text`, with or without what the tokenizer puts around a text."""

@@ -27,8 +27,16 @@ CURVES = (
     Curve("Score", "reward", "score_mean"),
     Curve("KL to the base policy", "nats a response", "kl"),
     Curve("Entropy", "nats a token", "entropy"),
+    Curve("Loss", "nats", "loss"),
+    Curve("Pairs in the order of people's judgement", "share of a batch", "accuracy"),
     Curve("Staleness", "versions, mean of a batch", "staleness_mean"),
 )
+
+
+def drawn(updates: Sequence[learner_pb2.StepMetrics]) -> list[tuple[Curve, str]]:
+    """Each curve that the updates have something for, with its picture: algorithms measure different things."""
+    measured = {name for update in updates for name in update.values}
+    return [(curve, line(updates, curve)) for curve in CURVES if curve.metric in measured]
 
 
 def line(updates: Sequence[learner_pb2.StepMetrics], curve: Curve) -> str:

@@ -99,11 +99,11 @@ def write_report(
     """
     _write(json_path, json.dumps(report.as_json(), indent=2, allow_nan=False) + "\n")
     try:
-        from honed.report.curves import CURVES, bars, line
+        from honed.report.curves import bars, drawn
         from honed.report.template import render
     except ImportError:
         return
-    curves = [(curve.title, line(updates, curve)) for curve in CURVES] if updates else []
+    curves = [(curve.title, picture) for curve, picture in drawn(updates)]
     if pauses:
         curves.append(("Pause of each push", bars(pauses, "ms", "push")))
     samples = report.samples[:SHOWN_SAMPLES]

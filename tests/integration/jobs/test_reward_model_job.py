@@ -195,13 +195,13 @@ class Killed(BaseException):
     """Ends a job in its middle."""
 
 
-def kill_at(step: int, patch: pytest.MonkeyPatch, module: Any) -> None:
-    """Has the job save after each step, and end in the step after `step`; 0 for an end in none."""
+def kill_at(doing: str, patch: pytest.MonkeyPatch, module: Any) -> None:
+    """Has the job save after each step, and end when its progress is to say that; empty for an end at no point."""
     patch.setattr(module, "Checkpoints", lambda directory: Checkpoints(directory, every_s=0, clock=lambda: 0.0))
     report = ProgressFile.report
 
     def watched(self: ProgressFile, progress: JobProgress, *, final: bool = False) -> None:
-        if step and progress.doing.startswith(f"step {step}"):
+        if doing and progress.doing.split(" of ")[0] == doing:
             raise Killed
         report(self, progress, final=final)
 
@@ -211,14 +211,14 @@ def kill_at(step: int, patch: pytest.MonkeyPatch, module: Any) -> None:
 async def test_a_job_that_was_killed_goes_on_with_the_judgements_of_then(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {"reward_training": {"batch_texts": 2}}
     with monkeypatch.context() as patch:
-        kill_at(4, patch, reward_model)
+        kill_at("step 4", patch, reward_model)
         with pytest.raises(Killed):
             await rig.run(**few)
         assert not rig.store.versions()
     [then] = rig.services.preference.snapshots.values()
     rig.services.preference.compare("new since then", BAD[0])
     with monkeypatch.context() as patch:
-        kill_at(0, patch, reward_model)
+        kill_at("", patch, reward_model)
         assert await rig.run(**few) == ["0.1"]
     manifest = rig.store.manifest(VersionId(0, 1))
     assert manifest.lineage.figures["judgements"] == len(then) == 9
@@ -240,13 +240,13 @@ async def test_judgements_that_are_erased_while_a_job_lies_killed_are_not_traine
 ) -> None:
     few = {"reward_training": {"batch_texts": 2}}
     with monkeypatch.context() as patch:
-        kill_at(4, patch, reward_model)
+        kill_at("step 4", patch, reward_model)
         with pytest.raises(Killed):
             await rig.run(**few)
     [then] = rig.services.preference.snapshots.values()
     del then[0]
     with monkeypatch.context() as patch:
-        kill_at(1, patch, reward_model)
+        kill_at("step 1", patch, reward_model)
         with pytest.raises(Killed):  # it begins at its first step again
             await rig.run(**few)
 

@@ -71,6 +71,7 @@ def test_a_run_file_for_a_cluster_has_no_error(tmp_path: Path) -> None:
 REFUSED: list[tuple[str, Any, str, str]] = [
     ("data.prompts", "prompts.jsonl", "data.prompts", "a path of this machine that no Pod has: name a file under /data"),
     ("data.prompts", "/data/../home/me/p.jsonl", "data.prompts", "no Pod has"),
+    ("data.demonstrations", ["/data/a.jsonl", "/home/b.jsonl"], "data.demonstrations.1", "is /home/b.jsonl"),
     ("data.texts", ["/data/a.jsonl", "/home/b.jsonl"], "data.texts.1", "is /home/b.jsonl"),
     ("data.judgements", [{"file": "pairs.jsonl"}], "data.judgements.0.file", "name a file under /data"),
     ("data.evaluation.prompts", "held.jsonl", "data.evaluation.prompts", "under /data"),
@@ -140,6 +141,7 @@ EXEMPT = {
     "learner.algorithm": "found with the run file",
     "learner.options": "the algorithm's numbers",
     "learner.device": "what the Pod's node has; the component gpu gives it",
+    "sft.device": "what the Pod's node has; the component gpu gives it",
     "reward_training.device": "what the Pod's node has; the component gpu gives it",
     "conductor.application_prompts.redact": "an image may have it, so that it is a warning",
     "data.judgements.source": "a name",

@@ -338,6 +338,33 @@ def test_a_format_that_does_not_exist_is_named() -> None:
     assert _quoted("1.5") == '"1.5"'
 
 
+def test_demonstrations_are_read_line_by_line(tree: dict[str, Any], tmp_path: Path) -> None:
+    shown = jsonl(
+        tmp_path / "shown.jsonl",
+        {"text": "is it good?", "response": "yes"},
+        {"text": "is it good?"},
+        {"response": "yes"},
+        {"text": "is it good?", "response": 3},
+    )
+    tree["data"] = {**tree["data"], "demonstrations": [str(shown), str(tmp_path / "none.jsonl")]}
+    found = texts_of(check_run(settings_of(tree)))
+    for number, words in ((2, "response: must be a string"), (3, "needs `text`"), (4, "response: must be a string")):
+        assert any(line.startswith(f"error data.demonstrations: {shown}, line {number}: ") and words in line for line in found)
+    assert any("none.jsonl" in line for line in found)
+
+
+def test_what_learns_from_judgements_needs_neither_prompts_nor_scorers(tree: dict[str, Any]) -> None:
+    tree["learner"]["algorithm"] = "dpo"
+    tree["data"] = {}
+    tree["reward"] = {"scorers": []}
+    [warning] = texts_of(check_run(settings_of(tree)))
+    assert warning.startswith("warning data.judgements: learner.algorithm dpo learns from them")
+    tree["learner"]["algorithm"] = "ppo"
+    found = texts_of(check_run(settings_of(tree)))
+    assert any(line.startswith("error data.prompts: is not set") for line in found)
+    assert any(line.startswith("error reward.scorers: names none") for line in found)
+
+
 @pytest.mark.parametrize("fast", [False, True])
 def test_references_are_checked_and_prompts_without_one_among_others_are_a_warning(
     tree: dict[str, Any], tmp_path: Path, fast: bool

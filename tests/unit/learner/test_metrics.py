@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 from tests.unit.learner.samples import make_trainer, random_episodes
+from tests.unit.learner.test_dpo import PAIRS
+from tests.unit.learner.test_dpo import trainer as pair_trainer
 
 from honed.learner import metrics
-from honed.learner.algorithms.base import algorithm_names
+from honed.learner.algorithms.base import algorithm_names, find_algorithm
 from honed.learner.loop.records import PushRecord
 from honed.learner.train.trainer import TrainSettings
 
@@ -31,7 +33,10 @@ def test_the_figures_of_the_last_update_are_shown_and_no_older_one() -> None:
 
 @pytest.mark.parametrize("algorithm", algorithm_names())
 def test_every_figure_of_an_update_is_documented(algorithm: str) -> None:
-    stats = make_trainer(TrainSettings(epochs=1), {"algorithm": algorithm}).update(random_episodes(4, seed=3))
+    if find_algorithm(algorithm).learns_from == "rollouts":
+        stats = make_trainer(TrainSettings(epochs=1), {"algorithm": algorithm}).update(random_episodes(4, seed=3))
+    else:
+        stats = pair_trainer().update(PAIRS)
     documented = set(re.findall(r"`(\w+)`", DOCUMENT.read_text().partition("`LearnerService.WatchPushes`")[0]))
     assert set(stats) <= documented
 

@@ -9,7 +9,12 @@ import torch
 from tests.unit.learner import reference
 from torch import Tensor
 
+from honed.kit.errors import InvalidArgument
+from honed.learner.algorithms.base import make_algorithm, options_of
+from honed.learner.algorithms.ppo import Options
+from honed.learner.models.policy import TokenEvaluation
 from honed.learner.objectives import policy_gradient, value
+from honed.learner.settings import LearnerSettings
 
 
 def random_tokens(seed: int, count: int = 200) -> dict[str, Tensor]:
@@ -65,6 +70,66 @@ def test_a_ratio_past_the_clip_stops_only_the_gradient_that_would_push_it_furthe
     loss = policy_gradient.policy_loss_terms(logprob, torch.zeros(1), torch.tensor([advantage]), clip=0.2).sum()
     (gradient,) = torch.autograd.grad(loss, logprob)
     assert bool(gradient.abs() > 0) is moves
+
+
+def test_dual_clip_bounds_the_loss_where_the_advantage_is_negative_by_hand() -> None:
+    ratio = torch.tensor([0.5, 2.0, 3.5, 10.0, 10.0, 0.5, 0.0])
+    advantages = torch.tensor([-2.0, -2.0, -2.0, -2.0, 2.0, 2.0, 0.0])
+    got = policy_gradient.clipped_surrogate(ratio, advantages, low=0.2, high=0.2, dual=3.0)
+    # 2 x 0.8, 2 x 2, then the bound 2 x 3 twice; a positive advantage is clipped as ever: -2 x 1.2, and -2 x 0.5.
+    torch.testing.assert_close(got, torch.tensor([1.6, 4.0, 6.0, 6.0, -2.4, -1.0, 0.0]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_dual_clip_and_under_its_bound_the_loss_and_its_gradient_are_the_same_bits(seed: int) -> None:
+    t = random_tokens(seed)
+    gradients = []
+    for options in ({}, {"dual": None}, {"dual": 1e6}):
+        logprobs = t["logprobs"].clone().requires_grad_()
+        policy_gradient.policy_loss_terms(logprobs, t["proximal"], t["advantages"], clip=0.2, **options).sum().backward()
+        gradients.append(logprobs.grad)
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
+
+
+def test_a_token_past_the_dual_clip_has_no_gradient_and_its_behaviour_weight_still_counts() -> None:
+    logprobs = torch.tensor([2.0, 0.5], dtype=torch.float64, requires_grad=True)  # ratios 7.4 and 1.6
+    loss = policy_gradient.policy_loss_terms(
+        logprobs, torch.zeros(2), torch.tensor([-1.0, -1.0]), clip=0.2, weights=torch.tensor([0.5, 0.5]), dual=3.0
+    )
+    assert loss.tolist() == pytest.approx([1.5, 0.5 * math.exp(0.5)])
+    (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
+    assert gradient.tolist() == pytest.approx([0.0, 0.5 * math.exp(0.5)])
+
+
+def test_the_gradient_of_the_dual_clip_is_that_of_finite_differences() -> None:
+    logprobs = torch.linspace(-2.0, 2.03, 14, dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([1.0, -1.5] * 7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x: policy_gradient.policy_loss_terms(x, torch.zeros_like(x), advantages, clip=0.2, dual=3.0), [logprobs]
+    )
+
+
+def test_ppo_takes_a_dual_clip_of_more_than_one_and_no_other() -> None:
+    options = options_of("ppo", {"dual_clip": 3.0})
+    assert isinstance(options, Options)
+    assert options.dual_clip == 3.0
+    assert Options().dual_clip is None
+    with pytest.raises(InvalidArgument, match=r"learner\.options\.dual_clip"):
+        options_of("ppo", {"dual_clip": 1.0})
+
+
+def test_the_option_reaches_the_loss_of_ppo() -> None:
+    at = dict.fromkeys(("proximal", "values", "returns"), torch.zeros(1)) | {
+        "advantages": torch.tensor([-1.0]),
+        "weights": torch.ones(1),
+    }
+    now = TokenEvaluation(logprobs=torch.tensor([2.0]), values=torch.zeros(1))
+    for dual_clip, expected in ((None, math.exp(2.0)), (3.0, 3.0)):
+        algorithm = make_algorithm(LearnerSettings(options={"dual_clip": dual_clip}))
+        losses = algorithm.losses(None, now, at)
+        assert losses.sums["tokens"].item() == pytest.approx(expected)
+        assert losses.per_token["policy_loss"].item() == pytest.approx(expected)
 
 
 def test_at_the_old_policy_the_gradient_is_the_policy_gradient() -> None:

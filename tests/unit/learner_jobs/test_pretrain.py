@@ -32,8 +32,8 @@ def new_model(tokenizer, seed=3):
     return new_language_model(SHAPE, vocabulary_size=len(tokenizer), rng=rng), rng
 
 
-def fit(model, rng, source, section, *, microbatch_tokens=8192, **more):
-    trainer = language_model_trainer(model, section, microbatch_tokens=microbatch_tokens, rng=rng)
+def fit(model, rng, source, section, **more):
+    trainer = language_model_trainer(model, section, rng=rng)
     return Fit(trainer, source, token_budget(section), language_model_rate(section), **more)
 
 
@@ -150,7 +150,7 @@ def test_the_weights_are_the_same_however_a_batch_is_cut(tokenizer):
         model, rng = new_model(tokenizer)
         items = [Demonstration([0, 5], [6, 7, 8]), Demonstration([0], [9]), Demonstration([0, 4, 4, 4], [2, 2])]
         source = demonstrations(items, rows=3, seed=0)
-        fit(model, rng, source, settings(tokens=60, warmup_steps=1), microbatch_tokens=budget).run()
+        fit(model, rng, source, settings(tokens=60, warmup_steps=1, microbatch_tokens=budget)).run()
         weights.append(model)
     for other in weights[1:]:
         for one, two in zip(weights[0].parameters(), other.parameters(), strict=True):

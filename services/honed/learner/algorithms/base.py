@@ -1,4 +1,4 @@
-"""What an algorithm on sampled responses declares, and how one is found by its name.
+"""What an algorithm declares, and how one is found by its name.
 
 An algorithm is one file of this package, named as in `learner.algorithm`. Neither this file nor an algorithm's imports torch:
 run files are read, and their options checked, where it is not installed. Formulas stand in `objectives`, which does.
@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -51,6 +51,19 @@ class Losses:
     per_token: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PairLosses:
+    """Losses of one micro-batch of pairs.
+
+    Attributes:
+        loss: Of each pair, `[P]`, with gradient.
+        per_pair: Figures of each pair, `[P]`, whose means over the update are told.
+    """
+
+    loss: Tensor
+    per_pair: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 class OnPolicy(Protocol):
     """An algorithm that learns from sampled responses. Rows are `[B, T]`, T the longest response, zero where none is."""
 
@@ -81,8 +94,28 @@ class OnPolicy(Protocol):
         """What is told of each batch beside what is told for every algorithm."""
 
 
-M = TypeVar("M", bound=Callable[..., OnPolicy])
+class OnPairs(Protocol):
+    """An algorithm that learns from pairs of responses to one prompt, the better one first. `[P]` is of P pairs."""
+
+    needs: Needs
+    """What has to be there, by the settings."""
+    mean: bool
+    """Whether a response's log-probability is the mean over its tokens, and not their sum."""
+
+    def losses(self, chosen: Tensor, rejected: Tensor) -> PairLosses:
+        """The losses of a micro-batch.
+
+        Args:
+            chosen: `logp - ref_logp` of the better responses, `[P]`, nats, with gradient; `logp` alone without a reference.
+            rejected: The same of the worse ones.
+        """
+
+
+M = TypeVar("M", bound=Callable[..., OnPolicy | OnPairs])
 _FOUND: dict[str, Entry] = {}
+
+LearnsFrom = Literal["rollouts", "preferences"]
+"""What a batch is made of: the run's own scored rollouts, or judgements of the preference service."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +123,18 @@ class Entry:
     """An algorithm that is known: `make` takes the numbers that all share, and options of the class `options`."""
 
     options: type[Section]
-    make: Callable[[LearnerSettings, Any], OnPolicy]
+    make: Callable[[LearnerSettings, Any], OnPolicy | OnPairs]
+    learns_from: LearnsFrom
 
 
-def algorithm(name: str, options: type[Section]) -> Callable[[M], M]:
-    """Makes a class known under a name, which must be its file's, with what `learner.options` may hold."""
+def algorithm(name: str, options: type[Section], *, learns_from: LearnsFrom = "rollouts") -> Callable[[M], M]:
+    """Makes a class known under a name, which must be its file's, with what `learner.options` may hold.
+
+    One that learns from rollouts is `OnPolicy`, one that learns from preferences `OnPairs`.
+    """
 
     def register(make: M) -> M:
-        _FOUND[name] = Entry(options, make)
+        _FOUND[name] = Entry(options, make, learns_from)
         return make
 
     return register
@@ -122,7 +159,7 @@ def find_algorithm(name: str) -> Entry:
     return _FOUND[name]
 
 
-def make_algorithm(learner: LearnerSettings) -> OnPolicy:
+def make_algorithm(learner: LearnerSettings) -> OnPolicy | OnPairs:
     """The algorithm of the settings.
 
     Raises:

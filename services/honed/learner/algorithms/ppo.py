@@ -11,7 +11,9 @@ On fresh data from the same weights the behaviour weight is 1 and this is plain 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from honed.learner import objectives
 from honed.learner.algorithms.base import Losses, Needs, OnPolicy, algorithm
@@ -29,6 +31,9 @@ class Options(Section):
     """What PPO has of its own."""
 
     whiten_rewards: bool = True
+    dual_clip: Annotated[float, Field(gt=1)] | None = Field(
+        None, description="A token with a negative advantage costs at most this times it (Ye et al. 2020); null: no bound."
+    )
 
 
 @algorithm("ppo", Options)
@@ -62,7 +67,7 @@ class PPO(OnPolicy):
         learner = self._learner
         clip = {"clip": learner.clip_ratio}
         policy_loss = objectives.policy_gradient.policy_loss_terms(
-            now.logprobs, at["proximal"], at["advantages"], weights=at["weights"], **clip
+            now.logprobs, at["proximal"], at["advantages"], weights=at["weights"], dual=self._options.dual_clip, **clip
         )
         value_loss = objectives.value.value_loss_terms(now.values, at["values"], at["returns"], clip=learner.clip_value)
         clipped = objectives.policy_gradient.clipped_terms(now.logprobs.detach(), at["proximal"], at["advantages"], **clip)

@@ -46,6 +46,16 @@ def job_home(directory: Path, made_of: Mapping[str, Any]) -> Iterator[Path]:
         _empty(directory)
 
 
+@contextmanager
+def appearing(directory: Path) -> Iterator[Path]:
+    """A directory to fill under another name, where nothing is yet; it takes its own when the block ends well."""
+    partial = directory.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    yield partial
+    os.replace(partial, directory)
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 
@@ -18,7 +18,8 @@ from honed.kit.errors import InvalidArgument
 from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner.build import config_hash
-from honed.learner.jobs.home import job_home
+from honed.learner.jobs import fine_tuning
+from honed.learner.jobs.home import appearing, job_home
 from honed.learner.loop.exporter import Exporter
 from honed.learner.models.policy import TokenModel
 from honed.learner.sources.texts import packed_texts
@@ -44,7 +45,8 @@ NAME = "pretrain"
 def run(settings: RunSettings) -> None:
     """Makes `models/base` and version 0.0, unless both are there.
 
-    With `conductor.start_from` nothing is trained: that model is the base.
+    The base is the model of `conductor.start_from`, or one that is pretrained on `data.texts`; fine-tuned on
+    `data.demonstrations` if there are any.
 
     Raises:
         InvalidArgument: there are no texts, or `start_from` holds no model.
@@ -53,10 +55,15 @@ def run(settings: RunSettings) -> None:
     place = Workspace(settings.directory)
     progress = ProgressFile(place.progress / f"{NAME}.json")
     if not place.base_model.exists():
-        if settings.conductor.start_from is None:
-            _pretrain(settings, place, progress)
-        else:
-            _copy(settings.conductor.start_from, place)
+        fine_tunes = settings.goes_through("sft")
+        first = place.first_model if fine_tunes else place.base_model
+        if not first.exists():
+            if settings.conductor.start_from is None:
+                _pretrain(settings, place, first, progress)
+            else:
+                _copy(settings.conductor.start_from, first)
+        if fine_tunes:
+            fine_tuning.run(settings, first, place.base_model, progress)
     publish_base(settings, place)
     progress.report(JobProgress(1.0, "the base model is published as version 0.0"), final=True)
 
@@ -76,7 +83,7 @@ def publish_base(settings: RunSettings, place: Workspace) -> None:
     shutil.rmtree(directory)
 
 
-def _pretrain(settings: RunSettings, place: Workspace, progress: ProgressFile) -> None:
+def _pretrain(settings: RunSettings, place: Workspace, target: Path, progress: ProgressFile) -> None:
     section = settings.pretrain
     torch.set_num_threads(section.threads)
     if not settings.data.texts:
@@ -104,7 +111,7 @@ def _pretrain(settings: RunSettings, place: Workspace, progress: ProgressFile) -
             rows=section.block_rows,
             seed=settings.seed,
         )
-        trainer = language_model_trainer(model, section, microbatch_tokens=section.microbatch_tokens, rng=random)
+        trainer = language_model_trainer(model, section, rng=random)
 
         def tell(at: Standing) -> None:
             figures = {"loss": at.loss, "tokens_per_second": at.per_second, "tokens": float(at.amount)}
@@ -112,17 +119,13 @@ def _pretrain(settings: RunSettings, place: Workspace, progress: ProgressFile) -
 
         checkpoints = Checkpoints(home / "checkpoints")
         Fit(trainer, source, token_budget(section), language_model_rate(section), checkpoints=checkpoints, progress=tell).run()
-        partial = place.base_model.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        save_language_model(model, tokenizer, partial)
-        os.replace(partial, place.base_model)
+        with appearing(target) as partial:
+            save_language_model(model, tokenizer, partial)
 
 
-def _copy(source: str, place: Workspace) -> None:
-    partial = place.base_model.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        shutil.copytree(source, partial)
-    except OSError as error:
-        raise InvalidArgument("conductor.start_from", f"{source} cannot be copied: {error}") from error
-    os.replace(partial, place.base_model)
+def _copy(source: str, target: Path) -> None:
+    with appearing(target) as partial:
+        try:
+            shutil.copytree(source, partial)
+        except OSError as error:
+            raise InvalidArgument("conductor.start_from", f"{source} cannot be copied: {error}") from error

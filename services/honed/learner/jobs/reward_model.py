@@ -29,9 +29,9 @@ from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import FailedPrecondition, root_cause
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner.build import choose_device
+from honed.learner.data.judged import Judged, encode, read_judgement, read_pairs
 from honed.learner.data.judgement import Judgement, Ranking
 from honed.learner.jobs.home import job_home
-from honed.learner.jobs.judged import Judged, encode, read_judgement, read_pairs
 from honed.learner.jobs.samples import BASE, reference_samples
 from honed.learner.supervised.fit import Budget, Checkpoints, Fit, Standing
 from honed.learner.supervised.judgements import accuracy, judgement_batches, reward_rate, reward_trainer

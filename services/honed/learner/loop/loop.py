@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -28,7 +28,7 @@ from honed.learner.loop.retry import Retry, Stopped, is_passing
 from honed.learner.loop.rollback import Destination, History
 from honed.learner.loop.run_state import RunState
 from honed.learner.loop.spans import train_spans, update_span
-from honed.learner.sources.held import Held
+from honed.learner.sources.source import InHand
 from honed.learner.train.trainer import BadBatch, Interrupted
 from honed.v1 import learner_pb2
 
@@ -196,7 +196,7 @@ class TrainingLoop:
                 with update_span(held, self._run.training.step + 1) as span:
                     await self._learn(held, span)
 
-    async def _collect(self) -> list[Held] | None:
+    async def _collect(self) -> Sequence[InHand] | None:
         """Waits for a batch; None if something has changed before there was one."""
         collecting = asyncio.ensure_future(self._run.intake.collect(self._settings.batch, self._run.training.step))
         others = [asyncio.ensure_future(event.wait()) for event in (self._stopping, self._changed)]
@@ -211,14 +211,14 @@ class TrainingLoop:
             if left and not collecting.cancelled() and collecting.exception() is None:
                 self._run.intake.put_back(collecting.result())  # it came just then
 
-    async def _learn(self, held: list[Held], span: Span) -> None:
+    async def _learn(self, held: Sequence[InHand], span: Span) -> None:
         run, status = self._run, self._status
         status.state = learner_pb2.LEARNER_STATE_TRAINING
         before, staleness = status.version, [each.staleness(run.training.step) for each in held]
         try:
             with status.busy.working(), status.pulse.working(), train_spans(held, run.training.step):
                 figures = await run.training.update(
-                    [each.episode for each in held], version=before, saved=run.saved, stopping=self._stopping
+                    [each.example for each in held], version=before, saved=run.saved, stopping=self._stopping
                 )
         except Interrupted as error:
             span.fail(error)
@@ -247,7 +247,7 @@ class TrainingLoop:
         await self._retry.run("publish", lambda: run.publish(held))
         await run.journal.announce()
 
-    async def _skip(self, held: list[Held], error: BadBatch) -> None:
+    async def _skip(self, held: Sequence[InHand], error: BadBatch) -> None:
         """Leaves a batch that cannot be applied; the weights are as they were before it."""
         logger.error("batch skipped", extra={"step": self._run.training.step, "reason": str(error)})
         await self._retry.run("journal", lambda: self._run.skip(held, str(error)))

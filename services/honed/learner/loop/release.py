@@ -23,7 +23,7 @@ from honed.learner.loop.journal import Journal
 from honed.learner.loop.push import Pusher, PushReport
 from honed.learner.loop.records import PushRecord
 from honed.learner.loop.rollback import good_versions
-from honed.learner.sources.held import Held
+from honed.learner.sources.source import InHand
 from honed.learner.status import LearnerStatus
 from honed.queue.lease import HeldLease
 
@@ -48,7 +48,7 @@ class Release:
         *,
         keep: int,
         config_hash: str = "",
-        preference_snapshot: str = "",
+        preference_snapshot: Callable[[], str] = str,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -63,7 +63,8 @@ class Release:
             status: Shows what is served, and what is in trouble.
             keep: How many of the newest versions stay; the base, promoted ones and the last one committed always do.
             config_hash: Digest of the settings, for the lineage.
-            preference_snapshot: Content hash of the judgements behind the reward model, for the lineage; empty if unknown.
+            preference_snapshot: Content hash of the judgements behind the reward model, or that pairs are of, for the lineage;
+                empty if unknown.
             clock: Seconds since 1970.
             sleep: Between tries.
         """
@@ -81,7 +82,7 @@ class Release:
         self.refused: PushReport | None = None
         """The push that generators refused, until somebody has dealt with it."""
 
-    async def publish(self, version: VersionId, held: Sequence[Held]) -> Manifest:
+    async def publish(self, version: VersionId, held: Sequence[InHand]) -> Manifest:
         """Puts the weights as they are now into the store. Not while the weights change.
 
         Args:
@@ -234,19 +235,23 @@ class Release:
         except (HonedError, OSError) as error:
             logger.warning("old versions could not be removed", extra={"reason": str(error)})
 
-    def _lineage(self, held: Sequence[Held]) -> Lineage:
+    def _lineage(self, held: Sequence[InHand]) -> Lineage:
         return Lineage(
             parent="" if self._status.served is None else self._status.served.label,
             config_hash=self._config_hash,
-            preference_snapshot=self._snapshot,
+            preference_snapshot=self._snapshot(),
             reward_model_version=scorer_versions(each.scorers for each in held),
-            first_entry=held[0].delivery.entry if held else "",
-            last_entry=held[-1].delivery.entry if held else "",
+            first_entry=_entry(held[:1]),
+            last_entry=_entry(held[-1:]),
             created_at=self._now(),
         )
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), tz=UTC).isoformat()
+
+
+def _entry(held: Sequence[InHand]) -> str:
+    return "".join(each.delivery.entry for each in held if each.delivery is not None)
 
 
 def scorer_versions(scorers: Iterable[Mapping[str, str]]) -> str:

@@ -14,15 +14,13 @@ from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, NotFound
 from honed.learner import metrics
 from honed.learner.loop.checkpoint import CheckpointStore
-from honed.learner.loop.checkpoint_files import Checkpoint, Progress
+from honed.learner.loop.checkpoint_files import Checkpoint
 from honed.learner.loop.journal import Journal
 from honed.learner.loop.records import UpdateRecord
 from honed.learner.loop.release import BASE, Release
 from honed.learner.loop.rollback import Destination, good_versions
 from honed.learner.loop.training import Training
-from honed.learner.sources.held import Held
-from honed.learner.sources.scored_stream import Intake
-from honed.learner.sources.trained import TrainedIds
+from honed.learner.sources.source import InHand, Source
 from honed.learner.status import LearnerStatus, Reporter
 from honed.learner.train.trainer import Metrics
 from honed.queue.lease import HeldLease
@@ -41,7 +39,7 @@ class RunState:
     def __init__(
         self,
         training: Training,
-        intake: Intake,
+        intake: Source,
         checkpoints: CheckpointStore,
         journal: Journal,
         release: Release,
@@ -54,7 +52,7 @@ class RunState:
 
         Args:
             training: What learns.
-            intake: Where rollouts come from.
+            intake: Where batches come from.
             checkpoints: Where the state is kept.
             journal: What was done.
             release: Publishes and pushes versions.
@@ -66,7 +64,7 @@ class RunState:
         self.training, self.intake, self.journal, self.release = training, intake, journal, release
         self.lease, self.status, self.reporter = lease, status, reporter
         self._checkpoints, self._clock = checkpoints, clock
-        self.unsaved: list[Held] = []
+        self.unsaved: list[InHand] = []
         """Rollouts that have trained since the last checkpoint."""
         self.saved: tuple[int, int] | None = None
         """Fence and update of the checkpoint that holds exactly the present state."""
@@ -107,10 +105,10 @@ class RunState:
         step = self.training.step
         self._cut_journal(step, *await asyncio.to_thread(self._after, step))
 
-    def learned(self, held: Sequence[Held]) -> None:
+    def learned(self, held: Sequence[InHand]) -> None:
         """Takes a batch whose update has been applied into the state. It is not written down yet."""
         self.saved = None
-        self.intake.trained.add(each.rollout_id for each in held)
+        self.intake.learned(held)
         self.unsaved += held
         self.status.version = VersionId(self.lease.claim.fence, self.training.step)
 
@@ -119,7 +117,7 @@ class RunState:
         self.status.fence = (await self.lease.raise_fence()).fence
         self.status.version, self.saved = VersionId(self.lease.claim.fence, self.training.step), None
 
-    async def skip(self, held: Sequence[Held], reason: str) -> None:
+    async def skip(self, held: Sequence[InHand], reason: str) -> None:
         """Writes down that a batch was not applied."""
         ids = [each.rollout_id for each in held]
         self.journal.add_skipped(self.training.step, self._clock(), ids, reason)
@@ -129,8 +127,7 @@ class RunState:
         version = self.status.version
         if self.saved is None:
             await self.lease.check()
-            progress = Progress(self.intake.trained, version.label, self.intake.rollbacks)
-            checkpoint = Checkpoint(self.training.state(), progress)
+            checkpoint = Checkpoint(self.training.state(), self.intake.progress(version.label))
 
             def write() -> None:
                 good = good_versions(self.release.store, self.journal)
@@ -146,7 +143,7 @@ class RunState:
             await self.reporter.write()  # before the entries go: a stale report admits less, never more
             await self.intake.acknowledge(durable)
 
-    async def publish(self, held: Sequence[Held]) -> None:
+    async def publish(self, held: Sequence[InHand]) -> None:
         """Publishes the weights as they are now, and pushes them while the next batch is collected and trained."""
         manifest = await self.release.publish(self.status.version, held)
         await self.release.push(manifest)
@@ -187,9 +184,9 @@ class RunState:
         else:
             assert destination.weights is not None
             self.training.restart(destination.weights, step)
-            self.intake.trained.discard(each.rollout_id for each in unsaved)
-        undo = self.intake.trained if destination.checkpoint is None else None
-        after = await self.status.pulse.in_thread(lambda: self._after(step, undo))
+            self.intake.forget(each.rollout_id for each in unsaved)
+        forget = destination.checkpoint is None
+        after = await self.status.pulse.in_thread(lambda: self._after(step, forget=forget))
         self.intake.rollbacks = rollbacks
         self.rollbacks, self.rolled_to = self.rollbacks + 1, step
         self.release.refused = None
@@ -203,7 +200,7 @@ class RunState:
         if publish:
             await self.publish([])
 
-    async def record(self, figures: Metrics, held: Sequence[Held], staleness: Sequence[int]) -> None:
+    async def record(self, figures: Metrics, held: Sequence[InHand], staleness: Sequence[int]) -> None:
         """Writes an update down, with its metrics."""
         values = {
             **figures,
@@ -234,19 +231,19 @@ class RunState:
         totals = self.journal.totals
         self.status.turn, self.status.undone = max(self.intake.trained.turn, totals.turn), totals.undone
 
-    def _after(self, step: int, undo: TrainedIds | None = None) -> tuple[int, int]:
+    def _after(self, step: int, *, forget: bool = False) -> tuple[int, int]:
         """Counts the rollouts of the updates after one, and those of them that will not come again. Blocks.
 
         Args:
             step: The last update that stays.
-            undo: Where to take them out.
+            forget: Whether the source is to forget that they trained.
         """
         gone = undone = 0
         for record in self.journal.read(step + 1, with_rollouts=True):
             gone += len(record.rollout_ids)
             undone += sum(not self.intake.holds(rollout) for rollout in record.rollout_ids)
-            if undo is not None:
-                undo.discard(record.rollout_ids)
+            if forget:
+                self.intake.forget(record.rollout_ids)
         return gone, undone
 
     def _cut_journal(self, step: int, gone: int, undone: int) -> None:
@@ -257,5 +254,4 @@ class RunState:
 
     def _take_state(self, checkpoint: Checkpoint) -> None:
         self.training.load(checkpoint.trainer)
-        self.intake.trained = checkpoint.progress.trained
-        self.intake.rollbacks = checkpoint.progress.rollbacks
+        self.intake.restore(checkpoint.progress)

@@ -13,7 +13,8 @@ from typing import Final
 
 from honed.kit import trace_context, tracing
 from honed.kit.tracing import Span
-from honed.learner.sources.held import Held
+from honed.learner.sources.source import InHand
+from honed.queue.messages import Delivery
 from honed.queue.spans import context_of, work_span
 
 LINKED: Final = 128
@@ -21,7 +22,7 @@ LINKED: Final = 128
 
 
 @contextmanager
-def update_span(held: Sequence[Held], update: int) -> Iterator[Span]:
+def update_span(held: Sequence[InHand], update: int) -> Iterator[Span]:
     """Does the block as the work on one batch, from the update to the beginning of its push.
 
     Args:
@@ -31,7 +32,7 @@ def update_span(held: Sequence[Held], update: int) -> Iterator[Span]:
     if not tracing.is_on():
         yield tracing.NOTHING
         return
-    contexts = [context for each in held if (context := context_of(each.delivery)) is not None]
+    contexts = [context for delivery in _deliveries(held) if (context := context_of(delivery)) is not None]
     links = [context for context in contexts if context.sampled][:LINKED] or contexts[:1]  # one says that none is sampled
     facts = {"honed.update": update, "honed.rollouts": len(held)}
     with tracing.within(tracing.begin("update", None, head=True, attributes=facts, links=links)) as span:
@@ -39,7 +40,7 @@ def update_span(held: Sequence[Held], update: int) -> Iterator[Span]:
 
 
 @contextmanager
-def train_spans(held: Sequence[Held], step: int) -> Iterator[None]:
+def train_spans(held: Sequence[InHand], step: int) -> Iterator[None]:
     """Shows the block, an update of the weights of `step`, in the trace of each rollout of it."""
     update = trace_context.current.get()
     if not tracing.is_on() or update is None:
@@ -48,23 +49,27 @@ def train_spans(held: Sequence[Held], step: int) -> Iterator[None]:
     spans = [
         work_span(
             "train",
-            each.delivery,
+            delivery,
             {"honed.update": step + 1, "honed.staleness": each.staleness(step)},
             links=[update],
         )
-        for each in _sampled(held)
+        for each, delivery in _sampled(held)
     ]
     with tracing.ending(spans):
         yield
 
 
-def _sampled(held: Sequence[Held]) -> list[Held]:
+def _deliveries(held: Sequence[InHand]) -> list[Delivery]:
+    return [each.delivery for each in held if each.delivery is not None]
+
+
+def _sampled(held: Sequence[InHand]) -> list[tuple[InHand, Delivery]]:
     """The first rollouts whose traces are recorded."""
-    found: list[Held] = []
+    found: list[tuple[InHand, Delivery]] = []
     for each in held:
-        context = context_of(each.delivery)
-        if context is not None and context.sampled:
-            found.append(each)
+        context = context_of(each.delivery) if each.delivery is not None else None
+        if each.delivery is not None and context is not None and context.sampled:
+            found.append((each, each.delivery))
         if len(found) == LINKED:
             break
     return found

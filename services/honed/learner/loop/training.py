@@ -7,17 +7,16 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from torch import Tensor
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss
-from honed.learner.data.episode import Episode
 from honed.learner.loop.checkpoint import CheckpointStore
-from honed.learner.train.on_policy import PolicyTrainer
+from honed.learner.models.policy import PolicyModel
 from honed.learner.train.state import TrainerState
-from honed.learner.train.trainer import BadBatch, Interrupted, Metrics
+from honed.learner.train.trainer import BadBatch, Interrupted, Metrics, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Training:
 
     def __init__(
         self,
-        trainer: PolicyTrainer,
+        trainer: Trainer[Any, PolicyModel],
         checkpoints: CheckpointStore,
         *,
         timeout_s: float = 3600.0,
@@ -74,7 +73,7 @@ class Training:
 
     async def update(
         self,
-        episodes: Sequence[Episode],
+        examples: Sequence[Any],
         *,
         version: VersionId,
         saved: tuple[int, int] | None,
@@ -83,7 +82,7 @@ class Training:
         """One update.
 
         Args:
-            episodes: The batch.
+            examples: The batch.
             version: Of the weights before it.
             saved: Fence and update of the checkpoint that holds the present state; None makes a copy of it first.
             stopping: Set when the process is to stop: an update that would take too long then is undone.
@@ -96,7 +95,7 @@ class Training:
         before = None if saved is not None else await asyncio.to_thread(lambda: self.trainer.state().cloned())
         interrupt = threading.Event()
         try:
-            return await self._run(episodes, version, interrupt, stopping)
+            return await self._run(examples, version, interrupt, stopping)
         except (BadBatch, Interrupted):
             await asyncio.to_thread(self._restore, before, saved)
             raise
@@ -104,11 +103,11 @@ class Training:
             interrupt.set()  # cancelled: the thread must not go on for long
 
     async def _run(
-        self, episodes: Sequence[Episode], version: VersionId, interrupt: threading.Event, stopping: asyncio.Event
+        self, examples: Sequence[Any], version: VersionId, interrupt: threading.Event, stopping: asyncio.Event
     ) -> Metrics:
         def work() -> Metrics:
             try:
-                return self.trainer.update(episodes, version=version, interrupted=interrupt.is_set)
+                return self.trainer.update(examples, version=version, interrupted=interrupt.is_set)
             except (BadBatch, Interrupted):
                 raise
             except Exception as error:

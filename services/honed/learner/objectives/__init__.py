@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from honed.learner.objectives import advantage as advantage
+    from honed.learner.objectives import direct as direct
     from honed.learner.objectives import group as group
     from honed.learner.objectives import policy_gradient as policy_gradient
     from honed.learner.objectives import preference as preference

@@ -31,7 +31,13 @@ def behaviour_weights(proximal: Tensor, behaviour: Tensor, cap: float) -> Tensor
 
 
 def policy_loss_terms(
-    logprobs: Tensor, proximal: Tensor, advantages: Tensor, *, clip: float, weights: Tensor | None = None
+    logprobs: Tensor,
+    proximal: Tensor,
+    advantages: Tensor,
+    *,
+    clip: float,
+    weights: Tensor | None = None,
+    dual: float | None = None,
 ) -> Tensor:
     """Clipped surrogate of each token, to be minimised.
 
@@ -44,17 +50,32 @@ def policy_loss_terms(
         advantages: `[N]`.
         clip: half-width of the ratio's clip range.
         weights: behaviour weights, `[N]`; None stands for ones.
+        dual: see `clipped_surrogate`.
 
     Returns:
         Loss of each token, `[N]`.
     """
-    loss = clipped_surrogate((logprobs - proximal).exp(), advantages, low=clip, high=clip)
+    loss = clipped_surrogate((logprobs - proximal).exp(), advantages, low=clip, high=clip, dual=dual)
     return loss if weights is None else loss * weights
 
 
-def clipped_surrogate(ratio: Tensor, advantages: Tensor, *, low: float, high: float) -> Tensor:
-    """`max(-A r, -A clip(r, 1 - low, 1 + high))` of each token, `[N]`; bounds of their own as in DAPO (Yu et al. 2025)."""
-    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1.0 - low, 1.0 + high))
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, *, low: float, high: float, dual: float | None = None) -> Tensor:
+    """`max(-A r, -A clip(r, 1 - low, 1 + high))` of each token, `[N]`; bounds of their own as in DAPO (Yu et al. 2025).
+
+    Where A is negative this grows with the ratio without end. `dual`, c > 1, bounds it there (dual-clip PPO, Ye et al. 2020,
+    who take 3): the loss is at most `-c A`, and a token past that has no gradient.
+
+    Args:
+        ratio: `[N]`, with gradient.
+        advantages: `[N]`.
+        low: how far under 1 the ratio may go.
+        high: how far over 1.
+        dual: c; None sets no bound.
+    """
+    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1.0 - low, 1.0 + high))
+    if dual is None:
+        return loss
+    return torch.where(advantages < 0.0, torch.minimum(loss, -dual * advantages), loss)
 
 
 def clipped_importance_loss(logprobs: Tensor, ratio: Tensor, advantages: Tensor, *, high: float) -> Tensor:

@@ -12,7 +12,7 @@ from honed.queue.messages import Delivery
 
 @dataclass(frozen=True)
 class Held:
-    """A rollout in the learner's hands.
+    """A rollout in the learner's hands. Implements `InHand`.
 
     Attributes:
         delivery: As it came first; the intake knows the newest delivery of each.
@@ -28,6 +28,11 @@ class Held:
     def rollout_id(self) -> str:
         """The rollout's id."""
         return self.episode.rollout_id
+
+    @property
+    def example(self) -> Episode:
+        """See `InHand`."""
+        return self.episode
 
     def staleness(self, step: int) -> int:
         """Versions between the oldest token and the learner at `step`.

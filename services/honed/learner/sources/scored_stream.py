@@ -27,7 +27,9 @@ from google.protobuf.message import DecodeError
 
 from honed.kit.errors import InvalidArgument
 from honed.learner.data.episode import Episode, Vocabulary
+from honed.learner.loop.checkpoint_files import Progress
 from honed.learner.sources.held import Groups, Held
+from honed.learner.sources.source import InHand
 from honed.learner.sources.trained import TrainedIds
 from honed.queue.holding import Holding
 from honed.queue.keys import ROLLOUTS
@@ -62,7 +64,7 @@ class IntakeSettings:
 
 
 class Intake:
-    """Collects batches; holds what it has collected until it is acknowledged or dropped."""
+    """Collects batches; holds what it has collected until it is acknowledged or dropped. Implements `Source`."""
 
     def __init__(
         self,
@@ -107,6 +109,22 @@ class Intake:
     def holds(self, rollout_id: str) -> bool:
         """Whether the rollout is in hand."""
         return rollout_id in self._ids
+
+    def progress(self, version: str) -> Progress:
+        """See `Source`."""
+        return Progress(self.trained, version, self.rollbacks)
+
+    def restore(self, progress: Progress) -> None:
+        """See `Source`."""
+        self.trained, self.rollbacks = progress.trained, progress.rollbacks
+
+    def learned(self, held: Sequence[InHand]) -> None:
+        """See `Source`."""
+        self.trained.add(each.rollout_id for each in held)
+
+    def forget(self, rollout_ids: Iterable[str]) -> None:
+        """See `Source`."""
+        self.trained.discard(rollout_ids)
 
     async def take_over(self, predecessors: Iterable[str]) -> None:
         """Takes up what earlier learners of the run held; what the checkpoint has trained on is acknowledged.

@@ -15,13 +15,14 @@ from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.learner.data.batches import MicroBatch, pack_on, padding_share
 from honed.learner.data.continuation import Demonstration
 from honed.learner.models.policy import TokenModel, TrainedModel
-from honed.learner.settings import PretrainSettings
+from honed.learner.settings import FineTuningSettings, PretrainSettings
 from honed.learner.sources.texts import Batch
 from honed.learner.supervised.fit import Budget
 from honed.learner.train.algorithm import State, UpdateContext
 from honed.learner.train.optimizer import decayed_matrices
 from honed.learner.train.schedule import Rate, warmup_then_cosine
 from honed.learner.train.trainer import Trainer, TrainSettings
+from honed.models.attention import Precision
 from honed.models.new_tokenizer import END_OF_TEXT_ID
 
 _SUPPORTED_HEADS = (32, 64, 128)  # head sizes that vLLM's attention kernels take on every platform
@@ -135,17 +136,17 @@ class _Minibatch:
 
 
 def language_model_trainer(
-    model: Any, section: PretrainSettings, *, microbatch_tokens: int, rng: torch.Generator
+    model: Any, section: PretrainSettings | FineTuningSettings, *, rng: torch.Generator, precision: Precision = "float32"
 ) -> Trainer[Batch, TrainedModel]:
-    """A trainer of a causal language model of transformers, in float32: AdamW with betas 0.9 and 0.95, one step a batch."""
-    trained = TrainedModel(model)
+    """A trainer of a causal language model of transformers: AdamW with betas 0.9 and 0.95, one step a batch."""
+    trained = TrainedModel(model, precision=precision)
     groups = decayed_matrices(trained.trainable().values(), section.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, betas=(0.9, 0.95), fused=True)
     settings = TrainSettings(
         learning_rate=section.learning_rate,
         epochs=1,
         max_grad_norm=section.gradient_norm,
-        microbatch_tokens=microbatch_tokens,
+        microbatch_tokens=section.microbatch_tokens,
     )
     return Trainer(trained, NextToken(trained), optimizer, settings=settings, generator=rng)
 

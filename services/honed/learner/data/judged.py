@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from honed.kit.errors import InvalidArgument
 from honed.learner.data.judgement import Judgement, Ranking, Rating
+from honed.learner.data.pair import Pair
 from honed.models.tokenizer import TextTokenizer
 from honed.v1 import preference_pb2
 
@@ -80,6 +83,42 @@ def encode(tokenizer: TextTokenizer, rows: Sequence[Judged], *, sees_prompt: boo
         responses = tuple(tuple(next(encoded)) for _ in row.responses)
         judgements.append(Ranking(head, responses) if row.rating is None else Rating(head, responses[0], row.rating))
     return judgements
+
+
+def encode_pairs(
+    tokenizer: TextTokenizer, rows: Sequence[Judged], *, longest: int, append_end: bool
+) -> tuple[list[Pair], dict[str, int]]:
+    """Pairs of responses as the policy reads them, in their order, and how many were left out, by reason.
+
+    Args:
+        tokenizer: Of the policy.
+        rows: Pairs; see `read_pairs`.
+        longest: Tokens that prompt and response may have together.
+        append_end: Whether a response ends with the end-of-text token.
+
+    Raises:
+        InvalidArgument: A text stands alone, and the tokenizer has no token that could stand before it; or none that ends it.
+    """
+    end, first = tokenizer.end, tokenizer.prefix or ((tokenizer.end,) if tokenizer.end is not None else ())
+    if append_end and end is None:
+        raise InvalidArgument("learner.preferences.append_end", "the tokenizer has no end-of-text token: set it to false")
+    prompts = {text: tuple(tokenizer.encode(text, special_tokens=True)) for text in {row.prompt for row in rows} if text}
+    encoded = iter(tokenizer.encode_all(_texts(rows)))
+    tail = (end,) if append_end and end is not None else ()
+    pairs: list[Pair] = []
+    left: Counter[str] = Counter()
+    for number, row in enumerate(rows):
+        chosen, rejected = ((*next(encoded), *tail) for _ in range(2))
+        prompt = prompts.get(row.prompt) or first
+        if not prompt:
+            raise InvalidArgument("judgements", "some have no prompt, and the tokenizer has no token that begins a text")
+        if not chosen or not rejected or chosen == rejected:
+            left["nothing to tell apart"] += 1
+        elif len(prompt) + max(len(chosen), len(rejected)) > longest:
+            left["longer than generation.max_model_tokens"] += 1
+        else:
+            pairs.append(Pair(f"pair-{number}", prompt, chosen, rejected))
+    return pairs, dict(left)
 
 
 def _texts(rows: Iterable[Judged]) -> list[str]:

@@ -1,0 +1,70 @@
+"""`honed recipes`: run files that reproduce a method, to read, to begin from, and to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from honed.cli import output
+
+Name = Annotated[str, typer.Argument(help="The recipe's name; `honed recipes list` shows them.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    group = typer.Typer(no_args_is_help=True, help="Run files that reproduce a method, each on data of its own.")
+    group.command("list")(list_recipes)
+    group.command(epilog="Example: honed recipes show dpo > mine.yaml")(show)
+    group.command(epilog="Example: honed recipes run dpo --directory out/dpo")(run)
+    app.add_typer(group, name="recipes")
+
+
+def list_recipes(json: output.JsonOption = False) -> None:
+    """Show which recipes there are."""
+    from honed.recipes.catalogue import recipes
+
+    if json:
+        output.show_json([{"name": recipe.name, "title": recipe.title} for recipe in recipes()])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", "what it is", box=None)
+    for recipe in recipes():
+        table.add_row(recipe.name, recipe.title)
+    Console().print(table)
+
+
+def show(name: Name) -> None:
+    """Print a recipe's run file, with what it reproduces and where it differs."""
+    from honed.recipes.catalogue import find_recipe
+
+    typer.echo(find_recipe(name).text, nl=False)
+
+
+def run(
+    name: Name,
+    directory: Annotated[Path | None, typer.Option(help="Where everything goes. Unset: out/NAME.")] = None,
+    seed: Annotated[int | None, typer.Option(help="In place of the recipe's.", min=0)] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything serving at the end, until Ctrl-C.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Begin anew, or go on with what is there. Judgements of people are kept.")
+    ] = True,
+) -> None:
+    """Run a recipe on the human ratings of the demo, and report what a judge of those makes of the policy before and after.
+
+    Needs no GPU and some minutes on two cores. The settings are the recipe's, and HONED_<SECTION>__<KEY> overrides them. Writes
+    recipe.json beside the report.
+    """
+    import asyncio
+    import os
+
+    from honed.cli.recipe_run import recipe_run_settings, run_recipe
+    from honed.telemetry import traced
+
+    os.umask(0o077)  # texts of people are among what it writes
+    settings = recipe_run_settings(name, directory or Path("out") / name, seed)
+    with traced(settings, "conductor"):
+        asyncio.run(run_recipe(name, settings, keep=keep, fresh=fresh))

@@ -1,0 +1,63 @@
+"""Which source a run's algorithm learns from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from honed.config import RunSettings
+from honed.learner.algorithms.base import find_algorithm, make_algorithm
+from honed.learner.data.episode import Vocabulary
+from honed.learner.sources.preferences import PreferencePairs
+from honed.learner.sources.recorded import RecordedJudgements
+from honed.learner.sources.scored_stream import Intake, IntakeSettings
+from honed.learner.sources.trained import TrainedIds
+from honed.models.tokenizer import load_tokenizer
+from honed.queue.holding import holding
+from honed.queue.stream import WorkQueue
+from honed.runtime import internal_channel
+
+
+@asynccontextmanager
+async def opened(
+    settings: RunSettings, queue: WorkQueue, base: Path, vocabulary: Vocabulary, promoted: Callable[[], Mapping[str, str]]
+) -> AsyncIterator[Intake | PreferencePairs]:
+    """The source of the run; it ends with the block.
+
+    Args:
+        settings: The run's.
+        queue: The learner's consumer of the stage `scored`.
+        base: Directory of the base model.
+        vocabulary: Of the policy.
+        promoted: The version of each scorer whose scores are trained on.
+    """
+    section = settings.learner
+    if find_algorithm(section.algorithm).learns_from == "rollouts":
+        async with holding(queue) as leases:
+            intake = Intake(queue, leases, vocabulary, intake_settings(settings), TrainedIds(settings.run), promoted)
+            try:
+                yield intake
+            finally:
+                await intake.close()
+        return
+    async with internal_channel(settings, settings.preference.target) as channel:
+        judgements = RecordedJudgements(
+            channel,
+            load_tokenizer(base),
+            longest=settings.generation.max_model_tokens,
+            append_end=section.preferences.append_end,
+        )
+        yield PreferencePairs(settings.run, judgements, seed=settings.seed, refresh=section.preferences.refresh)
+
+
+def intake_settings(settings: RunSettings) -> IntakeSettings:
+    """What the intake lets in."""
+    section = settings.learner
+    return IntakeSettings(
+        section.max_staleness,
+        settings.generation.max_model_tokens,
+        settings.reward.on_promotion,
+        group=settings.conductor.samples_per_prompt if make_algorithm(section).needs.group > 1 else 1,
+        group_timeout_s=section.group_timeout_s,
+    )

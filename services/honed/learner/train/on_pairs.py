@@ -1,0 +1,142 @@
+"""Updates on pairs of responses: what is the same for every algorithm of that kind, around what `algorithms` declares.
+
+A pair's two responses are read in one pass, so that its loss has both; the reference reads them once, before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from honed.learner.algorithms.base import OnPairs
+from honed.learner.data.batches import MicroBatch, pack_on, padding_share
+from honed.learner.data.continuation import Demonstration
+from honed.learner.data.pair import Pair
+from honed.learner.models.policy import PolicyModel, ReferenceModel, TokenModel
+from honed.learner.train.algorithm import State, UpdateContext
+from honed.learner.train.means import MeanOverTokens
+from honed.models.packing import pack
+
+_ALL: Final = 1 << 40
+
+
+class OnPairUpdates:
+    """An algorithm on pairs, as the trainer asks for it. Implements `Algorithm`."""
+
+    def __init__(self, algorithm: OnPairs, policy: PolicyModel, reference: ReferenceModel | None) -> None:
+        """Takes the parts; the trainer moves `policy`. `reference` may be missing where the algorithm needs none."""
+        self.algorithm, self.policy, self.reference = algorithm, policy, reference
+
+    @torch.no_grad()
+    def prepare(self, batch: Sequence[Pair], context: UpdateContext) -> _Batch:
+        """See `Algorithm`: one pass of the reference."""
+        reference = torch.zeros(2, len(batch), device=self.policy.device)
+        if self.reference is not None:
+            for micro in micro_pairs(batch, range(len(batch)), context.microbatch_tokens, self.policy.device):
+                context.stop_if_asked()
+                reference[:, micro.pairs] = self.of_responses(self.reference, micro)
+        return _Batch(self, batch, context, reference)
+
+    def of_responses(self, model: TokenModel, micro: MicroPairs) -> Tensor:
+        """Log-probability of each response, `[2, P]`, the better ones first: sum over its tokens, or mean."""
+        tokens = model.logprobs(micro.batch)
+        row = torch.div(micro.batch.slots, micro.width, rounding_mode="floor")
+        sums = torch.zeros(2 * len(micro.pairs), device=tokens.device).index_add(0, row, tokens)
+        if self.algorithm.mean:
+            sums = sums / torch.bincount(row, minlength=len(sums))
+        return sums.view(-1, 2).t()
+
+    def state(self) -> State:
+        """Nothing."""
+        return {}
+
+    def load_state(self, state: State) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class MicroPairs:
+    """Pairs that a model reads at once.
+
+    Attributes:
+        pairs: Their indices in the batch, `[P]`.
+        batch: Their 2 P continuations, a better one before its worse one.
+        width: Of the rows that `batch.slots` lead into.
+    """
+
+    pairs: Tensor
+    batch: MicroBatch
+    width: int
+
+
+def micro_pairs(batch: Sequence[Pair], chosen: Sequence[int], max_tokens: int, device: torch.device) -> list[MicroPairs]:
+    """Packs pairs of similar length; one that is longer than the budget is read alone.
+
+    Args:
+        batch: All pairs.
+        chosen: Indices of those to read.
+        max_tokens: Most tokens, padding included, of one pass.
+        device: Of the model.
+    """
+    ordered = sorted(chosen)
+    lengths = [2 * (len(batch[i].prompt) + max(len(batch[i].chosen), len(batch[i].rejected)) - 1) for i in ordered]
+    found = []
+    for group in pack(lengths, max_tokens):
+        places = [ordered[place] for place in group]
+        sides: list[Demonstration] = [side for place in places for side in batch[place].sides]
+        width = max(len(side.response) for side in sides)
+        [packed] = pack_on(device, sides, range(len(sides)), max_tokens=_ALL)
+        found.append(MicroPairs(torch.tensor(places, device=device), packed, width))
+    return found
+
+
+class _Batch:
+    """A batch that the reference has read. Implements `Prepared`."""
+
+    def __init__(self, updates: OnPairUpdates, pairs: Sequence[Pair], context: UpdateContext, reference: Tensor) -> None:
+        self.updates, self.pairs, self.reference = updates, pairs, reference
+        self.means, self._context = MeanOverTokens(), context
+        self._padding, self._tokens = 0.0, 0
+
+    def minibatch(self, chosen: Sequence[int]) -> _Minibatch:
+        """See `Prepared`."""
+        packed = micro_pairs(self.pairs, chosen, self._context.microbatch_tokens, self.updates.policy.device)
+        self._padding = padding_share([micro.batch for micro in packed])
+        self._tokens += sum(len(micro.batch.targets) for micro in packed)
+        return _Minibatch(self, packed)
+
+    def finish(self) -> Mapping[str, float]:
+        """See `Prepared`. Means are over pairs and all passes.
+
+        - `pairs`: how many; `tokens`: of their responses, over all passes. `padding_share`: of those read.
+        - `loss`, and what the algorithm tells of each pair.
+        """
+        return {
+            "pairs": float(len(self.pairs)),
+            "tokens": float(self._tokens),
+            "padding_share": self._padding,
+            **self.means.all(),
+        }
+
+
+class _Minibatch:
+    """Implements `Minibatch`."""
+
+    def __init__(self, batch: _Batch, packed: Sequence[MicroPairs]) -> None:
+        self._batch, self.micro_batches = batch, packed
+        self.denominators = {"pairs": sum(len(micro.pairs) for micro in packed)}
+
+    def losses(self, micro: MicroPairs) -> Mapping[str, Tensor]:
+        """See `Minibatch`."""
+        updates = self._batch.updates
+        now = updates.of_responses(updates.policy, micro) - self._batch.reference[:, micro.pairs]
+        found = updates.algorithm.losses(now[0], now[1])
+        self._batch.means.add(loss=found.loss, **found.per_pair)
+        return {"pairs": found.loss.sum()}
+
+    def check(self) -> None:
+        """A loss that is not finite has a gradient that is not, which the trainer refuses."""
