@@ -15,7 +15,6 @@ from honed.artifacts.settings import PolicyStoreSettings
 from honed.conductor.settings import ConductorSettings, DataSettings
 from honed.contradictions import contradictions
 from honed.generation.settings import GenerationSettings
-from honed.learner.algorithms.base import find_algorithm
 from honed.learner.settings import FineTuningSettings, LearnerSettings, PretrainSettings, RewardTrainingSettings
 from honed.phases import Phase, implied_phases, with_algorithm
 from honed.preference.settings import PreferenceSettings
@@ -93,6 +92,8 @@ class RunSettings(Section):
     @property
     def samples_rollouts(self) -> bool:
         """Whether the run learns from responses that it samples, and not from what people have judged alone."""
+        from honed.learner.algorithms.base import find_algorithm  # with what it imports, when it is asked
+
         return find_algorithm(self.learner.algorithm).learns_from == "rollouts"
 
     @property
