@@ -7,6 +7,8 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +21,7 @@ from honed.config import RunSettings
 from honed.demo import measures
 from honed.demo.judge import RidgeJudge
 from honed.demo.material import SOURCE, DemoData, demo_files, write_demo_files
+from honed.demo.sums import sum_files, write_sum_files
 from honed.kit.errors import FailedPrecondition
 from honed.kit.log import configure_logging, log_to
 from honed.recipes.catalogue import find_recipe
@@ -33,8 +36,10 @@ class RecipeFigures:
     Attributes:
         recipe: Its name.
         seed: Of the run.
-        judge_before: Mean rating of the base policy's continuations by a judge that nothing trains on, in the raters' unit.
-        judge_after: Of the trained policy's.
+        measured_by: What `before` and `after` are: `judge`, the mean rating of the held-out continuations by a judge that
+            nothing trains on, in the raters' unit; or `reward`, their mean score by the run's own rule.
+        before: Of the base policy.
+        after: Of the trained one.
         kl_nats: Of the trained policy's continuations to the base policy, nats a response.
         distinct2_ratio: Distinct word pairs after, as a share of those before.
         updates: Of the learner.
@@ -46,8 +51,9 @@ class RecipeFigures:
 
     recipe: str
     seed: int
-    judge_before: float
-    judge_after: float
+    measured_by: Literal["judge", "reward"]
+    before: float
+    after: float
     kl_nats: float
     distinct2_ratio: float
     updates: int
@@ -66,7 +72,8 @@ def recipe_run_settings(name: str, directory: Path, seed: int | None) -> RunSett
     """
     settings = recipe_settings(None, find_recipe(name).name)
     directory = directory.absolute()
-    changed = {"directory": directory, "data": demo_files(directory / "data")}
+    files = sum_files if _asks_for_sums(settings) else demo_files
+    changed = {"directory": directory, "data": files(directory / "data")}
     return settings.model_copy(update={**changed, **({} if seed is None else {"seed": seed})})
 
 
@@ -82,7 +89,8 @@ async def run_recipe(name: str, settings: RunSettings, *, keep: bool, fresh: boo
     console = Console()
     async with local_run(settings, fresh=fresh, expendable=(SOURCE,)) as run:
         log_to(run.workspace.conductor_log)
-        data = await asyncio.to_thread(write_demo_files, run.workspace.root / "data", settings.seed)
+        write = write_sum_files if _asks_for_sums(settings) else write_demo_files
+        data = await asyncio.to_thread(write, run.workspace.root / "data", settings.seed)
         async with showing(run.settings, console):
             await run.execute(end_on_failure=True)
         if run.stopping.is_set():
@@ -101,7 +109,7 @@ async def run_recipe(name: str, settings: RunSettings, *, keep: bool, fresh: boo
 def _figures(
     name: str,
     run: Run,
-    data: DemoData,
+    data: DemoData | None,
     updates: list[learner_pb2.StepMetrics],
     pushes: list[learner_pb2.Push],
     started: float,
@@ -109,13 +117,20 @@ def _figures(
     evaluation = run.evaluation
     if not updates or not evaluation.trained:
         raise FailedPrecondition(evaluation.problem or "nothing was trained")
-    judge = RidgeJudge.train(data.split.judge)
     before, after = evaluation.base, evaluation.trained
+    if data is None:
+        if not evaluation.rewards_before or not evaluation.rewards_after:
+            raise FailedPrecondition(evaluation.problem or "the continuations have no rewards")
+        measured = fmean(evaluation.rewards_before), fmean(evaluation.rewards_after)
+    else:
+        judge = RidgeJudge.train(data.split.judge)
+        measured = measures.judged(judge, before), measures.judged(judge, after)
     return RecipeFigures(
         recipe=name,
         seed=run.settings.seed,
-        judge_before=measures.judged(judge, before),
-        judge_after=measures.judged(judge, after),
+        measured_by="reward" if data is None else "judge",
+        before=measured[0],
+        after=measured[1],
         kl_nats=measures.kl_to_base(run.workspace.base_model, after, run.settings.conductor.temperature),
         distinct2_ratio=measures.distinct2_ratio(before, after),
         updates=updates[-1].step,
@@ -124,6 +139,11 @@ def _figures(
         seconds=time.monotonic() - started,
         seconds_training=(run.state.loop_ended_at or 0.0) - (run.state.loop_started_at or 0.0),
     )
+
+
+def _asks_for_sums(settings: RunSettings) -> bool:
+    """Whether a recipe's reward compares answers with references, which human ratings do not have."""
+    return any(scorer.kind == "function" and scorer.source == "exact_match" for scorer in settings.reward.scorers)
 
 
 def _write(path: Path, figures: RecipeFigures) -> None:

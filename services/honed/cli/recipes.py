@@ -53,7 +53,10 @@ def run(
         bool, typer.Option("--fresh/--resume", help="Begin anew, or go on with what is there. Judgements of people are kept.")
     ] = True,
 ) -> None:
-    """Run a recipe on the human ratings of the demo, and report what a judge of those makes of the policy before and after.
+    """Run a recipe, and report what it made of the policy.
+
+    On the human ratings of the demo, by a judge that nothing trains on; or on sums, by the share that is right of those that no
+    rollout asked for.
 
     Needs no GPU and some minutes on two cores. The settings are the recipe's, and HONED_<SECTION>__<KEY> overrides them. Writes
     recipe.json beside the report.

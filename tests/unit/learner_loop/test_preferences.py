@@ -9,8 +9,10 @@ import pytest
 
 from honed.kit.errors import InvalidArgument, Unavailable
 from honed.learner.data.pair import Pair
+from honed.learner.loop.checkpoint_files import Progress
 from honed.learner.sources import preferences
 from honed.learner.sources.preferences import PreferencePairs
+from honed.learner.sources.trained import TrainedIds
 
 
 class Recorded:
@@ -71,6 +73,17 @@ async def test_a_source_that_resumes_gives_the_batches_that_come_next():
         later.restore(kept)
         assert await trained(later, 8 - at, first=at) == whole[at:]
         assert later.snapshot == "digest of 10"
+
+
+async def test_a_run_that_learned_from_rollouts_before_keeps_which_of_them_trained():
+    rollouts = TrainedIds("run")
+    rollouts.add(["run-0/0", "run-1/0"])
+    pairs = source(Recorded(4))
+    pairs.restore(Progress(rollouts, "1.2"))
+    await trained(pairs, 1, first=2)
+    kept = pairs.progress("1.3")
+    assert "run-1/0" in kept.trained
+    assert kept.position["first"] == 2
 
 
 async def test_the_same_update_gets_the_same_batch_until_it_has_trained():

@@ -115,6 +115,7 @@ class PreferencePairs:
     def restore(self, progress: Progress) -> None:
         """See `Source`."""
         self._place, self.rollbacks = Place(**progress.position), progress.rollbacks
+        self.trained = progress.trained  # of a run that learned from rollouts before: it may do so again
 
     def learned(self, held: Sequence[InHand]) -> None:
         """Nothing: the update's number says it."""

@@ -1,0 +1,53 @@
+"""Sums to answer: data of a run whose reward is a rule, for a language model that has seen right answers and others.
+
+The texts say `7 + 5 = 12` in one line of seven; the other lines say the first number, the second, or their difference, so that
+the base model knows how to add and seldom does. The sums of the held-out prompts stand in the texts as all others do; no
+rollout asks for them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from honed.conductor.settings import DataSettings, EvaluationSettings
+from honed.kit.jsonl import write_lines
+
+NUMBERS: Final = 10
+LINES: Final = 20_000
+RIGHT: Final = 1 / 7
+HELD_OUT: Final = 25
+ASKED_AGAIN: Final = 8
+"""How often each held-out sum is sampled: its share of right answers is a probability."""
+
+
+def sum_files(directory: Path) -> DataSettings:
+    """The `data` section of a run on sums: files under `directory`, which `write_sum_files` makes."""
+    held_out = directory / "evaluation.jsonl"
+    return DataSettings(
+        texts=(directory / "texts.jsonl",),
+        prompts=directory / "prompts.jsonl",
+        evaluation=EvaluationSettings(prompts=held_out, samples=HELD_OUT * ASKED_AGAIN),
+    )
+
+
+def write_sum_files(directory: Path, seed: int) -> None:
+    """Writes the files of `sum_files`."""
+    chance = random.Random(seed)
+    pairs = [(a, b) for a in range(NUMBERS) for b in range(NUMBERS)]
+    chance.shuffle(pairs)
+    write_lines(directory / "texts.jsonl", ({"text": _line(chance)} for _ in range(LINES)))
+    write_lines(directory / "evaluation.jsonl", _prompts(pairs[:HELD_OUT] * ASKED_AGAIN))
+    write_lines(directory / "prompts.jsonl", _prompts(pairs[HELD_OUT:]))
+
+
+def _line(chance: random.Random) -> str:
+    a, b = chance.randrange(NUMBERS), chance.randrange(NUMBERS)
+    answer = a + b if chance.random() < RIGHT else chance.choice([a, b, abs(a - b)])
+    return f"{a} + {b} = {answer}"
+
+
+def _prompts(pairs: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    return ({"text": f"{a} + {b} =", "reference": str(a + b)} for a, b in pairs)
