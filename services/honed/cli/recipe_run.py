@@ -41,7 +41,7 @@ class RecipeFigures:
         before: Of the base policy.
         after: Of the trained one.
         kl_nats: Of the trained policy's continuations to the base policy, nats a response.
-        distinct2_ratio: Distinct word pairs after, as a share of those before.
+        distinct2_ratio: Distinct word pairs after, as a share of those before; None for a rule's short answers.
         updates: Of the learner.
         examples: Episodes, or pairs, that were trained on.
         versions_pushed: Into the running generator.
@@ -55,7 +55,7 @@ class RecipeFigures:
     before: float
     after: float
     kl_nats: float
-    distinct2_ratio: float
+    distinct2_ratio: float | None
     updates: int
     examples: int
     versions_pushed: int
@@ -132,7 +132,7 @@ def _figures(
         before=measured[0],
         after=measured[1],
         kl_nats=measures.kl_to_base(run.workspace.base_model, after, run.settings.conductor.temperature),
-        distinct2_ratio=measures.distinct2_ratio(before, after),
+        distinct2_ratio=None if data is None else measures.distinct2_ratio(before, after),
         updates=updates[-1].step,
         examples=round(sum(update.values.get("episodes", update.values.get("pairs", 0.0)) for update in updates)),
         versions_pushed=sum(push.committed > 0 and not push.failures for push in pushes),
@@ -153,5 +153,6 @@ def _write(path: Path, figures: RecipeFigures) -> None:
 def _table(figures: RecipeFigures) -> Table:
     table = Table("figure", "value", title=f"What the recipe {figures.recipe} changed")
     for name, value in asdict(figures).items():
-        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+        if value is not None:
+            table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
     return table

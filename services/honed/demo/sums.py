@@ -15,11 +15,12 @@ from typing import Any, Final
 from honed.conductor.settings import DataSettings, EvaluationSettings
 from honed.kit.jsonl import write_lines
 
-NUMBERS: Final = 10
-LINES: Final = 20_000
+NUMBERS: Final = range(1, 16)
+"""From 1 on, so that no sum is one of its numbers or their difference."""
+LINES: Final = 40_000
 RIGHT: Final = 1 / 7
-HELD_OUT: Final = 25
-ASKED_AGAIN: Final = 8
+HELD_OUT: Final = 40
+ASKED_AGAIN: Final = 5
 """How often each held-out sum is sampled: its share of right answers is a probability."""
 
 
@@ -36,7 +37,7 @@ def sum_files(directory: Path) -> DataSettings:
 def write_sum_files(directory: Path, seed: int) -> None:
     """Writes the files of `sum_files`."""
     chance = random.Random(seed)
-    pairs = [(a, b) for a in range(NUMBERS) for b in range(NUMBERS)]
+    pairs = [(a, b) for a in NUMBERS for b in NUMBERS]
     chance.shuffle(pairs)
     write_lines(directory / "texts.jsonl", ({"text": _line(chance)} for _ in range(LINES)))
     write_lines(directory / "evaluation.jsonl", _prompts(pairs[:HELD_OUT] * ASKED_AGAIN))
@@ -44,7 +45,7 @@ def write_sum_files(directory: Path, seed: int) -> None:
 
 
 def _line(chance: random.Random) -> str:
-    a, b = chance.randrange(NUMBERS), chance.randrange(NUMBERS)
+    a, b = chance.choice(NUMBERS), chance.choice(NUMBERS)
     answer = a + b if chance.random() < RIGHT else chance.choice([a, b, abs(a - b)])
     return f"{a} + {b} = {answer}"
 

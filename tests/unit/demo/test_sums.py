@@ -16,7 +16,7 @@ def test_each_prompt_has_its_sum_and_the_held_out_ones_are_not_trained_on(tmp_pa
         a, b = (int(part) for part in row["text"].removesuffix(" =").split(" + "))
         assert row["reference"] == str(a + b)
     assert not {row["text"] for row in trained} & {row["text"] for row in held_out}
-    assert len(trained) + HELD_OUT == NUMBERS**2
+    assert len(trained) + HELD_OUT == len(NUMBERS) ** 2
     assert set(Counter(row["text"] for row in held_out).values()) == {ASKED_AGAIN}
     assert files.evaluation.samples == len(held_out)
 
@@ -27,4 +27,4 @@ def test_the_texts_say_the_right_sum_seldom_and_follow_from_the_seed(tmp_path):
     [path] = sum_files(tmp_path / "one").texts
     assert path.read_bytes() == (tmp_path / "again" / "texts.jsonl").read_bytes()
     right = [eval(left) == int(answer) for left, _, answer in (row["text"].partition(" = ") for row in rows(path))]
-    assert 0.15 < sum(right) / len(right) < 0.35, "a number beside 0 is its own sum"
+    assert 0.12 < sum(right) / len(right) < 0.17
