@@ -98,6 +98,22 @@ def test_a_training_that_is_killed_goes_on_and_ends_with_the_same_bits(tokenizer
     assert [report.loss for report in later] == [report.loss for report in reports[40:]]
 
 
+def test_a_damaged_checkpoint_costs_the_time_and_not_the_job(tokenizer, tmp_path):
+    def report(at):
+        if at.step == 20:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(tokenizer, progress=report, checkpoints=after_each_step(tmp_path))
+    [kept] = tmp_path.iterdir()
+    weights = kept / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    whole, _, _ = train(tokenizer)
+    again, outcome, _ = train(tokenizer, checkpoints=after_each_step(tmp_path))
+    assert outcome.resumed_at == 0
+    assert same_weights(whole, again)
+
+
 def test_time_counts_over_all_tries(tokenizer, tmp_path):
     seconds = [0.0]
 

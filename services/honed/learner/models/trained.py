@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 from honed.kit.errors import DataLoss
 
 
-class Trained(nn.Module):
+class Trained(nn.Module, ABC):
     """A module that a trainer moves. What is published of it may be less: heads that only training needs stay here."""
 
     @property
+    @abstractmethod
     def published(self) -> nn.Module:
         """What others get of it: weights by the names of transformers."""
-        raise NotImplementedError
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Every parameter that trains, by name; tied weights once."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, Literal
 
-from honed.kit.errors import Overloaded
+from honed.kit.errors import DataLoss, Overloaded
 from honed.learner.loop.checkpoint import CheckpointStore
 from honed.learner.loop.checkpoint_files import Checkpoint, Progress
 from honed.learner.sources.epochs import Epochs, Position
@@ -88,8 +88,12 @@ class Checkpoints:
         self._due = clock() + every_s
 
     def latest(self) -> Checkpoint | None:
-        """See `CheckpointStore.latest`."""
-        return self._store.latest()
+        """The checkpoint to go on from. A damaged one is left: nobody has seen its weights, so training begins anew."""
+        try:
+            return self._store.latest()
+        except DataLoss as error:
+            logger.warning("the checkpoint is damaged; training begins anew", extra={"reason": str(error)})
+            return None
 
     def save_if_due(self, make: Callable[[], Checkpoint]) -> None:
         """Writes a checkpoint now and then. On a full disk training goes on without a new one."""
@@ -139,7 +143,6 @@ class Fit(Generic[B, M]):
 
         Raises:
             BadBatch: The loss or the weights are no longer finite; says at which step and what to try.
-            DataLoss: The checkpoint is damaged.
         """
         resumed_at = self._resume()
         started, before = self._clock(), self._amount
