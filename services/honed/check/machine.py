@@ -207,7 +207,7 @@ def _check_database(settings: RunSettings, report: Report) -> None:
 def _check_scorers(settings: RunSettings, report: Report) -> None:
     from honed.reward.function_scorer import find_function
 
-    if not settings.reward.scorers and settings.samples_rollouts:
+    if not settings.reward.scorers and settings.samples_rollouts and settings.goes_through("online"):
         report.error(
             "reward.scorers", "names none: training needs a reward; write {name: ..., kind: reward_model, source: trained}"
         )

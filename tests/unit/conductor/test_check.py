@@ -359,6 +359,9 @@ def test_what_learns_from_judgements_needs_neither_prompts_nor_scorers(tree: dic
     tree["reward"] = {"scorers": []}
     [warning] = texts_of(check_run(settings_of(tree)))
     assert warning.startswith("warning data.judgements: learner.algorithm dpo learns from them")
+    without_online = {**tree, "learner": {}, "phases": ["pretrain"], "conductor": {"response_tokens": 4}}
+    found = texts_of(check_run(settings_of(without_online)))
+    assert not any("scorers" in line or "data.prompts" in line for line in found)
     tree["learner"]["algorithm"] = "ppo"
     found = texts_of(check_run(settings_of(tree)))
     assert any(line.startswith("error data.prompts: is not set") for line in found)
