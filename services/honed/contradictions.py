@@ -58,8 +58,22 @@ def _of_learner(settings: RunSettings) -> Iterator[str]:
             f"learner.kl.horizon: with {kl.horizon}, one update of learner.batch = {learner.batch} rollouts can turn the "
             f"coefficient to 0 or below, for ever: take more than {_KL_CLIP * learner.batch:g}, some batches at least"
         )
+    yield from _of_mixture(settings)
     if settings.queue.lease_s < _SHORTEST_LEASE_S:
         yield f"queue.lease_s: {settings.queue.lease_s:g} s end before a renewal arrives: take {_SHORTEST_LEASE_S:g} or more"
+
+
+def _of_mixture(settings: RunSettings) -> Iterator[str]:
+    mix, longest = settings.learner.ptx, settings.generation.max_model_tokens
+    if mix is None:
+        return
+    if not getattr(settings.data, mix.data):
+        yield f"learner.ptx.data: is {mix.data}, and data.{mix.data} names none: name some, or leave learner.ptx out"
+    if mix.data == "texts" and mix.block_tokens > longest:
+        yield (
+            f"learner.ptx.block_tokens: {mix.block_tokens} are more than the model reads, generation.max_model_tokens = "
+            f"{longest}: take fewer"
+        )
 
 
 def _of_reward(settings: RunSettings) -> Iterator[str]:

@@ -226,6 +226,12 @@ def _check_data(settings: RunSettings, report: Report) -> None:
     for key, path in _files(settings):
         if not _under(path, DATA):
             report.error(key, _elsewhere(path, DATA, "a file"))
+    if settings.learner.ptx is not None:
+        report.warning(
+            "learner.ptx",
+            f"the learner reads data.{settings.learner.ptx.data} too: give the Deployment honed-learner the volume `data` and "
+            "its init container, as honed-conductor has them",
+        )
 
 
 def _check_scorers(settings: RunSettings, report: Report) -> None:

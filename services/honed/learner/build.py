@@ -12,15 +12,20 @@ import torch
 
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
-from honed.learner.algorithms.base import find_algorithm, make_algorithm
+from honed.learner.algorithms.base import OnPairs, find_algorithm, make_algorithm
 from honed.learner.data.episode import Vocabulary
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.objectives.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
 from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
 from honed.learner.settings import KlSettings, LearnerSettings
+from honed.learner.sources.mixed_in import examples_of
+from honed.learner.supervised.language_model import NextToken
 from honed.learner.train import rng
+from honed.learner.train.algorithm import Algorithm
+from honed.learner.train.mixture import MixedIn, Mixture
 from honed.learner.train.on_pairs import OnPairUpdates
 from honed.learner.train.on_policy import OnPolicyUpdates
+from honed.learner.train.on_scored_pairs import OnScoredPairs
 from honed.learner.train.optimizer import build_optimizer
 from honed.learner.train.trainer import Trainer, TrainSettings
 from honed.models.facts import ModelFacts
@@ -34,7 +39,7 @@ def build_trainer(settings: RunSettings, base: Path) -> Trainer[Any, PolicyModel
     Raises:
         FailedPrecondition: the device is not there.
         DataLoss: `base` is damaged or incomplete.
-        InvalidArgument: the model cannot read as many tokens as the generator may sample.
+        InvalidArgument: the model cannot read as many tokens as the generator may sample; or what is mixed in is not there.
     """
     section = settings.learner
     ModelFacts.read(base).check_length(settings.generation.max_model_tokens)
@@ -48,16 +53,20 @@ def build_trainer(settings: RunSettings, base: Path) -> Trainer[Any, PolicyModel
         reference = ReferenceModel(load_language_model(base, device=device), precision=section.precision)
     optimizer = build_optimizer(section.optimizer, policy.trainable().values(), lr=section.learning_rate)
     updates = updates_of(section, policy, reference)
+    if section.ptx is not None:
+        mixed_in = MixedIn(
+            section.ptx.coefficient, section.ptx.examples, section.batch, examples_of(settings, section.ptx, base)
+        )
+        updates = Mixture(updates, NextToken(policy), mixed_in)
     return Trainer(policy, updates, optimizer, settings=train_settings(section), generator=rng.generator(settings.seed))
 
 
-def updates_of(
-    section: LearnerSettings, policy: PolicyModel, reference: ReferenceModel | None
-) -> OnPolicyUpdates | OnPairUpdates:
+def updates_of(section: LearnerSettings, policy: PolicyModel, reference: ReferenceModel | None) -> Algorithm[Any]:
     """The algorithm of the settings, around its models."""
-    algorithm: Any = make_algorithm(section)
-    if find_algorithm(section.algorithm).learns_from == "preferences":
-        return OnPairUpdates(algorithm, policy, reference)
+    algorithm = make_algorithm(section)
+    if isinstance(algorithm, OnPairs):
+        updates = OnPairUpdates(algorithm, policy, reference)
+        return updates if find_algorithm(section.algorithm).learns_from == "preferences" else OnScoredPairs(updates)
     return OnPolicyUpdates(
         algorithm, policy, reference, section, kl=kl_controller(section.kl), normaliser=reward_normaliser(section)
     )

@@ -25,6 +25,15 @@ class PreferencePairSettings(Section):
     append_end: bool = Field(True, description="A response ends with the end-of-text token, which is learned too.")
 
 
+class PretrainingMixSettings(Section):
+    """A supervised loss in the same steps as the algorithm's (PPO-ptx of InstructGPT), so that old skills are kept."""
+
+    coefficient: Rate = Field(27.8, description="Of the mean cross-entropy, nats a token; InstructGPT's is 27.8.")
+    examples: Rate = Field(8.0, description="Examples a rollout, or a pair; InstructGPT's are 8.")
+    data: Literal["texts", "demonstrations"] = Field("texts", description="data.texts, in blocks, or data.demonstrations.")
+    block_tokens: Annotated[int, Field(ge=2)] = Field(64, description="Length of a block of texts.")
+
+
 class LearnerSettings(ServerSettings):
     """The learner. Defaults are PPO's as lm-human-preferences states it, with a decoupled objective for stale data."""
 
@@ -55,6 +64,7 @@ class LearnerSettings(ServerSettings):
     reward_clip: Annotated[float, Field(gt=0)] | None = None
     reward_normalisation: Literal["reference", "running", "none"] = "reference"
     kl: KlSettings = KlSettings()
+    ptx: PretrainingMixSettings | None = Field(None, description="What is mixed into each update; null: nothing.")
     preferences: PreferencePairSettings = PreferencePairSettings()
     max_staleness: Annotated[int, Field(ge=0)] = Field(2, description="Versions; older rollouts are dropped and counted.")
     group_timeout_s: Seconds = Field(

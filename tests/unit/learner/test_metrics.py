@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
+from tests.unit.learner.padded import grouped_episodes
 from tests.unit.learner.samples import make_trainer, random_episodes
 from tests.unit.learner.test_dpo import PAIRS
 from tests.unit.learner.test_dpo import trainer as pair_trainer
+from tests.unit.learner.test_mixture import trainer as mixture_trainer
+from tests.unit.learner.test_online_dpo import trainer as scored_pair_trainer
 
 from honed.learner import metrics
 from honed.learner.algorithms.base import algorithm_names, find_algorithm
@@ -33,10 +36,13 @@ def test_the_figures_of_the_last_update_are_shown_and_no_older_one() -> None:
 
 @pytest.mark.parametrize("algorithm", algorithm_names())
 def test_every_figure_of_an_update_is_documented(algorithm: str) -> None:
-    if find_algorithm(algorithm).learns_from == "rollouts":
+    if algorithm == "online_dpo":
+        stats = scored_pair_trainer().update(grouped_episodes())
+    elif find_algorithm(algorithm).learns_from == "rollouts":
         stats = make_trainer(TrainSettings(epochs=1), {"algorithm": algorithm}).update(random_episodes(4, seed=3))
     else:
         stats = pair_trainer().update(PAIRS)
+    stats = {**stats, **mixture_trainer(1.0).update(grouped_episodes())}
     documented = set(re.findall(r"`(\w+)`", DOCUMENT.read_text().partition("`LearnerService.WatchPushes`")[0]))
     assert set(stats) <= documented
 

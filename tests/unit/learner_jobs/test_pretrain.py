@@ -152,7 +152,9 @@ def test_a_prompt_without_loss_changes_nothing_but_through_attention(tokenizer):
     model, _ = new_model(tokenizer)
     logprobs = model(torch.tensor([[0, 5, 6, 7]])).logits.log_softmax(-1)
     by_hand = -(logprobs[0, 1, 6] + logprobs[0, 2, 7]) / 2
-    prepared = NextToken(TrainedModel(model)).prepare([Demonstration([0, 5], [6, 7])], UpdateContext(None, 100, lambda: None))
+    prepared = NextToken(TrainedModel(model)).prepare(
+        [Demonstration([0, 5], [6, 7])], UpdateContext(0, None, 100, lambda: None)
+    )
     minibatch = prepared.minibatch([0])
     [micro] = minibatch.micro_batches
     total = minibatch.losses(micro)["tokens"]

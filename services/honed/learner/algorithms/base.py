@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pydantic import ValidationError
 
@@ -94,6 +94,7 @@ class OnPolicy(Protocol):
         """What is told of each batch beside what is told for every algorithm."""
 
 
+@runtime_checkable
 class OnPairs(Protocol):
     """An algorithm that learns from pairs of responses to one prompt, the better one first. `[P]` is of P pairs."""
 
@@ -130,7 +131,8 @@ class Entry:
 def algorithm(name: str, options: type[Section], *, learns_from: LearnsFrom = "rollouts") -> Callable[[M], M]:
     """Makes a class known under a name, which must be its file's, with what `learner.options` may hold.
 
-    One that learns from rollouts is `OnPolicy`, one that learns from preferences `OnPairs`.
+    One that learns from rollouts is `OnPolicy`, or `OnPairs` of the best and the worst response to each prompt; one that learns
+    from preferences is `OnPairs`.
     """
 
     def register(make: M) -> M:

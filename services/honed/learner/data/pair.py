@@ -1,4 +1,4 @@
-"""Two responses to one prompt, of which people preferred one."""
+"""Two responses to one prompt, of which one is better: people preferred it, or its score is higher."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ class Pair:
         prompt: At least one token: the tokenizer's first one for texts that stand alone.
         chosen: The better response.
         rejected: The worse one.
+        temperature: That both were sampled at; 1 for what people compared.
     """
 
     rollout_id: str
     prompt: Tokens
     chosen: Tokens
     rejected: Tokens
+    temperature: float = 1.0
 
     @property
     def sides(self) -> tuple[Demonstration, Demonstration]:
         """The better continuation and the worse one."""
-        return Demonstration(self.prompt, self.chosen), Demonstration(self.prompt, self.rejected)
+        return (
+            Demonstration(self.prompt, self.chosen, self.temperature),
+            Demonstration(self.prompt, self.rejected, self.temperature),
+        )

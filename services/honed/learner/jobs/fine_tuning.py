@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,11 +9,10 @@ import torch
 from honed.artifacts.files import hash_file
 from honed.config import RunSettings
 from honed.kit.errors import InvalidArgument
-from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner.build import choose_device
-from honed.learner.data.continuation import Demonstration
 from honed.learner.jobs.home import appearing, job_home
+from honed.learner.sources.files import read_demonstrations
 from honed.learner.sources.texts import demonstrations
 from honed.learner.supervised.fit import Budget, Checkpoints, Fit, Standing
 from honed.learner.supervised.language_model import language_model_trainer
@@ -22,9 +20,7 @@ from honed.learner.train import rng
 from honed.learner.train.schedule import warmup_then_linear
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
-from honed.models.prompt_rows import at_line, row_response
-from honed.models.prompts import PromptEncoder
-from honed.models.tokenizer import copy_tokenizer, load_tokenizer
+from honed.models.tokenizer import copy_tokenizer
 from honed.workspace import Workspace
 
 NAME = "fine-tuning"
@@ -50,7 +46,15 @@ def run(settings: RunSettings, source: Path, target: Path, progress: ProgressFil
     }
     with job_home(Workspace(settings.directory).unfinished(NAME), made_of) as home:
         progress.report(JobProgress(0.0, "fine-tuning: reading demonstrations"), final=True)
-        items = list(_read(settings, source))
+        items = list(
+            read_demonstrations(
+                settings.data.demonstrations,
+                source,
+                longest=settings.generation.max_model_tokens,
+                append_end=section.append_end,
+                setting="sft.append_end",
+            )
+        )
         if not items:
             raise InvalidArgument("data.demonstrations", "the files hold none")
         batches = demonstrations(items, rows=section.batch, seed=settings.seed, epochs=section.epochs)
@@ -72,23 +76,3 @@ def run(settings: RunSettings, source: Path, target: Path, progress: ProgressFil
         with appearing(target) as partial:
             model.save_pretrained(partial)
             copy_tokenizer(source, partial)
-
-
-def _read(settings: RunSettings, source: Path) -> Iterator[Demonstration]:
-    """Each demonstration as token ids. A response that does not fit with its prompt loses its end."""
-    longest = settings.generation.max_model_tokens
-    encode, tokenizer = PromptEncoder.of_model(source, longest=longest - 1), load_tokenizer(source)
-    tail: tuple[int, ...] = ()
-    if settings.sft.append_end:
-        if tokenizer.end is None:
-            raise InvalidArgument("sft.append_end", "the tokenizer has no end-of-text token: set it to false")
-        tail = (tokenizer.end,)
-    for path in settings.data.demonstrations:
-        for number, row in read_lines(path):
-            try:
-                prompt = encode(row)
-                response = [*tokenizer.encode(row_response(row), special_tokens=False), *tail]
-            except InvalidArgument as error:
-                raise at_line(path, number, error) from error
-            if response:
-                yield Demonstration(prompt, response[: longest - len(prompt)])

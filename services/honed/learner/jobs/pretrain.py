@@ -15,13 +15,13 @@ from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.errors import InvalidArgument
-from honed.kit.jsonl import read_lines
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner.build import config_hash
 from honed.learner.jobs import fine_tuning
 from honed.learner.jobs.home import appearing, job_home
 from honed.learner.loop.exporter import Exporter
 from honed.learner.models.policy import TokenModel
+from honed.learner.sources.files import read_texts
 from honed.learner.sources.texts import packed_texts
 from honed.learner.supervised.fit import Checkpoints, Fit, Standing
 from honed.learner.supervised.language_model import (
@@ -97,7 +97,7 @@ def _pretrain(settings: RunSettings, place: Workspace, target: Path, progress: P
         "seed": settings.seed,
     }
     with job_home(place.unfinished(NAME), made_of) as home:
-        texts = [str(row["text"]) for path in settings.data.texts for _, row in read_lines(path)]
+        texts = read_texts(settings.data.texts)
         progress.report(JobProgress(0.0, f"tokenizer of {len(texts)} texts"), final=True)
         longest = settings.generation.max_model_tokens
         tokenizer = train_tokenizer(texts, vocabulary_size=section.vocabulary, max_length=longest)

@@ -5,6 +5,8 @@ Scores and groups are `[B]`: one entry a response. Every response of a group sha
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,25 @@ def leave_one_out_advantages(scores: Tensor, groups: Tensor) -> Tensor:
     """
     size = _sizes(groups, scores)[groups]
     return (scores - group_means(scores, groups)) * size / (size - 1).clamp(min=1)
+
+
+def best_of_groups(scores: Tensor, groups: Tensor, eligible: Tensor, share: float | None = None) -> Tensor:
+    """Which responses are the best of their groups, `[B]`; of equal scores the earlier one.
+
+    Args:
+        scores: `[B]`.
+        groups: `[B]`, numbers from 0.
+        eligible: Which may be chosen at all, `[B]`.
+        share: How many of a group are chosen, of all its responses, rounded up; None for one.
+    """
+    sizes, places = torch.bincount(groups).tolist(), groups.tolist()
+    left = [1 if share is None else math.ceil(share * size) for size in sizes]
+    chosen = torch.zeros_like(eligible)
+    for index in torch.sort(scores, descending=True, stable=True).indices.tolist():
+        if eligible[index] and left[places[index]]:
+            left[places[index]] -= 1
+            chosen[index] = True
+    return chosen
 
 
 def constant_share(scores: Tensor, groups: Tensor) -> float:

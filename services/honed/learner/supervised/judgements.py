@@ -106,6 +106,10 @@ class _Batch:
         self._algorithm, self._judgements, self._context = algorithm, judgements, context
         self.loss = 0.0
 
+    def __len__(self) -> int:
+        """Its judgements."""
+        return len(self._judgements)
+
     def minibatch(self, chosen: Sequence[int]) -> _Minibatch:
         """See `Prepared`."""
         judgements = [self._judgements[place] for place in sorted(chosen)]

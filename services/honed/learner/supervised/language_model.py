@@ -106,6 +106,10 @@ class _Batch:
         self._model, self._items, self._microbatch_tokens = model, items, microbatch_tokens
         self.loss, self.tokens, self.padding = torch.zeros((), dtype=torch.float64, device=model.device), 0, 0.0
 
+    def __len__(self) -> int:
+        """Its continuations."""
+        return len(self._items)
+
     def minibatch(self, chosen: Sequence[int]) -> _Minibatch:
         """See `Prepared`."""
         packed = pack_on(self._model.device, self._items, chosen, self._microbatch_tokens)

@@ -29,11 +29,13 @@ class UpdateContext:
     """What the trainer tells an algorithm of the update that begins.
 
     Attributes:
+        step: Updates before it.
         version: Of the weights before it; None when that is not known.
         microbatch_tokens: Most tokens, padding included, that a model may read at once.
         stop_if_asked: To be called before each pass of a model; raises when the update is to stop.
     """
 
+    step: int
     version: VersionId | None
     microbatch_tokens: int
     stop_if_asked: Callable[[], None]
@@ -63,6 +65,9 @@ class Minibatch(Protocol):
 
 class Prepared(Protocol):
     """A batch that the models have read once."""
+
+    def __len__(self) -> int:
+        """How many examples it has to train on: what minibatches are made of. Without any, no step is made."""
 
     def minibatch(self, chosen: Sequence[int]) -> Minibatch:
         """The examples of these indices."""

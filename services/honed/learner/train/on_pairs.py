@@ -102,6 +102,10 @@ class _Batch:
         self.means, self._context = MeanOverTokens(), context
         self._padding, self._tokens = 0.0, 0
 
+    def __len__(self) -> int:
+        """Its pairs."""
+        return len(self.pairs)
+
     def minibatch(self, chosen: Sequence[int]) -> _Minibatch:
         """See `Prepared`."""
         packed = micro_pairs(self.pairs, chosen, self._context.microbatch_tokens, self.updates.policy.device)

@@ -43,6 +43,8 @@ class Sampled:
         values: Of the value head; zero without one.
         weights: Truncated importance weights of the sampler's tokens under the proximal policy.
         scores: The normalised score of each response, `[B]`.
+        raw_scores: The score as it came, `[B]`, float64.
+        repeated: True where an earlier response to the same prompt has the same tokens, `[B]`.
         groups: The number of each response's prompt in the batch, `[B]`, from 0.
         cut: True where a response reached the limit of its length and did not end by itself, `[B]`.
         beta: KL coefficient, reward per nat.
@@ -55,6 +57,8 @@ class Sampled:
     values: Tensor
     weights: Tensor
     scores: Tensor
+    raw_scores: Tensor
+    repeated: Tensor
     groups: Tensor
     cut: Tensor
     beta: float
@@ -123,6 +127,8 @@ class OnPolicyUpdates:
             values=values,
             weights=behaviour_weights(proximal, rows.behaviour, self.learner.importance_cap),
             scores=torch.tensor(batch_rewards(self.normaliser, batch)),
+            raw_scores=torch.tensor([episode.reward for episode in batch], dtype=torch.float64),
+            repeated=torch.tensor(_repeated(batch)),
             groups=torch.tensor([numbers.setdefault(episode.group_id, len(numbers)) for episode in batch]),
             cut=torch.tensor([episode.cut for episode in batch]),
             beta=self.kl.value,
@@ -155,6 +161,10 @@ class _Batch:
             "response": numbers.contiguous(),
             **rows,
         }
+
+    def __len__(self) -> int:
+        """Its responses."""
+        return len(self.episodes)
 
     def minibatch(self, chosen: Sequence[int]) -> _Minibatch:
         """See `Prepared`."""
@@ -194,7 +204,7 @@ class _Batch:
         beta = kl.value
         if self.updates.reference is not None:
             kl.update(sampled.kl, len(self.episodes))
-        scores = torch.tensor([episode.reward for episode in self.episodes], dtype=torch.float64)
+        scores = sampled.raw_scores
         gap = (sampled.proximal - sampled.behaviour).abs().exp()
         same = _sampled_by(self._context.version, self.episodes, mask)
         return {
@@ -279,6 +289,15 @@ def check_ratio(to: str, mean: float, bound: float) -> None:
     """
     if not 1 / bound <= mean <= bound:
         raise BadLoss(f"the mean ratio to the {to} is {mean:.3g}, learner.max_ratio allows {1 / bound:g} to {bound:g}")
+
+
+def _repeated(episodes: Sequence[Episode]) -> list[bool]:
+    seen: set[tuple[str, tuple[int, ...]]] = set()
+    found = []
+    for episode in episodes:
+        found.append((episode.group_id, episode.response) in seen)
+        seen.add((episode.group_id, episode.response))
+    return found
 
 
 def _sampled_by(version: VersionId | None, episodes: Sequence[Episode], mask: Tensor) -> Tensor:

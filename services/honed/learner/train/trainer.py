@@ -120,8 +120,9 @@ class Trainer(Generic[B, M]):
             rate = rate if total is None else linear_rate(rate, step=self.step, total=total)
         set_rate(self.optimizer, rate)
         try:
-            prepared = self.algorithm.prepare(batch, UpdateContext(version, settings.microbatch_tokens, self._stop_if_asked))
-            norms = [self._step(prepared.minibatch(chosen)) for chosen in self._minibatches(len(batch))]
+            context = UpdateContext(self.step, version, settings.microbatch_tokens, self._stop_if_asked)
+            prepared = self.algorithm.prepare(batch, context)
+            norms = [self._step(prepared.minibatch(chosen)) for chosen in self._minibatches(len(prepared))]
             self._check_weights()
             figures = prepared.finish()
         except BadLoss as error:
@@ -130,7 +131,7 @@ class Trainer(Generic[B, M]):
         return {
             **figures,
             "lr": rate,
-            "grad_norm": sum(norms) / len(norms),
+            "grad_norm": sum(norms) / max(1, len(norms)),
             "optimizer_steps": float(len(norms)),
             "seconds": self._clock() - start,
         }
@@ -167,10 +168,13 @@ class Trainer(Generic[B, M]):
         self.step = step
 
     def _minibatches(self, count: int) -> Iterator[list[int]]:
-        """Indices of each minibatch, epoch by epoch: a fresh permutation each epoch, cut into nearly equal parts."""
-        for _ in range(self.settings.epochs):
+        """Indices of each minibatch, epoch by epoch: a fresh permutation each epoch, cut into nearly equal parts.
+
+        An algorithm may make fewer examples of a batch than it has rollouts; fewer than there are minibatches are one each.
+        """
+        for _ in range(self.settings.epochs if count else 0):
             order = torch.randperm(count, generator=self._generator)
-            for part in order.tensor_split(self.settings.minibatches):
+            for part in order.tensor_split(min(self.settings.minibatches, count)):
                 yield part.tolist()
 
     def _step(self, minibatch: Minibatch) -> float:
