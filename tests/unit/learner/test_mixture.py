@@ -12,7 +12,6 @@ from tests.unit.learner.padded import grouped_episodes
 from tests.unit.learner.samples import make_trainer
 
 from honed.config import RunSettings
-from honed.kit.errors import InvalidArgument
 from honed.learner.data.continuation import Demonstration
 from honed.learner.sources.mixed_in import Endless, examples_of
 from honed.learner.sources.texts import demonstrations
@@ -116,7 +115,7 @@ def test_texts_and_demonstrations_of_the_run_file_are_read_and_what_is_missing_i
     assert of_shown.learner.ptx is not None
     assert examples_of(of_shown, of_shown.learner.ptx, tmp_path)(0, 1)[0].response[-1] == 0  # the end of a text
     texts.unlink()
-    with pytest.raises(InvalidArgument, match=r"data\.texts: .*cannot be read .*learner\.ptx needs it"):
+    with pytest.raises(ValueError, match=r"texts\.jsonl cannot be read"):
         examples_of(of_texts, of_texts.learner.ptx, tmp_path)
     with pytest.raises(ValueError, match=r"learner\.ptx\.data: is texts, and data\.texts names none"):
         settings(texts=[])

@@ -41,15 +41,9 @@ def examples_of(settings: RunSettings, mix: PretrainingMixSettings, model: Path)
 
     Raises:
         InvalidArgument: There are none, or not enough text for one block.
-        ValueError: A line cannot be used; names file and line.
+        ValueError: A file cannot be read, or a line not be used; names file and line.
     """
-    try:
-        source = _texts(settings, mix, model) if mix.data == "texts" else _demonstrations(settings, model)
-    except OSError as error:
-        raise InvalidArgument(
-            f"data.{mix.data}", f"{error.filename} cannot be read ({error.strerror}); learner.ptx needs it"
-        ) from None
-    return Endless(source)
+    return Endless(_texts(settings, mix, model) if mix.data == "texts" else _demonstrations(settings, model))
 
 
 def _texts(settings: RunSettings, mix: PretrainingMixSettings, model: Path) -> Epochs[Batch]:
