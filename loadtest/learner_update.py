@@ -31,7 +31,7 @@ import typer
 
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
-from honed.learner.build import build_trainer
+from honed.learner.build import build_trainer, train_settings
 from honed.learner.data.batches import MicroBatch, micro_batches
 from honed.learner.data.episode import Episode, TokenSpan
 from honed.learner.settings import LearnerSettings
@@ -113,7 +113,7 @@ def measure(settings: RunSettings, model: Path, episodes: Sequence[Episode], rou
     width = max(len(episode.response) for episode in episodes)
     packed = micro_batches(episodes, range(len(episodes)), max_tokens=mine.microbatch_tokens, width=width)
     batches = [batch.to(trainer.model.device) for batch in packed]
-    bare = Bare(trainer, batches, mine.epochs, mine.precision)
+    bare = Bare(trainer, batches, trainer.settings.epochs, mine.precision)
 
     def update() -> None:
         trainer.update(episodes, version=VersionId(1, trainer.step))
@@ -183,10 +183,11 @@ def main(
         )
         material = make_episodes(episodes, tokens, _vocabulary(chosen), seed=1)
         turns = measure(settings, chosen, material, rounds, profile)
-    count = episodes * tokens * learner.epochs
+    epochs = train_settings(learner).epochs
+    count = episodes * tokens * epochs
     pairs = [(count / turn.passes, count / turn.update) for turn in turns]
     needed = [(count / (turn.passes + turn.reads), count / turn.update) for turn in turns]
-    title = f"{episodes} episodes of {tokens} tokens, {learner.epochs} epochs"
+    title = f"{episodes} episodes of {tokens} tokens, {epochs} epochs"
     report.show(report.pairs_table(title, "bare passes", "update", "tokens/s", pairs))
     report.finish(
         {
@@ -198,7 +199,7 @@ def main(
             "update_seconds": report.rounded(statistics.median(turn.update for turn in turns)),
             "episodes": episodes,
             "tokens": tokens,
-            "epochs": learner.epochs,
+            "epochs": epochs,
             "threads": threads,
             "precision": precision,
         }

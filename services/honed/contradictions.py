@@ -29,14 +29,18 @@ def contradictions(settings: RunSettings) -> list[str]:
 
 def _of_learner(settings: RunSettings) -> Iterator[str]:
     from honed.kit.errors import InvalidArgument
-    from honed.learner.algorithms.base import make_algorithm
+    from honed.learner.algorithms.base import find_algorithm, make_algorithm
 
     learner, kl = settings.learner, settings.learner.kl
     try:
         group = make_algorithm(learner).needs.group
+        unread = find_algorithm(learner.algorithm).unread
     except InvalidArgument as error:
         yield str(error)
-        group = 1
+        group, unread = 1, frozenset()
+    for name, field in type(learner).model_fields.items():
+        if name in unread and getattr(learner, name) != field.default:
+            yield f"learner.{name}: {learner.algorithm} does not read it: leave it out"
     samples = settings.conductor.samples_per_prompt
     if samples < group:
         yield (

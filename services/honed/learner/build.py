@@ -120,7 +120,7 @@ def train_settings(section: LearnerSettings) -> TrainSettings:
     return TrainSettings(
         learning_rate=section.learning_rate,
         total_updates=None if section.schedule == "constant" else section.steps,  # auto is linear where there is an end
-        epochs=section.epochs,
+        epochs=section.epochs or find_algorithm(section.algorithm).epochs,
         minibatches=section.minibatches,
         microbatch_tokens=section.microbatch_tokens,
     )

@@ -47,7 +47,9 @@ class LearnerSettings(ServerSettings):
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: Positive = 1
     batch: Positive = Field(256, description="Rollouts of one update.")
-    epochs: Positive = 4
+    epochs: Positive | None = Field(
+        None, description="Passes over a batch. Unset: 4 with a clipped ratio (ppo, grpo, rloo), else 1."
+    )
     minibatches: Positive = 1
     microbatch_tokens: Positive = Field(8192, description="Tokens of one forward pass at most.")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5

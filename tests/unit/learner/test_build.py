@@ -10,9 +10,11 @@ import pytest
 import torch
 from tests.support.run import run_tree, settings_of
 
+from honed.config import RunSettings
 from honed.kit.errors import InvalidArgument
-from honed.learner.build import build_trainer, make_deterministic, vocabulary_of
+from honed.learner.build import build_trainer, make_deterministic, train_settings, vocabulary_of
 from honed.learner.objectives.normalise import FittedOnFirstBatch
+from honed.learner.settings import LearnerSettings
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +57,27 @@ def test_the_trainer_waits_for_scores_that_differ_and_knows_the_models_ends(tmp_
     generation.write_text(json.dumps({"eos_token_id": [0, 7], "pad_token_id": 0}))
     vocabulary = vocabulary_of(tmp_path / "model", trainer.model.vocabulary_size)
     assert (vocabulary.size, vocabulary.pad_token_id, vocabulary.end_token_ids) == (258, None, {0, 7})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "setting", "value"),
+    [
+        ("grpo", "lam", 0.9),
+        ("dpo", "kl", {"target": 3.0}),
+        ("ppo", "preferences", {"refresh": False}),
+        ("a2c", "clip_ratio", 0.1),
+    ]
+    + [("dpo", "max_staleness", 4), ("online_dpo", "reward_normalisation", "none"), ("rejection", "gamma", 0.5)],
+)
+def test_a_number_that_the_algorithm_does_not_read_is_refused(algorithm: str, setting: str, value: object) -> None:
+    tree = {"learner": {"algorithm": algorithm, setting: value}, "conductor": {"samples_per_prompt": 4}}
+    with pytest.raises(ValueError, match=rf"learner\.{setting}: {algorithm} does not read it"):
+        RunSettings.model_validate(tree)
+    ours = RunSettings.model_validate({"conductor": {"samples_per_prompt": 4}, "learner": {"algorithm": algorithm}})
+    assert RunSettings.model_validate(ours.model_dump()) == ours, "what is written down with all defaults is read again"
+
+
+def test_passes_over_a_batch_are_the_algorithms_where_the_run_file_names_none() -> None:
+    assert train_settings(LearnerSettings()).epochs == 4
+    assert train_settings(LearnerSettings(algorithm="a2c")).epochs == 1
+    assert train_settings(LearnerSettings(algorithm="a2c", epochs=3)).epochs == 3

@@ -29,7 +29,7 @@ class Options(Section):
     whiten: bool = Field(True, description="Advantages of a minibatch have mean 0 and deviation 1.")
 
 
-@algorithm("a2c", Options)
+@algorithm("a2c", Options, reads=("value_coefficient", "gamma", "lam"))
 class A2C(OnPolicy):
     """Advantage actor-critic."""
 

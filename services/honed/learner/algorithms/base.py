@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar, runtime_checkable
 
 from pydantic import ValidationError
 
@@ -119,24 +119,48 @@ LearnsFrom = Literal["rollouts", "preferences"]
 """What a batch is made of: the run's own scored rollouts, or judgements of the preference service."""
 
 
+_OF_SCORES: Final = frozenset({"kl", "importance_cap", "max_ratio", "reward_clip", "reward_normalisation"})
+_OF_SOME: Final = _OF_SCORES | {"clip_ratio", "clip_value", "value_coefficient", "gamma", "lam"}
+"""Numbers of the section `learner` that some algorithms read and others do not."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """An algorithm that is known: `make` takes the numbers that all share, and options of the class `options`."""
+    """An algorithm that is known.
+
+    Attributes:
+        options: The class of what `learner.options` may hold.
+        make: Takes the section `learner`, and options of that class.
+        learns_from: What a batch is made of.
+        reads: Which of the numbers that not all read it reads.
+        epochs: Passes over a batch where `learner.epochs` does not say.
+    """
 
     options: type[Section]
     make: Callable[[LearnerSettings, Any], OnPolicy | OnPairs]
     learns_from: LearnsFrom
+    reads: frozenset[str]
+    epochs: int
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """Settings of the section `learner` that mean nothing to it."""
+        of_source = "preferences" if self.learns_from == "rollouts" else "max_staleness"
+        return (_OF_SOME - self.reads) | {of_source}
 
 
-def algorithm(name: str, options: type[Section], *, learns_from: LearnsFrom = "rollouts") -> Callable[[M], M]:
-    """Makes a class known under a name, which must be its file's, with what `learner.options` may hold.
+def algorithm(
+    name: str, options: type[Section], *, learns_from: LearnsFrom = "rollouts", reads: Sequence[str] = (), epochs: int = 1
+) -> Callable[[M], M]:
+    """Makes a class known under a name, which must be its file's; see `Entry` for the rest.
 
     One that learns from rollouts is `OnPolicy`, or `OnPairs` of the best and the worst response to each prompt; one that learns
     from preferences is `OnPairs`.
     """
 
     def register(make: M) -> M:
-        _FOUND[name] = Entry(options, make, learns_from)
+        scored = _OF_SCORES if OnPolicy in getattr(make, "__mro__", ()) else frozenset()
+        _FOUND[name] = Entry(options, make, learns_from, scored | frozenset(reads), epochs)
         return make
 
     return register

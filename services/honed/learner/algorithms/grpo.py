@@ -47,7 +47,7 @@ class Options(Section):
     leave_out_cut: bool = Field(False, description="Responses that reached the limit of their length do not train.")
 
 
-@algorithm("grpo", Options)
+@algorithm("grpo", Options, reads=("clip_ratio",), epochs=4)
 class GRPO(OnPolicy):
     """Group relative policy optimisation."""
 

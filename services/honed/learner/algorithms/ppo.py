@@ -36,7 +36,7 @@ class Options(Section):
     )
 
 
-@algorithm("ppo", Options)
+@algorithm("ppo", Options, reads=("clip_ratio", "clip_value", "value_coefficient", "gamma", "lam"), epochs=4)
 class PPO(OnPolicy):
     """Proximal policy optimisation with a value head on the policy's trunk."""
 

@@ -30,7 +30,7 @@ class Options(Section):
     clipped: bool = Field(False, description="The clipped surrogate of PPO, for more than one step on a batch.")
 
 
-@algorithm("reinforce", Options)
+@algorithm("reinforce", Options, reads=("clip_ratio", "gamma"))
 class Reinforce(OnPolicy):
     """The score function's gradient."""
 

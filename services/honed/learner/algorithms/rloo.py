@@ -29,7 +29,7 @@ class Options(Section):
     normalise: bool = Field(False, description="Advantages of a batch have mean 0 and deviation 1.")
 
 
-@algorithm("rloo", Options)
+@algorithm("rloo", Options, reads=("clip_ratio",), epochs=4)
 class RLOO(OnPolicy):
     """REINFORCE, leave one out."""
 
