@@ -29,6 +29,7 @@ from honed.learner.loop.run_state import RunState
 from honed.learner.loop.training import Training
 from honed.learner.sources.held import Held
 from honed.learner.sources.scored_stream import Intake
+from honed.learner.sources.source import BrokenPolicy
 from honed.learner.sources.trained import TrainedIds
 from honed.learner.status import LearnerStatus
 from honed.models.loader import load_language_model
@@ -89,6 +90,8 @@ class FakeIntake:
     rollbacks: tuple[tuple[int, int], ...] = ()
     acknowledged: list[str] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
+    broken: dict[tuple[int, int], int] = field(default_factory=dict)
+    """How often the policy is found broken, by roll-backs before and update."""
     waiting: int = 0
     discarding: asyncio.Event = field(default_factory=asyncio.Event)
     arrival: asyncio.Event | None = None
@@ -103,6 +106,9 @@ class FakeIntake:
     async def collect(self, size: int, step: int) -> list[Held]:
         await self.drop([h for batch in self.batches for h in batch if h.is_abandoned(self.rollbacks)], "rolled_back")
         self.batches = [batch for batch in self.batches if not any(h.is_abandoned(self.rollbacks) for h in batch)]
+        if self.broken.get((len(self.rollbacks), step)):
+            self.broken[len(self.rollbacks), step] -= 1
+            raise BrokenPolicy(f"{size} responses with the padding token")
         if not self.batches:
             self.starved.set()
             await asyncio.Event().wait()

@@ -66,8 +66,10 @@ def test_the_trainer_waits_for_scores_that_differ_and_knows_the_models_ends(tmp_
         ("dpo", "kl", {"target": 3.0}),
         ("ppo", "preferences", {"refresh": False}),
         ("a2c", "clip_ratio", 0.1),
-    ]
-    + [("dpo", "max_staleness", 4), ("online_dpo", "reward_normalisation", "none"), ("rejection", "gamma", 0.5)],
+        ("dpo", "max_staleness", 4),
+        ("online_dpo", "reward_normalisation", "none"),
+        ("rejection", "gamma", 0.5),
+    ],
 )
 def test_a_number_that_the_algorithm_does_not_read_is_refused(algorithm: str, setting: str, value: object) -> None:
     tree = {"learner": {"algorithm": algorithm, setting: value}, "conductor": {"samples_per_prompt": 4}}

@@ -11,6 +11,7 @@ from tests.integration.learner.harness import recorded
 
 from honed.learner.data.episode import Vocabulary
 from honed.learner.sources.scored_stream import Intake, IntakeSettings
+from honed.learner.sources.source import BrokenPolicy
 from honed.learner.sources.trained import TrainedIds
 from honed.queue.holding import Holding
 from honed.queue.messages import Delivery, Message
@@ -48,10 +49,10 @@ class Queue:
         return [True] * len(work)
 
 
-def intake_of(queue: Queue) -> Intake:
+def intake_of(queue: Queue, pad: int | None = None) -> Intake:
     settings = IntakeSettings(1, on_promotion="rescore")
     typed = cast(Any, queue)
-    return Intake(typed, Holding(typed), Vocabulary(258), settings, TrainedIds("small"), lambda: {"rm": "new"})
+    return Intake(typed, Holding(typed), Vocabulary(258, pad), settings, TrainedIds("small"), lambda: {"rm": "new"})
 
 
 def sampled_by(message: Message, fence: int, step: int) -> Message:
@@ -105,3 +106,21 @@ async def test_a_wait_that_is_cut_short_keeps_what_came_behind_an_entry_that_nob
     await cut_short(intake, 9)
     assert intake.holds(good.id)
     assert (await settled(intake, queue))[0] == ("junk", "dead")
+
+
+def padded(message: Message) -> Message:
+    scored = common_pb2.ScoredRollout.FromString(message.body)
+    scored.rollout.response_token_ids[-1] = 1
+    return Message(message.id, scored.SerializeToString())
+
+
+async def test_as_many_responses_with_padding_as_a_batch_has_are_a_broken_policy_and_fewer_are_left_out() -> None:
+    messages = [padded(message) if number in (0, 2, 3, 4, 5, 7) else message for number, message in enumerate(recorded(10, 10))]
+    queue = Queue(messages)
+    queue.gate.set()
+    intake = intake_of(queue, pad=1)
+    with pytest.raises(BrokenPolicy, match=r"\d responses with the padding token came before there was a batch of 4"):
+        await intake.collect(4, 0)
+    batch = await intake.collect(4, 0)
+    assert [held.rollout_id for held in batch] == [messages[n].id for n in (1, 6, 8, 9)]
+    assert [ended for ended in queue.ended if ended[1] == "dead"] == [(messages[n].id, "dead") for n in (0, 2, 3, 4, 5, 7)]

@@ -345,6 +345,23 @@ async def test_bad_batches_in_a_row_roll_back_then_stop_training_with_an_alarm_w
     await running
 
 
+async def test_a_policy_that_emits_padding_is_left_for_the_version_before_it_and_if_that_one_does_too_training_stops(
+    world: World,
+) -> None:
+    world.settings, world.intake.batches = {"failures": 3}, batches(2)
+    world.intake.broken = {(0, 2): 3, (1, 1): 3}
+    learner = await world.start()
+    running = asyncio.ensure_future(learner.loop.run())
+    async with asyncio.timeout(60):
+        while learner.status.state != learner_pb2.LEARNER_STATE_FAILED:
+            await asyncio.sleep(0.001)
+    assert "padding token" in learner.status.alarm
+    assert labels(world)[-1] == "2.1", "the weights of 1.1 serve, under a fence that is above"
+    assert (learner.state.training.step, learner.journal.totals.skipped) == (1, 6)
+    learner.stopping.set()
+    await running
+
+
 async def test_a_refused_version_is_quarantined_never_pushed_again_and_left(world: World) -> None:
     """H5: the learner goes back to the version before, under a new fence, and trains on from there."""
     world.generator.refuses = {2}

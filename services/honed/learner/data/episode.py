@@ -14,6 +14,10 @@ from honed.kit.errors import InvalidArgument
 from honed.v1 import common_pb2
 
 
+class EmitsPadding(InvalidArgument):
+    """The policy sampled the padding token. One such rollout is left out; where most are, the policy is broken."""
+
+
 @dataclass(frozen=True)
 class TokenSpan:
     """Response tokens `start` to `end` (exclusive), all sampled by one policy version."""
@@ -121,7 +125,7 @@ def _check(episode: Episode, vocabulary: Vocabulary, max_tokens: int | None) -> 
     _check_ids("rollout.response_token_ids", episode.response, vocabulary.size)
     if vocabulary.pad_token_id is not None and vocabulary.pad_token_id in episode.response:
         at = episode.response.index(vocabulary.pad_token_id)
-        raise InvalidArgument(
+        raise EmitsPadding(
             f"rollout.response_token_ids[{at}]",
             f"is the padding token {vocabulary.pad_token_id}; forbid it when sampling",
         )

@@ -28,7 +28,7 @@ from honed.learner.loop.retry import Retry, Stopped, is_passing
 from honed.learner.loop.rollback import Destination, History
 from honed.learner.loop.run_state import RunState
 from honed.learner.loop.spans import train_spans, update_span
-from honed.learner.sources.source import InHand
+from honed.learner.sources.source import BrokenPolicy, InHand
 from honed.learner.train.trainer import BadBatch, Interrupted
 from honed.v1 import learner_pb2
 
@@ -181,8 +181,13 @@ class TrainingLoop:
         """One batch, unless something else comes first."""
         self._status.state = learner_pb2.LEARNER_STATE_WAITING
         rollbacks, started = self._run.rollbacks, time.monotonic()
-        with self._status.waiting.working():
-            held = await self._collect()
+        try:
+            with self._status.waiting.working():
+                held = await self._collect()
+        except BrokenPolicy as error:
+            async with self._weights:
+                await self._skip([], error, beyond=self._run.training.step)
+            return
         if held is None:
             return
         self._status.waited_s, self._status.spare = time.monotonic() - started, self._run.intake.waiting
@@ -247,14 +252,20 @@ class TrainingLoop:
         await self._retry.run("publish", lambda: run.publish(held))
         await run.journal.announce()
 
-    async def _skip(self, held: Sequence[InHand], error: BadBatch) -> None:
-        """Leaves a batch that cannot be applied; the weights are as they were before it."""
+    async def _skip(self, held: Sequence[InHand], error: Exception, *, beyond: int | None = None) -> None:
+        """Leaves a batch that cannot be applied; the weights are as they were before it.
+
+        Args:
+            held: The batch.
+            error: Why.
+            beyond: The update whose weights are themselves at fault, so that a roll-back must go further than to them.
+        """
         logger.error("batch skipped", extra={"step": self._run.training.step, "reason": str(error)})
         await self._retry.run("journal", lambda: self._run.skip(held, str(error)))
         await self._run.intake.drop(held, "bad_batch")
         verdict = self._bad_batches.failed()
         if verdict == "rollback":
-            await self._retry.run("roll-back", lambda: self._back_to_last_good(str(error)))
+            await self._retry.run("roll-back", lambda: self._back_to_last_good(str(error), before=beyond))
         elif verdict == "fail":
             self._fail(f"batch after batch cannot be applied, after a roll-back too; the last: {error}")
 
@@ -280,8 +291,8 @@ class TrainingLoop:
         served = status.served.step if status.served else 0
         return refused == status.version and self._run.training.step - served > self._settings.max_staleness
 
-    async def _back_to_last_good(self, reason: str, *, publish: bool = True) -> None:
-        destination = await self._status.pulse.in_thread(self._history.last_good)
+    async def _back_to_last_good(self, reason: str, *, publish: bool = True, before: int | None = None) -> None:
+        destination = await self._status.pulse.in_thread(lambda: self._history.last_good(before))
         logger.warning("rolling back", extra={"to": destination.label, "reason": reason})
         await self._run.go_back(destination, publish=publish)
 

@@ -55,9 +55,13 @@ class History:
         self._checkpoints, self._store, self._journal = checkpoints, store, journal
         self._scratch, self._load = scratch, load
 
-    def last_good(self) -> Destination:
-        """The newest point whose version generators have committed; the base if there is none."""
-        good = good_versions(self._store, self._journal)
+    def last_good(self, before: int | None = None) -> Destination:
+        """The newest point whose version generators have committed, of an update `before` another; or the base."""
+        committed = good_versions(self._store, self._journal)
+
+        def good(label: str) -> bool:
+            return committed(label) and (before is None or VersionId.parse(label).step < before)
+
         checkpoint = self._checkpoints.find(lambda name: good(name.label))
         if checkpoint is not None:
             return Destination(checkpoint.trainer.step, checkpoint.progress.version, checkpoint=checkpoint)

@@ -26,10 +26,10 @@ from typing import Any, Final, Literal
 from google.protobuf.message import DecodeError
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.data.episode import Episode, Vocabulary
+from honed.learner.data.episode import EmitsPadding, Episode, Vocabulary
 from honed.learner.loop.checkpoint_files import Progress
 from honed.learner.sources.held import Groups, Held
-from honed.learner.sources.source import InHand
+from honed.learner.sources.source import BrokenPolicy, InHand
 from honed.learner.sources.trained import TrainedIds
 from honed.queue.holding import Holding
 from honed.queue.keys import ROLLOUTS
@@ -97,6 +97,8 @@ class Intake:
         """The newest delivery of each entry that waits, or is collected and not yet let go."""
         self._ids: dict[str, str] = {}
         """Rollout id to entry, of the same."""
+        self._padded = 0
+        """Rollouts with the padding token since the last batch."""
         self._taking: asyncio.Future[list[Delivery]] | None = None
         self._ending: asyncio.Future[None] | None = None
         """The ends in Redis of what is in hand no more."""
@@ -150,16 +152,23 @@ class Intake:
         """Waits for `size` rollouts, in whole groups, that are fresh enough for an update of the weights of `step`.
 
         Cancel it to stop waiting; nothing is lost.
+
+        Raises:
+            BrokenPolicy: As many rollouts came with the padding token in them.
         """
         await self._ended()
         while True:
             await self._sift(step)
+            if self._padded >= size:
+                count, self._padded = self._padded, 0
+                raise BrokenPolicy(f"{count} responses with the padding token came before there was a batch of {size} others")
             batch: list[Held] = []
             for group in self._groups.whole(self._waiting):
                 batch += group
                 if len(batch) >= size:
                     chosen = {held.rollout_id for held in batch}
                     self._waiting = [held for held in self._waiting if held.rollout_id not in chosen]
+                    self._padded = 0
                     return batch
             await self._accept(await self._take(size - len(batch)))
 
@@ -248,6 +257,7 @@ class Intake:
                 scored = common_pb2.ScoredRollout.FromString(delivery.message.body)
                 episode = Episode.from_scored(delivery.entry, scored, self._vocabulary, max_tokens=self._settings.max_tokens)
             except (DecodeError, InvalidArgument) as error:
+                self._padded += isinstance(error, EmitsPadding)
                 unreadable.append((delivery, str(error)))
                 continue
             if episode.rollout_id in self.trained or episode.rollout_id in self._ids:

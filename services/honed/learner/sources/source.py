@@ -14,6 +14,10 @@ from honed.learner.sources.trained import TrainedIds
 from honed.queue.messages import Delivery
 
 
+class BrokenPolicy(Exception):
+    """What the policy samples cannot be trained on, rollout after rollout; says why."""
+
+
 class InHand(Protocol):
     """An example in the learner's hands."""
 
@@ -70,7 +74,11 @@ class Source(Protocol):
         """Takes up what earlier learners of the run held, by their consumer names."""
 
     async def collect(self, size: int, step: int) -> Sequence[Any]:
-        """Waits for a batch of about `size` for an update of the weights of `step`. Cancelled, it has lost nothing."""
+        """Waits for a batch of about `size` for an update of the weights of `step`. Cancelled, it has lost nothing.
+
+        Raises:
+            BrokenPolicy: No batch will come from this policy.
+        """
 
     def put_back(self, held: Sequence[Any]) -> None:
         """Has collected examples come again, before all others."""
