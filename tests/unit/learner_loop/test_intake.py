@@ -50,7 +50,7 @@ class Queue:
 
 
 def intake_of(queue: Queue, pad: int | None = None) -> Intake:
-    settings = IntakeSettings(1, on_promotion="rescore")
+    settings = IntakeSettings(1, on_promotion="rescore" if pad is None else "keep")
     typed = cast(Any, queue)
     return Intake(typed, Holding(typed), Vocabulary(258, pad), settings, TrainedIds("small"), lambda: {"rm": "new"})
 
