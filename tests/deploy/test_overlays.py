@@ -18,6 +18,7 @@ from tests.deploy.manifests import (
     CUSTOM,
     DEPLOY,
     OVERLAYS,
+    Workload,
     named,
     of_kind,
     overlay,
@@ -239,6 +240,22 @@ def test_traces_go_where_the_policy_lets_them_by_settings_that_the_services_take
             assert [row["port"] for row in rule["ports"]] == [url.port]
             assert str(url.hostname).split(".")[1] == rule["to"][0]["namespaceSelector"]["matchLabels"][NAMESPACE_LABEL]
     assert bool(policies) is (name == "production")
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_component_learner_data_gives_the_learner_the_data_that_jobs_have(name: str, tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    file = tmp_path / "deploy" / "overlays" / name / "kustomization.yaml"
+    file.write_text(file.read_text().replace("\ncomponents:\n", "\ncomponents:\n  - ../../components/learner-data\n"))
+    trees = render(file.parent)
+    learner = Workload(name, named(trees, "StatefulSet", "honed-learner"))
+    job = Workload(name, named(trees, "CronJob", "honed-pretrain"))
+    copies = [next(c for c in each.pod["initContainers"] if c["name"] == "data") for each in (learner, job)]
+    assert [copy["image"] for copy in copies] == [copies[1]["image"]] * 2
+    assert copies[0]["command"] == copies[1]["command"]
+    mounts = [next(m for m in each.containers[0]["volumeMounts"] if m["name"] == "data") for each in (learner, job)]
+    assert mounts[0] == mounts[1]
+    kubernetes_validate.validate(learner.tree, MINORS[-1], strict=True)
 
 
 def test_the_volumes_of_one_node_hold_every_claim() -> None:

@@ -229,8 +229,7 @@ def _check_data(settings: RunSettings, report: Report) -> None:
     if settings.learner.ptx is not None:
         report.warning(
             "learner.ptx",
-            f"the learner reads data.{settings.learner.ptx.data} too: give the Deployment honed-learner the volume `data` and "
-            "its init container, as honed-conductor has them",
+            f"the learner reads data.{settings.learner.ptx.data} too: the overlay needs the component learner-data",
         )
 
 

@@ -36,6 +36,7 @@ def cluster_tree() -> dict[str, Any]:
         "policy": {"url": "s3://bucket/honed"},
         "data": {
             "prompts": "/data/prompts.jsonl",
+            "demonstrations": ["/data/shown.jsonl"],
             "judgements": [{"file": "/data/pairs.jsonl"}],
             "evaluation": {"prompts": "/data/held.jsonl", "judgements": {"file": "/data/held-pairs.jsonl"}},
         },
@@ -195,6 +196,7 @@ def test_what_a_cluster_cannot_honour_is_refused_by_its_key(
         ("queue.password_file", "/etc/honed/vault/redis", "the manifests mount /etc/honed/redis: name a password there"),
         ("generation.replicas", 3, "the replicas of Deployment honed-generation decide"),
         ("security.authentication", False, "whoever reaches a Pod may call everything"),
+        ("learner.ptx", {"data": "demonstrations"}, "the overlay needs the component learner-data"),
         ("learner.metrics_port", 9191, "name 9090: write 9090, or patch them, too"),
         (
             "reward.scorers",
