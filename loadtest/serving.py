@@ -23,11 +23,13 @@ from typing import Any, TextIO
 from honed.artifacts.store import PolicyStore
 from honed.conductor.settings import ConductorSettings
 from honed.config import RunSettings
+from honed.generation.best_of import BestOf
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import InitialVersion
 from honed.generation.frontend import SamplingFrontend
 from honed.generation.main import CONTROL, PUBLIC, limits, make_gate
 from honed.generation.make_engine import make_engine
+from honed.generation.scoring import CandidateScoring
 from honed.generation.service import GenerationService
 from honed.generation.settings import GenerationSettings
 from honed.generation.vllm.engine import VLLMEngine
@@ -97,7 +99,7 @@ async def main() -> None:
     engine = make_engine(settings.generation, initial, gate)
     assert isinstance(engine, VLLMEngine)
     frontend = SamplingFrontend(engine, gate, limits(settings.generation), settings.run)
-    service = GenerationService(frontend)
+    service = GenerationService(frontend, BestOf(frontend, CandidateScoring(settings)))
     control = GenerationControlService(frontend, store, _versions(settings))
     host = settings.generation.host
     server = Server(

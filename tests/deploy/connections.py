@@ -73,6 +73,7 @@ OWN: Final = frozenset(
     Connection(*row)
     for row in (
         ("generation", "redis", REDIS),  # prompts in, rollouts out, registration
+        ("generation", "reward", GRPC),  # candidates of a request with best_of
         ("reward", "redis", REDIS),  # rollouts in, scores out, registration
         ("learner", "redis", REDIS),  # scored rollouts, lease, progress
         ("learner", "generation", CONTROL),  # pushes of versions
@@ -91,6 +92,7 @@ OWN: Final = frozenset(
 """What each run opens, whatever its overlay."""
 
 NOT_ON_ONE_MACHINE: Final = {
+    Connection("generation", "reward", GRPC): "no application of the recorded run asks for best-of-n",
     Connection("learner", "preference", GRPC): "the recorded run learns from rollouts, not from judgements",
     Connection("conductor", "api-server", HTTPS): "a run on one machine has no Kubernetes",
     Connection("conductor", "api-server", API): "a run on one machine has no Kubernetes",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from honed.artifacts.version import VersionId
 from honed.generation.requests import Chunk, FinishReason
-from honed.v1 import common_pb2, generation_pb2
+from honed.v1 import common_pb2, generation_pb2, reward_pb2
 
 _FINISH = {
     None: common_pb2.FINISH_REASON_UNSPECIFIED,
@@ -39,6 +39,13 @@ class Codec:
             version_spans=self._spans(chunk),
             finish_reason=_FINISH[chunk.finish_reason],
         )
+
+    def scored_sample(self, index: int, chunk: Chunk, result: reward_pb2.ScoreResult) -> generation_pb2.Sample:
+        """A whole response, with what it is worth."""
+        sample = self.sample(index, chunk)
+        sample.reward = result.reward
+        sample.scores.extend(result.scores)
+        return sample
 
     def rollout(self, task: common_pb2.PromptTask, index: int, chunk: Chunk, trace_parent: str = "") -> common_pb2.Rollout:
         """A whole response to a training prompt; `trace_parent` is of the span that it was sampled in."""

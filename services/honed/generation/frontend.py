@@ -95,11 +95,19 @@ class SamplingFrontend:
         return self.codec.run
 
     async def requests(
-        self, prompt: generation_pb2.Prompt, params: common_pb2.SamplingParams, n: int, *, text: bool, logprobs: bool
+        self,
+        prompt: generation_pb2.Prompt,
+        params: common_pb2.SamplingParams,
+        n: int,
+        *,
+        text: bool,
+        logprobs: bool,
+        field: str = "n",
     ) -> list[EngineRequest]:
         """Checks a request and splits it into its samples; sample i gets seed + i.
 
-        What costs nothing is checked first: a request that is refused has not been tokenised.
+        What costs nothing is checked first: a request that is refused has not been tokenised. `field` is where the request says
+        `n`.
 
         Raises:
             InvalidArgument: A cap is exceeded; names the field.
@@ -111,7 +119,7 @@ class SamplingFrontend:
         n = n or 1
         most = min(self.limits.max_samples, self.gate.queue_limit)  # more would find no room however often it came back
         if n > most:
-            raise InvalidArgument("n", f"{n} is over this server's cap of {most}")
+            raise InvalidArgument(field, f"{n} is over this server's cap of {most}")
         sampling = self.sampling(params)
         self.gate.check_application(n)
         ids = await self._prompt_ids(prompt)

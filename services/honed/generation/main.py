@@ -20,6 +20,7 @@ from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.generation import metrics
+from honed.generation.best_of import BestOf
 from honed.generation.catch_up import CatchUp
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import GenerationEngine, InitialVersion
@@ -28,6 +29,7 @@ from honed.generation.gate import RequestGate, window_of
 from honed.generation.home import own_directory
 from honed.generation.make_engine import make_engine
 from honed.generation.quarantine import fetch_or_mark, mark_disagreeing
+from honed.generation.scoring import CandidateScoring
 from honed.generation.service import GenerationService
 from honed.generation.settings import GenerationSettings
 from honed.generation.stall import StallWatch
@@ -69,7 +71,7 @@ async def run(settings: RunSettings) -> None:
     _check_control_address(settings)
     add_public = generation_pb2_grpc.add_GenerationServiceServicer_to_server
     add_control = generation_pb2_grpc.add_GenerationControlServiceServicer_to_server
-    public = Servicer(PUBLIC, add_public, GenerationService(generator.frontend, generator.name))
+    public = Servicer(PUBLIC, add_public, GenerationService(generator.frontend, generator.best_of, generator.name))
     control = Servicer(CONTROL, add_control, generator.control)
     listeners = [
         Listener(section.host, section.port, [public], when_ready=True),
@@ -103,6 +105,8 @@ class Generator:
         self.frontend = SamplingFrontend(
             self._engine, gate, limits(section), settings.run, render_chat=self._chat, on_prompt=self._offered.offer
         )
+        self._scoring = CandidateScoring(settings)
+        self.best_of = BestOf(self.frontend, self._scoring)
         self.control = GenerationControlService(self.frontend, self._store, self._versions, lambda: self._changed())
         self._members = Members(self._link, keys, GENERATION)
         self._identity = RunIdentity(self._link, keys)
@@ -126,6 +130,7 @@ class Generator:
                         await self._serve(server, lifecycle)
         finally:
             await self._engine.close()
+            await self._scoring.close()
             await self._link.close()
 
     async def _start(self) -> bool:

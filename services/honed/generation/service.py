@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+from honed.generation.best_of import BestOf
 from honed.generation.frontend import SamplingFrontend
 from honed.generation.gate import RequestKind
 from honed.report.measures import percentile
@@ -14,13 +15,17 @@ from honed.v1 import generation_pb2, generation_pb2_grpc
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     """Samples from the live policy. A caller that leaves frees the engine."""
 
-    def __init__(self, frontend: SamplingFrontend, replica: str = "") -> None:
-        """Serves what `frontend` draws; `replica` is the name of this process as a member."""
+    def __init__(self, frontend: SamplingFrontend, best_of: BestOf, replica: str = "") -> None:
+        """Serves what `frontend` draws and `best_of` chooses; `replica` is the name of this process as a member."""
         self._frontend = frontend
+        self._best_of = best_of
         self._replica = replica
 
     async def Generate(self, request: generation_pb2.GenerateRequest, context: Any) -> generation_pb2.GenerateResponse:
-        """Draws n samples."""
+        """Draws n samples, or chooses the n best."""
+        if request.HasField("best_of"):
+            best, prompt = await self._best_of.winners(request)
+            return generation_pb2.GenerateResponse(samples=best, prompt_token_ids=prompt)
         requests = await self._frontend.requests(
             request.prompt, request.sampling, request.n, text=True, logprobs=request.logprobs
         )
@@ -33,7 +38,12 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     async def StreamGenerate(
         self, request: generation_pb2.StreamGenerateRequest, context: Any
     ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
-        """Draws n samples, token by token."""
+        """Draws n samples, token by token; or sends the n best when all candidates are scored."""
+        if request.HasField("best_of"):
+            best, _ = await self._best_of.winners(request)
+            for sample in best:
+                yield generation_pb2.StreamGenerateResponse(delta=sample)
+            return
         requests = await self._frontend.requests(
             request.prompt, request.sampling, request.n, text=True, logprobs=request.logprobs
         )

@@ -42,6 +42,10 @@ class GenerationSettings(ReplicatedSettings):
     request_timeout_s: Seconds = Field(
         600.0, description="What sampling a response may take, pauses not counted; a training prompt is then tried again."
     )
+    scoring_timeout_s: Seconds = Field(
+        30.0,
+        description="What scoring the candidates of a request with best_of may take; the whole call has its caller's deadline.",
+    )
     rollout_concurrency: Positive = Field(64, description="Training samples in flight at once.")
     stall_s: Seconds = Field(120.0, description="An engine with work that gives no token for so long is started anew.")
 

@@ -54,8 +54,9 @@ LOCAL_TOKENS: dict[str, tuple[str, ...]] = {
         "learner.control",
         "conductor.read",
     ),
+    # The generation service scores the candidates of a request with best_of.
+    "generation": ("reward",),
     # These call nobody yet. Their names are in the table, so that a scope is all that a first call needs.
-    "generation": (),
     "reward": (),
     "preference": (),
 }

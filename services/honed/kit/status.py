@@ -53,6 +53,16 @@ def error_info_reason(error: grpc.RpcError) -> str:
     return ""
 
 
+def retry_after_s(error: grpc.RpcError) -> float | None:
+    """When a service that is full asks to come back, seconds; None if it does not say."""
+    status = rpc_status.from_call(error)
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.RetryInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
+            return float(info.retry_delay.ToTimedelta().total_seconds())
+    return None
+
+
 def _packed(detail: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(detail)

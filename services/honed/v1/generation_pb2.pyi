@@ -146,12 +146,16 @@ class Sample(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     VERSION_SPANS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Which of the n samples."""
+    """Which of the n samples; with `best_of`, which of the candidates."""
     text: _builtins.str
     """The decoded text."""
     finish_reason: _common_pb2.FinishReason.ValueType
     """Why it ended."""
+    reward: _builtins.float
+    """The weighted sum of the scores. Only with `best_of`."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The sampled tokens."""
@@ -164,6 +168,10 @@ class Sample(_message.Message):
     def version_spans(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.VersionSpan]:
         """Which version sampled which tokens."""
 
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Score]:
+        """What each scorer said of the response. Only with `best_of`."""
+
     def __init__(
         self,
         *,
@@ -173,14 +181,49 @@ class Sample(_message.Message):
         logprobs: _abc.Iterable[_builtins.float] | None = ...,
         version_spans: _abc.Iterable[_common_pb2.VersionSpan] | None = ...,
         finish_reason: _common_pb2.FinishReason.ValueType = ...,
+        reward: _builtins.float | None = ...,
+        scores: _abc.Iterable[_common_pb2.Score] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "reward", b"reward"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "reward", b"reward", "scores", b"scores", "text", b"text", "token_ids", b"token_ids", "version_spans", b"version_spans"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reward: _TypeAlias = _typing.Literal["reward"]  # noqa: Y015
+    _WhichOneofArgType__reward: _TypeAlias = _typing.Literal["_reward", b"_reward"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward) -> _WhichOneofReturnType__reward | None: ...
+
+Global___Sample: _TypeAlias = Sample  # noqa: Y015
+
+@_typing.final
+class BestOf(_message.Message):
+    """Samples more responses than are returned, and returns those that the reward service values most. Each is scored as a rollout
+    is: by its tokens and the prompt's, with the prompt's reference. What is returned does not follow the policy's distribution,
+    though each log-probability is the policy's own.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    SCORER_FIELD_NUMBER: _builtins.int
+    candidates: _builtins.int
+    """How many responses are sampled: at least n. The server has the same cap on them as on n."""
+    scorer: _builtins.str
+    """The scorer whose value decides, by its name in the settings. Empty: the whole reward, which is the weighted sum. Of
+    responses that are worth the same, the one of the lowest index is best.
+    """
+    def __init__(
+        self,
+        *,
+        candidates: _builtins.int = ...,
+        scorer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids", "version_spans", b"version_spans"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "scorer", b"scorer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Sample: _TypeAlias = Sample  # noqa: Y015
+Global___BestOf: _TypeAlias = BestOf  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
@@ -192,6 +235,7 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    BEST_OF_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """How many responses. 0 means 1; the server has a cap."""
     logprobs: _builtins.bool
@@ -204,6 +248,10 @@ class GenerateRequest(_message.Message):
     def sampling(self) -> _common_pb2.SamplingParams:
         """How to sample. Unset: the server's defaults."""
 
+    @_builtins.property
+    def best_of(self) -> Global___BestOf:
+        """Sample more, and return the n best."""
+
     def __init__(
         self,
         *,
@@ -211,10 +259,11 @@ class GenerateRequest(_message.Message):
         sampling: _common_pb2.SamplingParams | None = ...,
         n: _builtins.int = ...,
         logprobs: _builtins.bool = ...,
+        best_of: Global___BestOf | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best_of", b"best_of", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "n", b"n", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_of", b"best_of", "logprobs", b"logprobs", "n", b"n", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -222,7 +271,7 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
-    """All samples, in the order of their index."""
+    """All samples, in the order of their index; with `best_of`, the best first."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -260,6 +309,7 @@ class StreamGenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    BEST_OF_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """How many responses. 0 means 1; the server has a cap."""
     logprobs: _builtins.bool
@@ -272,6 +322,10 @@ class StreamGenerateRequest(_message.Message):
     def sampling(self) -> _common_pb2.SamplingParams:
         """How to sample. Unset: the server's defaults."""
 
+    @_builtins.property
+    def best_of(self) -> Global___BestOf:
+        """Sample more, and return the n best."""
+
     def __init__(
         self,
         *,
@@ -279,10 +333,11 @@ class StreamGenerateRequest(_message.Message):
         sampling: _common_pb2.SamplingParams | None = ...,
         n: _builtins.int = ...,
         logprobs: _builtins.bool = ...,
+        best_of: Global___BestOf | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best_of", b"best_of", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "n", b"n", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_of", b"best_of", "logprobs", b"logprobs", "n", b"n", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

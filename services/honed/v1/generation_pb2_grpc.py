@@ -58,14 +58,16 @@ class GenerationServiceServicer:
 
     def Generate(self, request, context):
         """Samples `n` responses and returns them when all have ended. Cancelling the call aborts the sampling in the engine.
-        RESOURCE_EXHAUSTED with RetryInfo when the queue is full.
+        RESOURCE_EXHAUSTED with RetryInfo when the queue is full. With `best_of`, UNAVAILABLE when the reward service does not
+        answer, and FAILED_PRECONDITION when the run has no scorers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamGenerate(self, request, context):
-        """The same, each token as soon as it is sampled.
+        """The same, each token as soon as it is sampled. With `best_of` nothing is known before all candidates are scored: each of the
+        n best then comes whole, in one message, the best first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

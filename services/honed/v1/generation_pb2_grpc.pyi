@@ -35,10 +35,13 @@ class GenerationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> GenerationServiceAsyncStub: ...
     Generate: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
     """Samples `n` responses and returns them when all have ended. Cancelling the call aborts the sampling in the engine.
-    RESOURCE_EXHAUSTED with RetryInfo when the queue is full.
+    RESOURCE_EXHAUSTED with RetryInfo when the queue is full. With `best_of`, UNAVAILABLE when the reward service does not
+    answer, and FAILED_PRECONDITION when the run has no scorers.
     """
     StreamGenerate: _grpc.UnaryStreamMultiCallable[_generation_pb2.StreamGenerateRequest, _generation_pb2.StreamGenerateResponse]
-    """The same, each token as soon as it is sampled."""
+    """The same, each token as soon as it is sampled. With `best_of` nothing is known before all candidates are scored: each of the
+    n best then comes whole, in one message, the best first.
+    """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetPolicyRequest, _generation_pb2.GetPolicyResponse]
     """Which version serves now."""
 
@@ -49,10 +52,13 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
     """Samples `n` responses and returns them when all have ended. Cancelling the call aborts the sampling in the engine.
-    RESOURCE_EXHAUSTED with RetryInfo when the queue is full.
+    RESOURCE_EXHAUSTED with RetryInfo when the queue is full. With `best_of`, UNAVAILABLE when the reward service does not
+    answer, and FAILED_PRECONDITION when the run has no scorers.
     """
     StreamGenerate: _aio.UnaryStreamMultiCallable[_generation_pb2.StreamGenerateRequest, _generation_pb2.StreamGenerateResponse]  # type: ignore[assignment]
-    """The same, each token as soon as it is sampled."""
+    """The same, each token as soon as it is sampled. With `best_of` nothing is known before all candidates are scored: each of the
+    n best then comes whole, in one message, the best first.
+    """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetPolicyRequest, _generation_pb2.GetPolicyResponse]  # type: ignore[assignment]
     """Which version serves now."""
 
@@ -66,7 +72,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.GenerateResponse, _abc.Awaitable[_generation_pb2.GenerateResponse]]:
         """Samples `n` responses and returns them when all have ended. Cancelling the call aborts the sampling in the engine.
-        RESOURCE_EXHAUSTED with RetryInfo when the queue is full.
+        RESOURCE_EXHAUSTED with RetryInfo when the queue is full. With `best_of`, UNAVAILABLE when the reward service does not
+        answer, and FAILED_PRECONDITION when the run has no scorers.
         """
 
     @_abc_1.abstractmethod
@@ -75,7 +82,9 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.StreamGenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.StreamGenerateResponse], _abc.AsyncIterator[_generation_pb2.StreamGenerateResponse]]:
-        """The same, each token as soon as it is sampled."""
+        """The same, each token as soon as it is sampled. With `best_of` nothing is known before all candidates are scored: each of the
+        n best then comes whole, in one message, the best first.
+        """
 
     @_abc_1.abstractmethod
     def GetPolicy(

@@ -19,10 +19,13 @@ from honed.client import Client, RequestError, Version
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from honed.artifacts.store import PolicyStore
     from honed.artifacts.version import VersionId
+    from honed.config import RunSettings
+    from honed.generation.best_of import BestOf
     from honed.generation.engine import InitialVersion
     from honed.generation.frontend import RequestLimits, SamplingFrontend
     from honed.generation.gate import RequestGate
     from honed.generation.hf.engine import TransformersEngine
+    from honed.generation.scoring import CandidateScoring
     from honed.generation.service import GenerationService
     from honed.kit.server import Servicer
     from honed.v1 import generation_pb2_grpc
@@ -38,7 +41,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         loop.run(engine.start())
         limits = RequestLimits(max_samples=4, max_tokens=32, default_max_tokens=8, max_prompt_tokens=64)
         add = generation_pb2_grpc.add_GenerationServiceServicer_to_server
-        service = Servicer("honed.v1.GenerationService", add, GenerationService(SamplingFrontend(engine, gate, limits, "demo")))
+        frontend = SamplingFrontend(engine, gate, limits, "demo")
+        best_of = BestOf(frontend, CandidateScoring(RunSettings()))
+        service = Servicer("honed.v1.GenerationService", add, GenerationService(frontend, best_of))
         served.announce(root, generation=loop.serve(service, served.make_tokens(root)))
         yield root
     finally:

@@ -19,12 +19,15 @@ from tests.support.tiny import make_canaries, make_tiny_model, publish_version
 from honed.artifacts.manifest import Canary, Manifest
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
+from honed.config import RunSettings
+from honed.generation.best_of import BestOf
 from honed.generation.control import GenerationControlService
 from honed.generation.engine import InitialVersion
 from honed.generation.frontend import RequestLimits, SamplingFrontend
 from honed.generation.gate import RequestGate
 from honed.generation.hf.engine import TransformersEngine, TransformersSettings
 from honed.generation.main import CONTROL, PUBLIC
+from honed.generation.scoring import CandidateScoring
 from honed.generation.service import GenerationService
 from honed.kit.channel import connect
 from honed.kit.server import Listener, Server, ServerOptions, Servicer
@@ -117,10 +120,11 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
     frontend = SamplingFrontend(engine, gate, LIMITS, "test")
     control = GenerationControlService(frontend, store, versions)
     ensure_local_tokens(root / "tokens")
+    public_service = GenerationService(frontend, BestOf(frontend, CandidateScoring(RunSettings())))
     listeners = [
         Listener("127.0.0.1", 0, [Servicer(name, add, servicer)])
         for name, add, servicer in (
-            (PUBLIC, generation_pb2_grpc.add_GenerationServiceServicer_to_server, GenerationService(frontend)),
+            (PUBLIC, generation_pb2_grpc.add_GenerationServiceServicer_to_server, public_service),
             (CONTROL, generation_pb2_grpc.add_GenerationControlServiceServicer_to_server, control),
         )
     ]
