@@ -27,6 +27,7 @@ from honed._client.values import (
     ScorerValue,
     Span,
     Version,
+    best_of_message,
     prompt_message,
     sampling_params,
     score_item,
@@ -150,24 +151,37 @@ class Client:
         *,
         n: int = 1,
         logprobs: bool = False,
+        best_of: int | None = None,
+        scorer: str = "",
+        reference: str = "",
         timeout: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Sample]:
-        """Samples n responses.
+        """Samples n responses; or samples `best_of`, and returns the n best by the run's reward, the best first.
 
         Args:
             prompt: text; or token ids, which are used as they are; or the messages of a conversation, each with `role` and
                 `content`.
             n: how many.
             logprobs: return the log-probability of each sampled token.
+            best_of: how many candidates to sample; each sample that comes back has its `reward` and `scores`.
+            scorer: name of the scorer that decides among them; empty for the whole reward.
+            reference: what scorers compare responses with, such as the right answer.
             timeout: seconds; None takes the client's.
             **sampling: how to draw tokens, see `SamplingOptions`.
 
         Raises:
+            ValueError: `scorer` is given without `best_of`.
             RequestError: the call failed.
         """
         params = sampling_params(sampling)
-        request = generation_pb2.GenerateRequest(prompt=prompt_message(prompt), sampling=params, n=n, logprobs=logprobs)
+        request = generation_pb2.GenerateRequest(
+            prompt=prompt_message(prompt, reference),
+            sampling=params,
+            n=n,
+            logprobs=logprobs,
+            best_of=best_of_message(best_of, scorer),
+        )
         peer = self._peer("generation")
         method = generation_pb2_grpc.GenerationServiceStub(peer.channel).Generate
         response = peer.unary(method, request, self._seconds(timeout))
@@ -180,19 +194,30 @@ class Client:
         *,
         n: int = 1,
         logprobs: bool = False,
+        best_of: int | None = None,
+        scorer: str = "",
+        reference: str = "",
         timeout: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> SampleStream:
         """Samples n responses and yields each token as soon as it is sampled.
 
         Takes what `generate` takes; `timeout` is for the whole stream. Iterate over the result, in a `with` block if you may
-        leave early; its `samples` are the responses as a whole.
+        leave early; its `samples` are the responses as a whole. With `best_of` nothing comes before all candidates are scored;
+        then each of the n best comes whole, the best first.
 
         Raises:
+            ValueError: `scorer` is given without `best_of`.
             RequestError: while iterating: the call failed.
         """
         params = sampling_params(sampling)
-        request = generation_pb2.StreamGenerateRequest(prompt=prompt_message(prompt), sampling=params, n=n, logprobs=logprobs)
+        request = generation_pb2.StreamGenerateRequest(
+            prompt=prompt_message(prompt, reference),
+            sampling=params,
+            n=n,
+            logprobs=logprobs,
+            best_of=best_of_message(best_of, scorer),
+        )
         peer = self._peer("generation")
         method = generation_pb2_grpc.GenerationServiceStub(peer.channel).StreamGenerate
         return SampleStream(peer.stream(method, request, self._seconds(timeout)), Origin(prompt, params))

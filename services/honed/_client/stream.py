@@ -35,6 +35,9 @@ class SampleStream(Iterator[Delta]):
         whole.token_ids.extend(message.token_ids)
         whole.logprobs.extend(message.logprobs)
         whole.finish_reason = message.finish_reason
+        if message.HasField("reward"):
+            whole.reward = message.reward
+            whole.scores.extend(message.scores)
         for span in message.version_spans:
             if whole.version_spans and whole.version_spans[-1].version == span.version:
                 whole.version_spans[-1].end = span.end
@@ -44,8 +47,11 @@ class SampleStream(Iterator[Delta]):
 
     @property
     def samples(self) -> list[Sample]:
-        """What has come so far, by index: whole responses once the stream has ended."""
-        return [self._origin.sample(whole, self._origin.token_ids) for _, whole in sorted(self._wholes.items())]
+        """What has come so far: whole responses once the stream has ended. By index; with `best_of`, the best first."""
+        wholes = list(self._wholes.values())
+        if not any(whole.HasField("reward") for whole in wholes):
+            wholes.sort(key=lambda whole: whole.index)
+        return [self._origin.sample(whole, self._origin.token_ids) for whole in wholes]
 
     def close(self) -> None:
         """Cancels what has not ended."""

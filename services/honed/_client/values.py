@@ -86,10 +86,12 @@ class Sample:
         logprobs: natural logarithm of each token's probability; empty unless asked for.
         versions: which version sampled which tokens; ordered, without gaps.
         finish_reason: why it ended.
-        index: which of the n samples.
+        index: which of the n samples; with `best_of`, which of the candidates.
         prompt: what was continued; empty if it was given as token ids.
         prompt_token_ids: the prompt as the model saw it; empty if a stream did not tell.
         sampling: how it was drawn.
+        reward: what the response is worth, the weighted sum of its scores; None without `best_of`.
+        scores: what each scorer said; empty without `best_of`.
     """
 
     text: str
@@ -101,6 +103,8 @@ class Sample:
     prompt: str = field(default="", repr=False)
     prompt_token_ids: tuple[int, ...] = field(default=(), repr=False)
     sampling: common_pb2.SamplingParams | None = field(default=None, repr=False, compare=False)
+    reward: float | None = None
+    scores: tuple[ScorerValue, ...] = ()
 
     @property
     def version(self) -> Version | None:
@@ -174,6 +178,8 @@ class Origin:
             prompt=self.prompt if isinstance(self.prompt, str) else "",
             prompt_token_ids=tuple(prompt_token_ids),
             sampling=sampling,
+            reward=message.reward if message.HasField("reward") else None,
+            scores=_scores(message.scores),
         )
 
 
@@ -191,10 +197,7 @@ def delta(message: generation_pb2.Sample) -> Delta:
 
 def scored(message: reward_pb2.ScoreResult) -> Scored:
     """A result as a value."""
-    return Scored(
-        message.reward,
-        tuple(ScorerValue(s.scorer, s.scorer_version, s.value, s.weight, s.truncated_tokens) for s in message.scores),
-    )
+    return Scored(message.reward, _scores(message.scores))
 
 
 def sampling_params(options: SamplingOptions) -> common_pb2.SamplingParams:
@@ -214,17 +217,32 @@ def sampling_params(options: SamplingOptions) -> common_pb2.SamplingParams:
     return common_pb2.SamplingParams(**given)  # type: ignore[arg-type]  # protobuf checks each
 
 
-def prompt_message(prompt: PromptContent) -> generation_pb2.Prompt:
+def prompt_message(prompt: PromptContent, reference: str = "") -> generation_pb2.Prompt:
     """The contract's message.
 
     Raises:
         TypeError: it is neither text, nor token ids, nor messages with `role` and `content`.
     """
     if isinstance(prompt, str):
-        return generation_pb2.Prompt(text=prompt)
+        return generation_pb2.Prompt(text=prompt, reference=reference)
     if any(isinstance(part, Mapping) for part in prompt):
-        return generation_pb2.Prompt(messages=generation_pb2.ChatMessages(messages=[_chat_message(part) for part in prompt]))
-    return generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=cast("Sequence[int]", prompt)))
+        messages = generation_pb2.ChatMessages(messages=[_chat_message(part) for part in prompt])
+        return generation_pb2.Prompt(messages=messages, reference=reference)
+    ids = generation_pb2.TokenIds(ids=cast("Sequence[int]", prompt))
+    return generation_pb2.Prompt(token_ids=ids, reference=reference)
+
+
+def best_of_message(candidates: int | None, scorer: str) -> generation_pb2.BestOf | None:
+    """The contract's message; None where a plain sample is asked for.
+
+    Raises:
+        ValueError: `scorer` is given without candidates, and would do nothing.
+    """
+    if candidates is not None:
+        return generation_pb2.BestOf(candidates=candidates, scorer=scorer)
+    if scorer:
+        raise ValueError(f"scorer {scorer!r} chooses among candidates: say how many by `best_of`")
+    return None
 
 
 def _chat_message(part: Any) -> generation_pb2.ChatMessage:
@@ -258,3 +276,7 @@ def score_item(item: Scorable, reference: str = "") -> reward_pb2.ScoreItem:
 
 def _spans(messages: Iterable[common_pb2.VersionSpan]) -> tuple[Span, ...]:
     return tuple(Span(Version(m.version.run, m.version.fence, m.version.step), m.start, m.end) for m in messages)
+
+
+def _scores(messages: Iterable[common_pb2.Score]) -> tuple[ScorerValue, ...]:
+    return tuple(ScorerValue(s.scorer, s.scorer_version, s.value, s.weight, s.truncated_tokens) for s in messages)

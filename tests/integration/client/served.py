@@ -116,6 +116,16 @@ class Generation(generation_pb2_grpc.GenerationServiceServicer):
             sample.finish_reason = common_pb2.FINISH_REASON_LENGTH
         return sample
 
+    def _best(self, request: Any) -> list[generation_pb2.Sample]:
+        """Of the candidates the last is worth most."""
+        samples = []
+        for index in range(request.best_of.candidates - 1, request.best_of.candidates - 1 - request.n, -1):
+            sample = self._sample(index, 0, len(self.WORDS), request.logprobs)
+            sample.reward = index / 2
+            sample.scores.add(scorer="length", scorer_version="v1", value=index / 4, weight=2)
+            samples.append(sample)
+        return samples
+
     def _seen(self, request: Any, context: Any) -> None:
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
@@ -130,12 +140,18 @@ class Generation(generation_pb2_grpc.GenerationServiceServicer):
             await asyncio.Event().wait()
         end = request.sampling.max_tokens or len(self.WORDS)
         samples = [self._sample(index, 0, min(end, 3), request.logprobs) for index in range(request.n)]
+        if request.HasField("best_of"):
+            samples = self._best(request)
         return generation_pb2.GenerateResponse(samples=samples, prompt_token_ids=[1, 2])
 
     async def StreamGenerate(
         self, request: generation_pb2.StreamGenerateRequest, context: Any
     ) -> AsyncIterator[generation_pb2.StreamGenerateResponse]:
         self._seen(request, context)
+        if request.HasField("best_of"):
+            for sample in self._best(request):
+                yield generation_pb2.StreamGenerateResponse(delta=sample)
+            return
         try:
             for place in range(len(self.WORDS)):
                 for index in range(request.n):

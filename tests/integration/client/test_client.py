@@ -211,3 +211,25 @@ def test_each_call_has_a_key_of_its_own(client: Client, run: Run) -> None:
 def test_a_directory_without_a_run_says_how_to_start_one(tmp_path) -> None:
     with pytest.raises(ValueError, match="honed up"):
         Client.from_run(tmp_path)
+
+
+def test_the_best_of_several_come_first_with_what_they_are_worth(client: Client, run: Run) -> None:
+    asked = {"n": 2, "best_of": 5, "scorer": "length", "reference": "42", "seed": 10}
+    samples = client.generate("the film was", **asked)
+    request = run.generation.requests[-1]
+    assert (request.best_of.candidates, request.best_of.scorer, request.prompt.reference) == (5, "length", "42")
+    assert [(sample.index, sample.reward) for sample in samples] == [(4, 2.0), (3, 1.5)]
+    assert samples[0].scores == (honed.client.ScorerValue("length", "v1", 1.0, 2.0, 0),)
+    assert samples[0].sampling is not None
+    assert samples[0].sampling.seed == 14, "a candidate has the seed of its index"
+    stream = client.stream("the film was", **asked)
+    assert [delta.index for delta in stream] == [4, 3]
+    assert [(sample.index, sample.reward, sample.scores) for sample in stream.samples] == [
+        (sample.index, sample.reward, sample.scores) for sample in samples
+    ]
+    assert client.generate("the film was")[0].reward is None
+
+
+def test_a_scorer_that_chooses_among_nothing_is_refused(client: Client) -> None:
+    with pytest.raises(ValueError, match="best_of"):
+        client.generate("the film was", scorer="length")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from tests.integration.client import served
 from tests.integration.client.conftest import Run
 
@@ -107,3 +108,21 @@ def test_versions_are_listed_newest_first_over_all_pages(run: Run) -> None:
     listed = lines(run.honed("versions", "--limit", "0", "--json").stdout)
     assert [row["version"] for row in listed] == [f"1.{n}" for n in range(served.VERSIONS, 0, -1)]
     assert listed[0]["parent"] == "1.249"
+
+
+def test_generate_shows_the_best_with_its_scores(run: Run) -> None:
+    done = run.honed("generate", "the film was", "--best-of", "8", "--scorer", "length")
+    assert (done.exit_code, done.stdout) == (0, "a fine film\n")
+    assert "candidate 7, reward +3.5000 (length +1.7500)" in done.stderr
+    [row] = lines(run.honed("generate", "x", "--best-of", "3", "--json").stdout)
+    assert (row["index"], row["reward"], row["scores"][0]["scorer"]) == (2, 1.0, "length")
+    assert "reward" not in lines(run.honed("generate", "x", "--json").stdout)[0]
+
+
+@pytest.mark.parametrize(
+    "options", [["--scorer", "length"], ["--best-of", "2", "--stream"], ["--best-of", "2", "--n", "3"]], ids=" ".join
+)
+def test_options_that_contradict_a_choice_are_wrong_usage(run: Run, options: list[str]) -> None:
+    done = run.honed("generate", "x", *options)
+    assert done.exit_code == 2
+    assert run.generation.requests == []
