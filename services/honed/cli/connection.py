@@ -45,6 +45,18 @@ def asked_cluster() -> str | None:
     return _asked.get()
 
 
+def check_no_cluster(command: str) -> None:
+    """Asserts that the command line names no cluster to a command that talks to none.
+
+    Raises:
+        BadParameter: it does.
+    """
+    if _asked.get() is not None and _explicit.get():
+        raise typer.BadParameter(
+            f"`honed {command}` works on this machine alone and talks to no cluster", param_hint="--cluster"
+        )
+
+
 def find_cluster(run: Path | None = None, address: str | None = None) -> ClusterRun | None:
     """The run on a cluster that a command talks to; None where it talks to another.
 

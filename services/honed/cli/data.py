@@ -1,4 +1,4 @@
-"""`honed data`: brings the default run's human ratings to this machine, and makes a run's files of them."""
+"""`honed data`: the default run's human ratings as files of a run, and responses of the live policy to learn from."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from typing import Annotated
 import typer
 
 from honed.cli import output
+from honed.cli.best_of import best_of
+from honed.cli.connection import check_no_cluster
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    group = typer.Typer(no_args_is_help=True, help="The default run's data.")
+    group = typer.Typer(
+        no_args_is_help=True, help="What runs learn from: the default run's data, and the best of the policy's own."
+    )
     group.command(epilog="Example: honed data fetch --to /data/honed")(fetch)
     group.command(epilog="Example: honed data prepare --to /data")(prepare)
+    group.command(
+        "best-of",
+        epilog="Example: honed data best-of prompts.jsonl --out answers.jsonl --comparisons pairs.jsonl --candidates 16",
+    )(best_of)
     app.add_typer(group, name="data")
 
 
@@ -24,6 +32,7 @@ def fetch(
     """Download the human ratings, check their digest, and print where they are. What is there is only checked."""
     from honed.demo.data import fetch as dataset
 
+    check_no_cluster("data fetch")
     directory = to if to is not None else dataset.default_directory()
     output.note(f"fetching {dataset.HUMAN_RATINGS.requirement} into {directory}")
     typer.echo(str(dataset.fetch(directory)))
@@ -41,6 +50,7 @@ def prepare(
 
     from honed.demo.material import demo_files, write_demo_files
 
+    check_no_cluster("data prepare")
     output.note(f"writing the default run's files into {to}")
     write_demo_files(to, seed)
     section = demo_files(to).model_dump(mode="json", exclude_defaults=True)

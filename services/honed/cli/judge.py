@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -75,7 +74,7 @@ def import_(
     stored = duplicates = 0
     with open_peer("preference", run, address, token_file) as peer:
         try:
-            with _progress("importing", _count_lines(file)) as advance:
+            with output.progress("importing", _count_lines(file)) as advance:
                 for answer, count in upload(peer, entries, timeout):
                     stored, duplicates = stored + answer.stored, duplicates + answer.duplicates
                     advance(count)
@@ -159,7 +158,7 @@ def stats(
 def _write(judgements: Iterator[preference_pb2.Judgement], name: str, file: TextIO) -> tuple[int, int]:
     from honed.formats.files import write_judgements
 
-    with _progress("exporting", None) as advance:
+    with output.progress("exporting", None) as advance:
 
         def counted() -> Iterator[preference_pb2.Judgement]:
             for judgement in judgements:
@@ -167,18 +166,6 @@ def _write(judgements: Iterator[preference_pb2.Judgement], name: str, file: Text
                 yield judgement
 
         return write_judgements(counted(), name, file)
-
-
-@contextmanager
-def _progress(doing: str, total: int | None) -> Iterator[Any]:
-    """Shows progress on stderr when that is a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = output.console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(doing, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 def _count_lines(path: Path) -> int | None:

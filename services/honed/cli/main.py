@@ -31,11 +31,11 @@ from honed.cli import (
     versions,
     wait,
 )
-from honed.cli.connection import ask_cluster
+from honed.cli.connection import ask_cluster, check_no_cluster
 from honed.cli.failure import ReportingGroup
 
-_OF_THIS_MACHINE: Final = frozenset({"init", "up", "demo", "serve", "job", "wait", "tokens", "config", "data", "recipes"})
-"""Commands that talk to no run."""
+_OF_THIS_MACHINE: Final = frozenset({"init", "up", "demo", "serve", "job", "wait", "tokens", "config", "recipes"})
+"""Commands that talk to no run. Of `data` some do: the others say so themselves."""
 
 app = typer.Typer(
     name="honed",
@@ -76,11 +76,9 @@ def honed(
     """Keeps a language model sharp on live feedback while it serves."""
     source = context.get_parameter_source("cluster")
     explicit = source is not None and source.name == "COMMANDLINE"
-    if cluster is not None and explicit and context.invoked_subcommand in _OF_THIS_MACHINE:
-        raise typer.BadParameter(
-            f"`honed {context.invoked_subcommand}` works on this machine alone and talks to no cluster", param_hint="--cluster"
-        )
     ask_cluster(cluster, explicit=explicit)
+    if context.invoked_subcommand in _OF_THIS_MACHINE:
+        check_no_cluster(context.invoked_subcommand)
 
 
 run.register(app)
