@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from honed.phases import impossible_phases
+from honed.phases import impossible_phases, serves_reward
 
 if TYPE_CHECKING:  # the tree itself asks here
     from honed.config import RunSettings
@@ -89,6 +89,17 @@ def _of_reward(settings: RunSettings) -> Iterator[str]:
         if scorer.options and scorer.kind == "reward_model":
             names = ", ".join(scorer.options)
             yield f"reward.scorers: {scorer.name} is a reward model, and only functions have options: remove {names}"
+    best_of = settings.data.evaluation.best_of
+    if best_of is not None and not serves_reward(settings):
+        yield (
+            "data.evaluation.best_of: the best is chosen by the run's reward, and this run has none: name reward.scorers, and "
+            "among the phases reward_model where one of them is `trained`"
+        )
+    if best_of is not None and best_of > settings.generation.max_samples:
+        yield (
+            f"data.evaluation.best_of: {best_of} are over generation.max_samples = {settings.generation.max_samples}, the most "
+            "that a request may sample: raise that, or lower this"
+        )
     if reward.scorers and not any(scorer.weight for scorer in reward.scorers):
         yield "reward.scorers: every weight is 0, and so is every reward: give one of them another weight"
     truncate, longest = reward.truncate, settings.conductor.response_tokens

@@ -31,6 +31,12 @@ def implied_phases(settings: RunSettings) -> tuple[Phase, ...]:
     return tuple(phase for phase in _ORDER if wanted[phase])
 
 
+def serves_reward(settings: RunSettings) -> bool:
+    """Whether the run has a reward that can be loaded: scorers, and what they are trained by where that is needed."""
+    reads = any(scorer.source == TRAINED for scorer in settings.reward.scorers)
+    return bool(settings.reward.scorers) and (not reads or settings.goes_through("reward_model"))
+
+
 def with_algorithm(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of a run file, in which `{online: NAME}` among the phases has become learner.algorithm.
 

@@ -91,18 +91,18 @@ class Evaluation:
             self.agreement = await self._agreement(pairs)
 
     async def _after(self) -> None:
-        prompts = self._settings.data.evaluation.prompts
-        if prompts is None:
+        evaluation = self._settings.data.evaluation
+        if evaluation.prompts is None:
             return
-        self.trained = await self._sample(prompts)
+        self.trained = await self._sample(evaluation.prompts, evaluation.best_of)
         if self._settings.reward.scorers:  # without a scorer there is no reward service
             self.rewards_before, self.rewards_after = await self._rewards(self.base), await self._rewards(self.trained)
 
-    async def _sample(self, path: Path) -> list[Continuation]:
+    async def _sample(self, path: Path, best_of: int | None = None) -> list[Continuation]:
         prompts = await asyncio.to_thread(prompts_of, path, self._settings.data.evaluation.samples)
         async with internal_channel(self._settings, self._fleet.target("generation")) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
-            return await continuations(stub, prompts, training_sampling(self._settings))
+            return await continuations(stub, prompts, training_sampling(self._settings), best_of)
 
     async def _rewards(self, rows: list[Continuation]) -> list[float]:
         items = [

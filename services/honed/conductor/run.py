@@ -29,6 +29,7 @@ from honed.config import RunSettings
 from honed.kit.aio import raise_if_cancelled
 from honed.kit.errors import FailedPrecondition, Unavailable, may_pass, root_cause
 from honed.kit.progress import JobProgress
+from honed.phases import serves_reward
 from honed.runtime import internal_channel
 from honed.v1 import common_pb2, conductor_pb2, preference_pb2, preference_pb2_grpc
 from honed.workspace import Workspace
@@ -193,6 +194,9 @@ class Run:
             if self.settings.goes_through("reward_model"):
                 group.create_task(self._persist("training of the reward model", self._train_reward_model))
         if not self.settings.goes_through("online"):
+            if serves_reward(self.settings):
+                await starting("reward")
+                await self._measure()
             return
         unneeded = not self.settings.samples_rollouts and not self.settings.reward.scorers
         services = ("learner",) if unneeded else ("reward", "learner")
@@ -210,6 +214,13 @@ class Run:
         self.state.loop_ended_at = time.time()
         self.state.doing = "evaluating the policy"
         await self.evaluation.after()
+
+    async def _measure(self) -> None:
+        """What a run is worth that ends before the online loop: its reward's agreement, and its policy by best-of-n."""
+        self.state.doing = "evaluating the policy"
+        await self.evaluation.before()
+        if self.settings.data.evaluation.best_of is not None:
+            await self.evaluation.after()
 
     async def _persist(self, what: str, step: Hook) -> None:
         """Repeats a step until it has succeeded, with growing pauses and under an alarm, while what ends it may pass."""

@@ -63,19 +63,29 @@ async def continuations(
     stub: generation_pb2_grpc.GenerationServiceAsyncStub,
     prompts: Sequence[generation_pb2.Prompt],
     sampling: common_pb2.SamplingParams,
+    best_of: int | None = None,
 ) -> list[Continuation]:
     """One continuation of each prompt; the same seeds at each call, so that only the policy differs.
 
     A service that is full is asked again.
 
+    Args:
+        stub: of the service.
+        prompts: what to continue.
+        sampling: how; without a seed.
+        best_of: each continuation is the best of so many, by the run's reward; None for the only one.
+
     Raises:
         AioRpcError: a call failed.
     """
-    room = asyncio.Semaphore(CONCURRENCY)
+    candidates = best_of or 1
+    room = asyncio.Semaphore(max(1, CONCURRENCY // candidates))
 
     async def one(number: int, prompt: generation_pb2.Prompt) -> Continuation:
         request = generation_pb2.GenerateRequest(prompt=prompt, sampling=sampling, logprobs=True)
-        request.sampling.seed = number
+        request.sampling.seed = number * candidates  # candidate i has seed + i
+        if best_of is not None:
+            request.best_of.candidates = best_of
         async with room:
             for left in reversed(range(TRIES)):
                 try:

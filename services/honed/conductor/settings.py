@@ -81,6 +81,9 @@ class EvaluationSettings(Section):
     judgements: JudgementsFile | None = Field(None, description="Held-out judgements, to measure the reward model's agreement.")
     prompts: Path | None = Field(None, description="Held-out prompts, continued before and after training.")
     samples: Positive = Field(64, description="How many of the prompts are continued.")
+    best_of: Positive | None = Field(
+        None, description="After training, each continuation is the best of so many, by the whole reward. Unset: the only one."
+    )
 
 
 class DataSettings(Section):

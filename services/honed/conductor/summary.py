@@ -12,7 +12,7 @@ import grpc
 from honed.conductor.run import Run
 from honed.conductor.sampling import Continuation
 from honed.conductor.state import PHASE_NAMES
-from honed.report.measures import distinct_n, mean, pauses_ms, percentile
+from honed.report.measures import best_of_kl, distinct_n, mean, pauses_ms, percentile
 from honed.report.page import RunReport, SampleRow, write_report
 from honed.runtime import internal_channel
 from honed.v1 import learner_pb2, learner_pb2_grpc
@@ -76,7 +76,7 @@ async def _known(what: str, asked: Awaitable[list[_Row]]) -> list[_Row]:
 def _report(run: Run, updates: list[learner_pb2.StepMetrics], pushes: list[learner_pb2.Push], pauses: list[float]) -> RunReport:
     state, evaluation = run.state, run.evaluation
     before, after = evaluation.base, evaluation.trained
-    agreement = evaluation.agreement
+    agreement, best_of = evaluation.agreement, run.settings.data.evaluation.best_of
     return RunReport(
         run=run.settings.run,
         outcome=PHASE_NAMES[state.phase],
@@ -92,7 +92,8 @@ def _report(run: Run, updates: list[learner_pb2.StepMetrics], pushes: list[learn
         tokens_before=mean([len(row.token_ids) for row in before]) if before else None,
         tokens_after=mean([len(row.token_ids) for row in after]) if after else None,
         distinct2_ratio=_distinct2_ratio(before, after),
-        kl=updates[-1].values.get("kl") if updates else None,
+        best_of=best_of,
+        kl=updates[-1].values.get("kl") if updates else best_of_kl(best_of) if best_of and after else None,
         versions_pushed=sum(push.committed > 0 for push in pushes),
         push_pause_p95_ms=percentile(pauses, 0.95) if pauses else None,
         accounts=state.accounts,

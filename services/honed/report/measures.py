@@ -29,6 +29,14 @@ def share_won(scores: Iterable[tuple[float, float]]) -> float:
     return won / total if total else math.nan
 
 
+def best_of_kl(n: int) -> float:
+    """Nats between the best of n samples and one sample of the same policy: log n - (n - 1) / n (Stiennon et al. 2020).
+
+    Exact where no two responses have the same reward and each response is unlikely; an upper bound otherwise.
+    """
+    return math.log(n) - (n - 1) / n
+
+
 def pauses_ms(pushes: Iterable[learner_pb2.Push]) -> list[float]:
     """How long requests stood still, of all pushes and generators, in milliseconds."""
     return [pause * 1e3 for push in pushes for pause in push.pauses_seconds]

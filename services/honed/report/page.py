@@ -44,7 +44,8 @@ class RunReport:
         tokens_before: mean length of those continuations.
         tokens_after: of these.
         distinct2_ratio: different word pairs after, as a share of those before.
-        kl: nats a response from the base policy, of the last update.
+        best_of: each continuation after training is the best of so many; None if it is the only one.
+        kl: nats a response from the base policy: of the last update; without updates, what best-of-n alone costs.
         versions_pushed: versions that generators committed.
         push_pause_p95_ms: 95th percentile of how long requests stood still.
         accounts: where every admitted rollout is.
@@ -66,6 +67,7 @@ class RunReport:
     tokens_before: float | None = None
     tokens_after: float | None = None
     distinct2_ratio: float | None = None
+    best_of: int | None = None
     kl: float | None = None
     versions_pushed: int = 0
     push_pause_p95_ms: float | None = None

@@ -7,6 +7,7 @@ import pytest
 from honed.config import RunSettings
 
 PEOPLE = {"scorers": [{"name": "people", "kind": "reward_model", "source": "trained"}]}
+BEST_OF_4 = {"data": {"evaluation": {"best_of": 4}}}
 ALL = ("pretrain", "sft", "reward_model", "online")
 
 
@@ -54,6 +55,13 @@ def test_online_may_name_the_algorithm() -> None:
         (["pretrain", "training"], {}, "phases"),
         (["pretrain", {"sft": "x"}], {}, "phases"),
         ("online", {}, "phases"),
+        (["pretrain"], BEST_OF_4, r"data\.evaluation\.best_of: the best is chosen by the run's reward, and this run has none"),
+        (["pretrain"], {**BEST_OF_4, "reward": PEOPLE}, r"best_of: .* reward_model where one of them is `trained`"),
+        (
+            ["pretrain", "reward_model"],
+            {**BEST_OF_4, "reward": PEOPLE, "generation": {"max_samples": 3}},
+            r"data\.evaluation\.best_of: 4 are over generation\.max_samples = 3",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_to_do(phases: Any, tree: Any, reason: str) -> None:

@@ -38,11 +38,13 @@ class FakeFleet:
         self.jobs: list[str] = []
         self.failing: dict[str, list[Exception]] = {}
         self.learner = ProcessState("learner")
+        self.started: list[str] = []
         self.ended: list[str] = []
 
     async def start_redis(self, timeout_s: float) -> None: ...
 
     async def start(self, service: str, timeout_s: float) -> None:
+        self.started.append(service)
         if service == "learner":
             await asyncio.Event().wait()
 
@@ -123,9 +125,9 @@ async def learner() -> AsyncIterator[tuple[FakeLearner, str]]:
     await server.stop(None)
 
 
-def make_run(root: Path, target: str, **sections: Mapping[str, Any]) -> tuple[Run, FakeFleet]:
+def make_run(root: Path, target: str, phases: list[str] | None = None, **sections: Mapping[str, Any]) -> tuple[Run, FakeFleet]:
     tree = run_tree(root, **sections, reward={"scorers": [{"name": "people", "kind": "reward_model", "source": "trained"}]})
-    settings = settings_of({**tree, "security": {"authentication": False}})
+    settings = settings_of({**tree, "phases": phases, "security": {"authentication": False}})
     fleet = FakeFleet(target)
     return Run(settings, fleet, PolicyStore(settings.policy_url, settings.run)), fleet
 
@@ -153,6 +155,30 @@ async def test_training_waits_for_judgements_and_says_how_to_bring_some(
     run.stopping.set()
     await executing
     assert run.state.phase == conductor_pb2.RUN_PHASE_STOPPED
+
+
+@pytest.mark.parametrize("best_of", [None, 4])
+async def test_a_run_without_the_online_phase_serves_its_reward_and_is_measured(
+    tmp_path: Path, preference: tuple[FakePreference, str], monkeypatch: pytest.MonkeyPatch, best_of: int | None
+) -> None:
+    service, target = preference
+    service.by_kind = {"pairwise": 1}
+    data = {} if best_of is None else {"data": {"evaluation": {"best_of": best_of}}}
+    run, fleet = make_run(tmp_path, target, ["reward_model"], **data)
+    measured: list[str] = []
+
+    def measure(name: str) -> Any:
+        async def measure() -> None:
+            measured.append(f"{name} with {', '.join(sorted(fleet.started))}")
+
+        return measure
+
+    for name in ("before", "after"):
+        monkeypatch.setattr(run.evaluation, name, measure(name))
+    await run.execute()
+    assert run.state.phase == conductor_pb2.RUN_PHASE_FINISHED
+    up = "with generation, preference, reward"
+    assert measured == ([f"before {up}"] if best_of is None else [f"before {up}", f"after {up}"])
 
 
 async def test_a_failed_job_is_an_error_and_an_alarm_and_ends_no_service(

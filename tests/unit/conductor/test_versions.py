@@ -13,7 +13,7 @@ from tests.support.tiny import make_tiny_model
 from honed.conductor.versions import differences
 from honed.learner.jobs.compare import Sampling, continued, logprobs
 from honed.models.loader import load_language_model
-from honed.report.measures import percentile, share_won
+from honed.report.measures import best_of_kl, percentile, share_won
 
 
 def row(left: str, right: str, kl: float) -> dict[str, Any]:
@@ -36,6 +36,15 @@ def test_differences_are_right_less_left_with_the_error_of_the_paired_mean() -> 
 def test_equal_scores_count_one_half_and_no_pairs_are_no_share() -> None:
     assert share_won([(1, 0), (0, 1), (1, 1), (2, 1)]) == pytest.approx(2.5 / 4)
     assert math.isnan(share_won([]))
+
+
+@pytest.mark.parametrize("n", [1, 4, 16, 64])
+def test_the_price_of_best_of_n_is_what_its_density_says(n: int) -> None:
+    """The rank u of the best of n, uniform for one sample, has the density n u^(n-1)."""
+    steps = 100_000
+    ranks = [(i + 0.5) / steps for i in range(steps)]
+    density = [n * u ** (n - 1) for u in ranks]
+    assert best_of_kl(n) == pytest.approx(sum(d * math.log(d) for d in density if d) / steps, abs=1e-4)
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
 
 
