@@ -103,7 +103,7 @@ def best_of(
 
         def missing() -> Iterator[PromptLine]:
             for prompt in read_prompts(prompts, as_text=comparisons is not None):
-                if prompt.key in files.done:
+                if prompt.prompt_id in files.done:
                     outcome.there += 1
                     advance(1)
                 else:

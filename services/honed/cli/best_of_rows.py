@@ -53,14 +53,14 @@ class PromptLine:
         index: Which prompt of the file it is, from 0.
         kind: `text`, `token_ids` or `messages`.
         row: The whole object.
-        key: Names content, reference, and which of equal prompts it is.
+        prompt_id: Names content, reference, and which of equal prompts it is.
     """
 
     line: int
     index: int
     kind: str
     row: dict[str, Any]
-    key: str
+    prompt_id: str
 
 
 def read_prompts(path: Path, *, as_text: bool) -> Iterator[PromptLine]:
@@ -141,27 +141,23 @@ class BestOfFiles:
             raise ValueError("the best response is empty, which demonstrates nothing")
         best, worst = told[0], told[-1]
         compared = self._choice.value(best) > self._choice.value(worst)
-        if self._comparisons is not None and compared and prompt.key not in self._compared:
+        if self._comparisons is not None and compared and prompt.prompt_id not in self._compared:
             self._comparisons.append(_comparison(prompt, best, worst, self._choice))
-            self._compared.add(prompt.key)
+            self._compared.add(prompt.prompt_id)
         self._demonstrations.append(_demonstration(prompt, best, self._choice))
-        self.done.add(prompt.key)
+        self.done.add(prompt.prompt_id)
         return self._choice.value(best), compared
 
     def _read(self) -> None:
-        seen: Counter[str] = Counter()
+        choice = self._choice
         for line, row in self._demonstrations.rows():
-            try:
-                digest = _digest(row)
-                if (made := (row["candidates"], row["scorer"] or "")) != (self._choice.candidates, self._choice.scorer):
-                    raise InvalidArgument(
-                        "candidates", f"made by the best of {made[0]} by {made[1] or 'the whole reward'}: ask for the same"
-                    )
-            except (InvalidArgument, KeyError) as error:
-                reason = error.reason if isinstance(error, InvalidArgument) else "no line of this command"
-                raise ValueError(f"{self._demonstrations.path}, line {line}: {reason}, or name another file") from error
-            self.done.add(f"{digest}-{seen[digest]}")
-            seen[digest] += 1
+            place = f"{self._demonstrations.path}, line {line}"
+            if not {"prompt_id", "candidates", "scorer"} <= row.keys():
+                raise ValueError(f"{place}: no line of this command: name another file")
+            if (row["candidates"], row["scorer"] or "") != (choice.candidates, choice.scorer):
+                made = f"the best of {row['candidates']} by {row['scorer'] or 'the whole reward'}"
+                raise ValueError(f"{place}: made by {made}: ask for the same, or name another file")
+            self.done.add(str(row["prompt_id"]))
         if self._comparisons is not None:
             rows = (row for _, row in self._comparisons.rows())
             self._compared = {row.get("judgement", {}).get("labels", {}).get("prompt", "") for row in rows}
@@ -177,6 +173,7 @@ def _digest(row: dict[str, Any]) -> str:
 def _demonstration(prompt: PromptLine, best: Sample, choice: Choice) -> dict[str, Any]:
     return {
         **prompt.row,
+        "prompt_id": prompt.prompt_id,
         "response": best.text,
         "score": choice.value(best),
         "reward": best.reward,
@@ -192,7 +189,7 @@ def _comparison(prompt: PromptLine, best: Sample, worst: Sample, choice: Choice)
     """A judgement in the format `honed`, whose annotator is the scorer."""
     versions = {score.scorer: score.version for score in best.scores}
     labels = {
-        "prompt": prompt.key,
+        "prompt": prompt.prompt_id,
         "candidates": str(choice.candidates),
         "scores": f"{choice.value(best):.6g} > {choice.value(worst):.6g}",
     }

@@ -73,13 +73,23 @@ def test_what_is_there_is_not_asked_for_again(run: Run, prompts: Path, tmp_path:
     assert len(read(pairs)) == 3
 
 
+def test_of_equal_prompts_the_one_that_failed_is_asked_again(run: Run, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [{"text": "the film is"}] * 3)
+    options = ("--concurrency", "1", "--seed", "0", "--comparisons", str(tmp_path / "pairs.jsonl"))
+    run.generation.failures = [InvalidArgument("prompt", "not now")]
+    assert make(run, prompts, *options).exit_code == 1
+    assert make(run, prompts, *options).exit_code == 0
+    assert [request.sampling.seed for request in run.generation.requests] == [0, 4, 8, 0]
+    assert len(read(tmp_path / "pairs.jsonl")) == 3
+
+
 def test_other_candidates_or_another_scorer_do_not_go_into_the_same_file(run: Run, prompts: Path) -> None:
     assert make(run, prompts).exit_code == 0
     done = make(run, prompts, scorer="")
     assert done.exit_code == 1
     assert "answers.jsonl, line 1: made by the best of 4 by length: ask for the same, or name another file" in done.stderr
     done = run.honed("data", "best-of", str(prompts), "--out", str(prompts))
-    assert (done.exit_code, "line 1: no line of this command" in done.stderr) == (1, True), done.stderr
+    assert (done.exit_code, "line 1: no line of this command: name another file" in done.stderr) == (1, True), done.stderr
 
 
 def test_a_prompt_that_fails_is_told_of_counted_and_asked_again(run: Run, prompts: Path) -> None:
