@@ -7,7 +7,7 @@ service that is out of order stops nothing else here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -148,6 +148,6 @@ class CandidateScoring:
         )
 
 
-def unknown_scorer(scorer: str, names: Sequence[str] | set[str]) -> InvalidArgument:
+def unknown_scorer(scorer: str, names: Collection[str]) -> InvalidArgument:
     """The error about a scorer that is no part of the reward."""
     return InvalidArgument("best_of.scorer", f"there is no scorer {scorer!r}; there are {', '.join(sorted(names))}")
