@@ -103,11 +103,14 @@ async def test_one_run_of_mlflow_has_the_phases_the_updates_and_the_report_over_
 
 
 async def test_a_run_that_fails_is_failed_in_its_tracker_too(tmp_path: Path, learner: JournalLearner) -> None:
-    with pytest.raises(FailedPrecondition):
+    async def fail() -> None:
         async with started(tmp_path, learner) as (run, _):
             run.state.enter(conductor_pb2.RUN_PHASE_FAILED, "training failed")
             run.state.ended_at = time.time()
             raise FailedPrecondition("no prompts")
+
+    with pytest.raises(FailedPrecondition):
+        await fail()
     client = MlflowClient((tmp_path / "mlruns").as_uri())
     (kept,) = client.search_runs([client.get_experiment_by_name("honed").experiment_id])
     assert kept.info.status == "FAILED"
