@@ -50,7 +50,7 @@ class Family:
 
 
 FAMILIES = {
-    "honed": Family(("preference", "conductor", "cli", "s3", "tracing")),
+    "honed": Family(("preference", "conductor", "cli", "s3", "tracing", "mlflow")),
     "reward": Family(("reward", "cli", "s3", "tracing")),
     "learner-cpu": Family(("learner", "cli", "s3", "tracing")),
     "learner-cuda": Family(("learner", "cli", "s3", "tracing"), cuda=True),

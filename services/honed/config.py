@@ -21,6 +21,7 @@ from honed.preference.settings import PreferenceSettings
 from honed.queue.settings import QueueSettings
 from honed.reward.settings import RewardSettings
 from honed.settings import Section, SecuritySettings, TelemetrySettings
+from honed.tracking.settings import TrackingSettings
 
 
 class RunSettings(Section):
@@ -32,6 +33,7 @@ class RunSettings(Section):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     security: SecuritySettings = SecuritySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    tracking: TrackingSettings = TrackingSettings()
     queue: QueueSettings = QueueSettings()
     policy: PolicyStoreSettings = PolicyStoreSettings()
     generation: GenerationSettings = GenerationSettings()

@@ -71,6 +71,16 @@ def explain_settings(path: Path | None, environment: Mapping[str, str] = os.envi
 
 def write_settings(settings: RunSettings, path: Path) -> None:
     """Writes a run file with every value but the secrets, which `secret_environment` has; only its owner can read it."""
+    tree = without_secrets(settings)
+    partial = path.with_suffix(".partial")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        os.fchmod(file.fileno(), 0o600)  # also where an earlier run left the file
+        file.write(yaml.safe_dump(tree, sort_keys=False))
+    partial.rename(path)
+
+
+def without_secrets(settings: RunSettings) -> dict[str, Any]:
+    """The tree as JSON has it, without declared secrets and without the passwords of URLs."""
     tree = settings.model_dump(mode="json")
     for key in _secrets(settings):
         *sections, name = key.split(".")
@@ -78,15 +88,11 @@ def write_settings(settings: RunSettings, path: Path) -> None:
         for part in sections:
             section = section[part]
         url = section[name]
-        if isinstance(url, str) and _has_password(url):
-            section[name] = _without_password(url)
+        if isinstance(url, str) and has_password(url):
+            section[name] = without_password(url)
         else:
             del section[name]
-    partial = path.with_suffix(".partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        os.fchmod(file.fileno(), 0o600)  # also where an earlier run left the file
-        file.write(yaml.safe_dump(tree, sort_keys=False))
-    partial.rename(path)
+    return tree
 
 
 def secret_environment(settings: RunSettings) -> dict[str, str]:
@@ -100,12 +106,13 @@ def _secrets(settings: RunSettings) -> dict[str, str]:
     for key, value in _leaves(settings):
         if isinstance(value, SecretStr):
             found[key] = value.get_secret_value()
-        elif isinstance(value, str) and _has_password(value):
+        elif isinstance(value, str) and has_password(value):
             found[key] = value
     return found
 
 
-def _has_password(text: str) -> bool:
+def has_password(text: str) -> bool:
+    """Whether a text is a URL with a password in it."""
     if "://" not in text or "@" not in text:
         return False
     try:
@@ -114,7 +121,8 @@ def _has_password(text: str) -> bool:
         return True  # no URL that can be taken apart: whatever stands before the @ stays hidden
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """A URL without its password; the user's name stays."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     user = f"{parts.username}@" if parts.username else ""
@@ -177,7 +185,7 @@ def _explained(error: ValidationError, path: Path | None) -> str:
 def _shown(key: str, value: Any) -> str:
     """A wrong value, unless it is or may hold a secret."""
     plain = value is None or isinstance(value, (bool, int, float, str))
-    if key in _secret_keys(RunSettings) or not plain or (isinstance(value, str) and _has_password(value)):
+    if key in _secret_keys(RunSettings) or not plain or (isinstance(value, str) and has_password(value)):
         return ""
     return f" (got {value!r})"
 

@@ -117,9 +117,29 @@ class Workspace:
         return self.root / "conductor"
 
     @property
+    def run_record(self) -> Path:
+        """When the run began, and where it stands or stood."""
+        return self.conductor / "run.json"
+
+    @property
+    def phase_curves(self) -> Path:
+        """What the phases before the online loop measured, step by step."""
+        return self.conductor / "phases.jsonl"
+
+    @property
+    def tracking(self) -> Path:
+        """How much of the run each tracker has."""
+        return self.conductor / "tracking"
+
+    @property
     def report_json(self) -> Path:
         """The report for programs."""
         return self.root / "report.json"
+
+    @property
+    def recipe_json(self) -> Path:
+        """The figures of `honed recipes run`."""
+        return self.root / "recipe.json"
 
     @property
     def report_html(self) -> Path:

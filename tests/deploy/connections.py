@@ -28,6 +28,7 @@ GRPC: Final = 50051
 CONTROL: Final = 50052
 METRICS: Final = 9090
 OTLP: Final = 4317
+MLFLOW: Final = 5000
 REDIS: Final = 6379
 POSTGRES: Final = 5432
 S3: Final = 9000
@@ -116,7 +117,7 @@ OF_OVERLAY: Final = {
     | _BACKUP
     | frozenset(Connection(source, "internet", HTTPS) for source in STORE_USERS)
     | frozenset(Connection("gateway", target, GRPC) for target in ("generation", "reward"))
-    | frozenset({Connection("keda", "redis", REDIS)})
+    | frozenset({Connection("keda", "redis", REDIS), Connection("conductor", "mlflow", MLFLOW)})
     | frozenset(
         Connection("monitoring", target, METRICS) for target in ("generation", "reward", "preference", "learner", "conductor")
     )

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from tests.deploy.connections import API, CLIENTS, CONTROL, DNS, GRPC, HTTPS, OF_OVERLAY, OTLP, Connection, recorded
+from tests.deploy.connections import API, CLIENTS, CONTROL, DNS, GRPC, HTTPS, MLFLOW, OF_OVERLAY, OTLP, Connection, recorded
 from tests.deploy.manifests import DEPLOY, NAMESPACE, OVERLAYS, every_workload, of_kind, overlay, run_settings, selects
 
 LABEL = "kubernetes.io/metadata.name"
-PORTS = (DNS, HTTPS, OTLP, 5432, 6379, API, 8081, 9000, 9090, GRPC, CONTROL)
+PORTS = (DNS, HTTPS, OTLP, MLFLOW, 5432, 6379, API, 8081, 9000, 9090, GRPC, CONTROL)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ OUTSIDERS = (
     Party("stranger", {LABEL: "strangers"}, {"app.kubernetes.io/name": "honed", "app.kubernetes.io/component": "learner"}),
     Party("gateway", {LABEL: "gateways", "honed.dev/gateway": "true"}, {"app": "gateway"}),
     Party("monitoring", {LABEL: "monitoring"}, {"app": "prometheus"}),
+    Party("mlflow", {LABEL: "mlflow"}, {"app": "mlflow"}),
     Party("keda", {LABEL: "keda"}, {"app.kubernetes.io/part-of": "keda-operator"}),
     Party("keda-other", {LABEL: "keda"}, {"app": "other"}),
     Party("intruder", {LABEL: NAMESPACE}, {"app": "intruder"}),

@@ -258,6 +258,24 @@ def test_the_component_learner_data_gives_the_learner_the_data_that_jobs_have(na
     kubernetes_validate.validate(learner.tree, MINORS[-1], strict=True)
 
 
+def test_the_conductor_tracks_where_the_policy_lets_it_with_a_secret_that_need_not_be_there() -> None:
+    given: dict[str, tuple[str, object]] = {}
+    for workload in workloads("production"):
+        container = workload.containers[0]
+        values = {row["name"]: row.get("value") for row in container.get("env", [])}
+        if uri := values.get("HONED_TRACKING__MLFLOW__URI"):
+            given[workload.component] = uri, container.get("envFrom")
+    assert list(given) == ["conductor"]
+    uri, sources = given["conductor"]
+    settings = load_settings(None, {"HONED_TRACKING__MLFLOW__URI": uri})
+    assert settings.tracking.mlflow is not None
+    [rule] = named(overlay("production"), "NetworkPolicy", "honed-tracking")["spec"]["egress"]
+    url = urlsplit(str(settings.tracking.mlflow.uri))
+    assert [row["port"] for row in rule["ports"]] == [url.port]
+    assert str(url.hostname).split(".")[1] == rule["to"][0]["namespaceSelector"]["matchLabels"][NAMESPACE_LABEL]
+    assert sources == [{"secretRef": {"name": "honed-tracking", "optional": True}}]
+
+
 def test_the_volumes_of_one_node_hold_every_claim() -> None:
     volumes, claims = of_kind(overlay("local-cpu"), "PersistentVolume"), of_kind(overlay("local-cpu"), "PersistentVolumeClaim")
     assert len(volumes) >= len(claims)

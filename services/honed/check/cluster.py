@@ -21,6 +21,7 @@ from honed.kit.server import is_loopback
 from honed.settings import ReplicatedSettings, ServerSettings
 from honed.settings_file import explain_settings, load_settings
 from honed.topology import SERVICES
+from honed.tracking.settings import mlflow_path
 
 DATA: Final = "/data"
 CONFIGURATION: Final = "/etc/honed"
@@ -52,6 +53,7 @@ def check_cluster(run_file: Path) -> tuple[RunSettings, Report]:
     _check_services(settings, report)
     _check_redis(settings, report)
     _check_telemetry(settings, report)
+    _check_tracking(settings, report)
     _check_store(settings, report)
     _check_database(settings, report)
     _check_data(settings, report)
@@ -180,6 +182,26 @@ def _check_telemetry(settings: RunSettings, report: Report) -> None:
         report.error(
             "telemetry.headers_file", _elsewhere(file, f"{CONFIGURATION}/telemetry/headers", "what the collector asks for")
         )
+
+
+def _check_tracking(settings: RunSettings, report: Report) -> None:
+    tracking, server = settings.tracking, "http://mlflow.mlflow.svc:5000 (component tracking), or yours"
+    if tracking.mlflow is not None and (uri := tracking.mlflow.uri) is None:
+        report.warning("tracking.mlflow.uri", f"is not set, unless the overlay sets it: write {server}")
+    elif tracking.mlflow is not None and uri is not None:
+        path = mlflow_path(uri)
+        if path is not None and not _under(path, STATE):
+            report.error("tracking.mlflow.uri", f"is {uri}, a path that the conductor's Pod cannot write: name {server}")
+        elif path is not None:
+            report.warning("tracking.mlflow.uri", f"is {uri}, on the conductor's own volume, where no MLflow server looks")
+        elif _is_here(urlsplit(uri).hostname or ""):
+            report.error("tracking.mlflow.uri", f"is {_public(uri)}, which the Pod would look for in itself: name {server}")
+    directory = tracking.tensorboard and tracking.tensorboard.directory
+    if directory is not None and not _under(directory, STATE):
+        report.error("tracking.tensorboard.directory", _elsewhere(directory, STATE, "a directory"))
+    for name in ("wandb", "tensorboard"):
+        if getattr(tracking, name) is not None:
+            report.warning(f"tracking.{name}", f"honed[{name}] must be installed in the image honed of the conductor")
 
 
 def _check_store(settings: RunSettings, report: Report) -> None:

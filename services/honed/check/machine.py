@@ -20,6 +20,7 @@ from honed.kit.errors import DataLoss, FailedPrecondition, HonedError, InvalidAr
 from honed.models.prompts import read_tokenizer
 from honed.settings import ServerSettings
 from honed.telemetry import collector_endpoint, read_headers
+from honed.tracking.start import check_tracking
 
 _GIB: Final = 1 << 30
 _CHECKPOINT: Final = 12  # weight and two moments of a parameter, float32
@@ -44,6 +45,7 @@ def check_machine(settings: RunSettings, report: Report, model: BaseModel | None
     _check_truncation(settings, report, model)
     _check_files(settings, report)
     _check_telemetry(settings, report)
+    _check_tracking(settings, report)
 
 
 def _check_telemetry(settings: RunSettings, report: Report) -> None:
@@ -56,6 +58,13 @@ def _check_telemetry(settings: RunSettings, report: Report) -> None:
         return
     if endpoint is not None and importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc") is None:
         report.error("telemetry", f"traces are to go to {endpoint}, and what exports them is missing: install honed[tracing]")
+
+
+def _check_tracking(settings: RunSettings, report: Report) -> None:
+    try:
+        check_tracking(settings)
+    except (FailedPrecondition, ValueError) as error:
+        report.error("tracking", str(error))
 
 
 def disk_needed(settings: RunSettings, parameters: int) -> dict[str, float]:

@@ -23,6 +23,7 @@ from honed.cli import (
     prompts,
     recipes,
     run,
+    runs,
     scale,
     score,
     status,
@@ -34,7 +35,7 @@ from honed.cli import (
 from honed.cli.connection import ask_cluster, check_no_cluster
 from honed.cli.failure import ReportingGroup
 
-_OF_THIS_MACHINE: Final = frozenset({"init", "up", "demo", "serve", "job", "wait", "tokens", "config", "recipes"})
+_OF_THIS_MACHINE: Final = frozenset({"init", "up", "demo", "serve", "job", "wait", "tokens", "config", "recipes", "runs"})
 """Commands that talk to no run. Of `data` some do: the others say so themselves."""
 
 app = typer.Typer(
@@ -84,7 +85,7 @@ def honed(
 run.register(app)
 for part in (
     *(init, check, generate, score, judge, status, top, scale, versions, prompts, dead),
-    *(cluster, wait, tokens, config, data, recipes),
+    *(cluster, wait, tokens, config, data, recipes, runs),
 ):
     part.register(app)
 

@@ -98,7 +98,7 @@ async def run_recipe(name: str, settings: RunSettings, *, keep: bool, fresh: boo
         console.print("Measuring …")
         updates, pushes = await updates_of(run), await pushes_of(run)
         figures = await asyncio.to_thread(_figures, name, run, data, updates, pushes, started)
-        await asyncio.to_thread(_write, run.workspace.root / "recipe.json", figures)
+        await asyncio.to_thread(_write, run.workspace.recipe_json, figures)
         await write_summary(run)
         console.print(_table(figures))
         console.print(f"Report: {run.workspace.report_html}")

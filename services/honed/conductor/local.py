@@ -19,14 +19,17 @@ from honed.conductor.endpoints import with_ports
 from honed.conductor.fleet import LocalFleet
 from honed.conductor.local_launcher import Limits, ProcessLauncher
 from honed.conductor.processes import Processes
+from honed.conductor.record import recorded
 from honed.conductor.roster import Roster
 from honed.conductor.run import Run
 from honed.conductor.service import conductor_server
+from honed.conductor.tracked import tracked
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.kit.tokens import ensure_local_tokens
 from honed.queue.embedded import stop_leftover
 from honed.settings_file import write_settings
+from honed.tracking.start import check_tracking
 from honed.workspace import Workspace
 
 
@@ -47,7 +50,8 @@ async def local_run(settings: RunSettings, *, fresh: bool = False, expendable: C
         expendable: sources of judgements that can be made again, so that nothing is lost with them.
 
     Raises:
-        FailedPrecondition: another process runs in the same directory, or the directory cannot be used.
+        FailedPrecondition: another process runs in the same directory, the directory cannot be used, or a package is not
+            installed that the run file asks for.
     """
     workspace = Workspace(settings.directory)
     if settings.conductor.services_elsewhere:
@@ -56,6 +60,7 @@ async def local_run(settings: RunSettings, *, fresh: bool = False, expendable: C
             "run `honed serve conductor` beside services that run elsewhere"
         )
     _check_ours(workspace)
+    check_tracking(settings)
     with alone(workspace):
         await asyncio.to_thread(stop_leftover, workspace.redis)
         kept = _clear(workspace, expendable) if fresh else None
@@ -78,7 +83,7 @@ async def local_run(settings: RunSettings, *, fresh: bool = False, expendable: C
                 await server.start()
                 await server.ready()
                 fleet.announce()
-                async with roster.running():
+                async with roster.running(), recorded(run), tracked(run):
                     yield run
             finally:
                 workspace.endpoints.unlink(missing_ok=True)

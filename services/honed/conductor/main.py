@@ -20,14 +20,17 @@ from honed.conductor.external import ExternalFleet
 from honed.conductor.jobs import AwaitedJobs, JobLauncher
 from honed.conductor.leadership import Leadership, Say, Unopposed
 from honed.conductor.local import DirectoryInUse, alone
+from honed.conductor.record import recorded
 from honed.conductor.results import Results
 from honed.conductor.roster import Roster
 from honed.conductor.run import Run
 from honed.conductor.service import conductor_server
 from honed.conductor.summary import write_summary
+from honed.conductor.tracked import tracked
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, root_cause
 from honed.kit.server import Server, serve_until_signalled
+from honed.tracking.start import check_tracking
 from honed.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -40,13 +43,15 @@ async def run(settings: RunSettings) -> None:
 
     Raises:
         FailedPrecondition: the settings ask for processes, or name no Redis or not every service; or another process runs in
-            the directory; or there is no way to the cluster; or another conductor has been chosen.
+            the directory; or a tracker's package is not installed; or there is no way to the cluster; or another conductor has
+            been chosen.
     """
     if not settings.conductor.services_elsewhere:
         raise FailedPrecondition(
             "conductor.launcher is process, and this command starts none: run `honed up`, or set it to none or kubernetes, to "
             "drive services that run elsewhere"
         )
+    check_tracking(settings)
     store = PolicyStore(settings.policy_url, settings.run)
     async with _launching(settings, Results(settings, store)) as (jobs, leadership):
         fleet = ExternalFleet(settings, jobs)
@@ -95,7 +100,8 @@ async def _lead(driven: Run, leadership: Leadership, server: Server, stopping: a
             chosen.set()
             driven.state.doing = doing
             await server.ready()
-            await _drive(driven, stopping)
+            async with recorded(driven), tracked(driven):
+                await _drive(driven, stopping)
 
     leading, stop = asyncio.ensure_future(lead()), asyncio.ensure_future(stopping.wait())
     try:

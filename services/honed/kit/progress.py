@@ -24,11 +24,21 @@ _KEY: Final = "job_progress"
 
 @dataclass(frozen=True)
 class JobProgress:
-    """A job's progress: share done from 0 to 1, what it is doing, and its figures by name."""
+    """A job's progress.
+
+    Attributes:
+        done: Share from 0 to 1.
+        doing: In words.
+        figures: By name.
+        phase: The phase of the run whose step this was; empty when no step was made.
+        step: Its optimizer step, from 1.
+    """
 
     done: float
     doing: str
     figures: dict[str, float] = field(default_factory=dict)
+    phase: str = ""
+    step: int = 0
 
 
 class ProgressFile:
@@ -69,6 +79,7 @@ def logged_progress(line: str) -> JobProgress | None:
     try:
         found = json.loads(line)[_KEY]
         figures = {str(name): float(value) for name, value in found["figures"].items()}
-        return JobProgress(float(found["done"]), str(found["doing"]), figures)
+        phase, step = str(found.get("phase", "")), int(found.get("step", 0))
+        return JobProgress(float(found["done"]), str(found["doing"]), figures, phase, step)
     except (ValueError, TypeError, KeyError, AttributeError):  # a line that was cut, or of another program
         return None

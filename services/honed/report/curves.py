@@ -23,6 +23,15 @@ class Curve:
     metric: str
 
 
+@dataclass(frozen=True)
+class Line:
+    """One run's line in a picture of several."""
+
+    colour: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+
+
 CURVES = (
     Curve("Score", "reward", "score_mean"),
     Curve("KL to the base policy", "nats a response", "kl"),
@@ -47,6 +56,18 @@ def line(updates: Sequence[learner_pb2.StepMetrics], curve: Curve) -> str:
     axes.plot([update.step for update in known], [update.values[curve.metric] for update in known], color=COLOUR, linewidth=1.8)
     axes.set_xlabel("update")
     axes.set_ylabel(curve.unit)
+    return _svg(figure)
+
+
+def lines(found: Sequence[Line], unit: str, of: str) -> str:
+    """Lines of several runs; a run of one point is a dot."""
+    figure = _figure()
+    axes = figure.subplots()
+    for each in found:
+        marker = "o" if len(each.xs) == 1 else None
+        axes.plot(each.xs, each.ys, color=each.colour, linewidth=1.6, marker=marker, markersize=4)
+    axes.set_xlabel(of)
+    axes.set_ylabel(unit)
     return _svg(figure)
 
 

@@ -23,8 +23,8 @@ from typing import Final
 
 from honed.kit.aio import background
 from honed.kit.errors import DeadlineExceeded, InvalidArgument, Overloaded, Unavailable
+from honed.kit.worker_thread import WorkerThread
 from honed.reward import metrics
-from honed.reward.compute import ComputeThread
 from honed.reward.reward import Reward, WeightedSum
 from honed.reward.scorer import ScorerInput, is_outage
 
@@ -114,7 +114,7 @@ class DynamicBatcher:
         Raises:
             DeadlineExceeded: A scorer hangs; the block was cancelled, and the process should end.
         """
-        thread = ComputeThread("scoring", self._settings.compute_timeout_s)
+        thread = WorkerThread("scoring", self._settings.compute_timeout_s, "scoring a batch")
         async with background(self._run(thread)) as loop:
             try:
                 yield self
@@ -199,7 +199,7 @@ class DynamicBatcher:
         for entry in entries:
             entry.call.settle(entry.index, Unavailable("the reward service is stopping; try another replica"))
 
-    async def _run(self, thread: ComputeThread) -> None:
+    async def _run(self, thread: WorkerThread) -> None:
         while True:
             await self._company()
             batch = self._take()
@@ -243,7 +243,7 @@ class DynamicBatcher:
         self._room.set()
         return batch
 
-    async def _score(self, thread: ComputeThread, batch: Sequence[_Entry]) -> None:
+    async def _score(self, thread: WorkerThread, batch: Sequence[_Entry]) -> None:
         serving, started = self._serving(), self._clock()
         metrics.BATCH_ITEMS.observe(len(batch))
         for entry in batch:
@@ -261,7 +261,7 @@ class DynamicBatcher:
         metrics.SCORED.labels("failed").inc(failed)
         metrics.SCORED.labels("scored").inc(len(batch) - failed)
 
-    async def _compute(self, thread: ComputeThread, serving: WeightedSum, batch: Sequence[_Entry]) -> list[Result]:
+    async def _compute(self, thread: WorkerThread, serving: WeightedSum, batch: Sequence[_Entry]) -> list[Result]:
         try:
             return list(await thread.run(partial(serving.score, [entry.item for entry in batch])))
         except DeadlineExceeded:

@@ -63,7 +63,7 @@ def run(settings: RunSettings, source: Path, target: Path, progress: ProgressFil
         total = batches.batches * section.epochs
 
         def tell(at: Standing) -> None:
-            progress.report(JobProgress(at.done, f"fine-tuning: step {at.step} of {total}", {"loss": at.loss}))
+            progress.report(JobProgress(at.done, f"fine-tuning: step {at.step} of {total}", {"loss": at.loss}, "sft", at.step))
 
         Fit(
             language_model_trainer(model, section, rng=random, precision=section.precision),

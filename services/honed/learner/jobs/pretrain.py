@@ -115,7 +115,7 @@ def _pretrain(settings: RunSettings, place: Workspace, target: Path, progress: P
 
         def tell(at: Standing) -> None:
             figures = {"loss": at.loss, "tokens_per_second": at.per_second, "tokens": float(at.amount)}
-            progress.report(JobProgress(at.done, f"step {at.step}", figures))
+            progress.report(JobProgress(at.done, f"step {at.step}", figures, "pretrain", at.step))
 
         checkpoints = Checkpoints(home / "checkpoints")
         Fit(trainer, source, token_budget(section), language_model_rate(section), checkpoints=checkpoints, progress=tell).run()

@@ -190,7 +190,9 @@ class _Training:
         model.fold_gain()
 
         def report(at: Standing) -> None:
-            self._progress.report(JobProgress(at.done, f"step {at.step} of {source.batches}", {"loss": at.loss}))
+            self._progress.report(
+                JobProgress(at.done, f"step {at.step} of {source.batches}", {"loss": at.loss}, "reward_model", at.step)
+            )
 
         source = judgement_batches(judgements, section, seed=self._settings.seed)
         Fit(

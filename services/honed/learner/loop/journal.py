@@ -246,6 +246,16 @@ def read_updates(directory: Path) -> list[UpdateRecord]:
     return [update_of(row, with_ids=True) for row in rows if "values" in row]
 
 
+def read_newest_update(directory: Path) -> UpdateRecord | None:
+    """The newest update of a learner's directory, without its rollouts; as `read_updates`, from the newest file alone."""
+    updates = Segments(directory / "journal" / "updates")
+    numbers = [int(path.stem) for path in updates.paths()[-1:]]
+    rows = chain.from_iterable(updates.rows(*numbers)) if numbers else ()
+    return max(
+        (update_of(row, with_ids=False) for row in rows if "values" in row), key=lambda update: update.step, default=None
+    )
+
+
 def read_pushes(directory: Path) -> list[PushRecord]:
     """All pushes that are kept of a learner's directory; as `read_updates`."""
     return [push_of(row) for row in chain.from_iterable(Segments(directory / "journal" / "pushes").rows())]

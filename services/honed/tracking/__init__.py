@@ -1,0 +1,1 @@
+"""Experiment tracking: what a run measures, sent to MLflow, Weights & Biases or TensorBoard. Off unless the run file asks."""
