@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field
 
 from honed.reward.verifiable.base import AgainstReference, references_of
-from honed.reward.verifiable.patterns import compiled, last_answer, time_limit
+from honed.reward.verifiable.patterns import Pattern, compiled, last_answer, time_limit
 
 
 class ExactMatch(AgainstReference):
@@ -21,21 +20,8 @@ class ExactMatch(AgainstReference):
 
     strip: bool = Field(True, description="Leave out white space around both.")
     casefold: bool = Field(False, description="Take upper and lower case for the same.")
-    pattern: str | None = Field(None, description="Regular expression that finds the answer. Unset: the whole response.")
+    pattern: Pattern | None = Field(None, description="Regular expression that finds the answer. Unset: the whole response.")
     timeout_s: float = Field(0.1, gt=0, le=1, description="Seconds to search one response.")
-
-    _pattern: Any = PrivateAttr(None)
-
-    @field_validator("pattern")
-    @classmethod
-    def _is_pattern(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            compiled(pattern)
-        return pattern
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Compiles the pattern."""
-        self._pattern = None if self.pattern is None else compiled(self.pattern)
 
     def score_all(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """See `AgainstReference`."""
@@ -47,12 +33,13 @@ class ExactMatch(AgainstReference):
         return self._equal(response, reference, self.timeout_s)
 
     def _equal(self, response: str, reference: str, limit_s: float) -> float:
-        answer = response if self._pattern is None else last_answer(self._pattern, response, limit_s)
+        pattern = None if self.pattern is None else compiled(self.pattern)
+        answer = response if pattern is None else last_answer(pattern, response, limit_s)
         if answer is None:
             return 0.0
         wanted = references_of(reference)
-        if self._pattern is not None:
-            wanted = [found if (found := last_answer(self._pattern, each, limit_s)) is not None else each for each in wanted]
+        if pattern is not None:
+            wanted = [found if (found := last_answer(pattern, each, limit_s)) is not None else each for each in wanted]
         return float(self._plain(answer) in {self._plain(each) for each in wanted})
 
     def _plain(self, text: str) -> str:

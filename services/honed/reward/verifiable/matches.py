@@ -5,33 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field
 
 from honed.kit.errors import InvalidArgument
 from honed.reward.function_scorer import Sample
 from honed.reward.verifiable.base import AgainstReference
-from honed.reward.verifiable.patterns import compiled, found, time_limit
+from honed.reward.verifiable.patterns import Pattern, compiled, found, time_limit
 
 
 class Matches(AgainstReference):
     """Searches by the option's pattern, or else by the reference. A search that takes longer than `timeout_s` scores 0."""
 
-    pattern: str | None = Field(None, description="Regular expression (`(?i)` and the like go inside). Unset: the reference.")
+    pattern: Pattern | None = Field(None, description="Regular expression (`(?i)` and the like go inside). Unset: the reference.")
     whole: bool = Field(False, description="It must match the whole response, not a part.")
     timeout_s: float = Field(0.1, gt=0, le=1, description="Seconds to search one response.")
-
-    _pattern: Any = PrivateAttr(None)
-
-    @field_validator("pattern")
-    @classmethod
-    def _is_pattern(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            compiled(pattern)
-        return pattern
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Compiles the pattern."""
-        self._pattern = None if self.pattern is None else compiled(self.pattern)
 
     @property
     def needs_reference(self) -> bool:
@@ -40,10 +27,10 @@ class Matches(AgainstReference):
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """Scores a batch; needs references only without a pattern of its own."""
-        if self._pattern is None:
+        if self.pattern is None:
             return super().__call__(samples)
-        limit_s = time_limit(self.timeout_s, samples)
-        return [float(found(self._pattern, sample.response, limit_s, whole=self.whole)) for sample in samples]
+        pattern, limit_s = compiled(self.pattern), time_limit(self.timeout_s, samples)
+        return [float(found(pattern, sample.response, limit_s, whole=self.whole)) for sample in samples]
 
     def score_all(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """See `AgainstReference`."""

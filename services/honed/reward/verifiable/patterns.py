@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import regex
+from pydantic import AfterValidator
 
 _BATCH_S: Final = 20.0
 """What one batch may cost at most, far below the service's bound of a batch."""
@@ -25,6 +26,15 @@ def compiled(pattern: str) -> Any:
         return regex.compile(pattern)
     except (regex.error, RecursionError, OverflowError) as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+
+
+def _checked(pattern: str) -> str:
+    compiled(pattern)
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_checked)]
+"""An option that is a regular expression. `compiled` costs little for one that was compiled before: `regex` keeps them."""
 
 
 def time_limit(wanted_s: float, batch: Sequence[object]) -> float:
