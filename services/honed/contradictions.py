@@ -11,6 +11,7 @@ from honed.phases import impossible_phases, serves_reward
 
 if TYPE_CHECKING:  # the tree itself asks here
     from honed.config import RunSettings
+    from honed.reward.settings import ScorerSettings
 
 _KL_CLIP: Final = 0.2  # `learner.objectives.kl.AdaptiveKL`
 _SHORTEST_LEASE_S: Final = 0.5  # three renewals have to arrive within it
@@ -86,9 +87,7 @@ def _of_reward(settings: RunSettings) -> Iterator[str]:
         if count > 1:
             yield f"reward.scorers: {count} have the name {name}: give each its own"
     for scorer in reward.scorers:
-        if scorer.options and scorer.kind == "reward_model":
-            names = ", ".join(scorer.options)
-            yield f"reward.scorers: {scorer.name} is a reward model, and only functions have options: remove {names}"
+        yield from _of_scorer(scorer)
     best_of = settings.data.evaluation.best_of
     if best_of is not None and not serves_reward(settings):
         yield (
@@ -108,6 +107,23 @@ def _of_reward(settings: RunSettings) -> Iterator[str]:
             f"reward.truncate.not_before: position {truncate.not_before} is behind every response of at most "
             f"conductor.response_tokens = {longest}, which would all get missing_score: take a smaller one"
         )
+
+
+def _of_scorer(scorer: ScorerSettings) -> Iterator[str]:
+    from honed.kit.errors import InvalidArgument
+
+    if scorer.options and scorer.kind == "reward_model":
+        names = ", ".join(scorer.options)
+        yield f"reward.scorers: {scorer.name} is a reward model, which has no options: remove {names}"
+    if not scorer.source and scorer.kind != "ensemble":
+        yield f"reward.scorers: {scorer.name} has no source, and a {scorer.kind.replace('_', ' ')} needs one"
+    if scorer.kind == "ensemble":
+        if scorer.source:
+            yield f"reward.scorers: {scorer.name} is an ensemble: name {scorer.source} among its options.members"
+        try:
+            scorer.ensemble()
+        except InvalidArgument as error:
+            yield str(error)
 
 
 def _of_generation(settings: RunSettings) -> Iterator[str]:

@@ -131,13 +131,18 @@ Scorable = Sample | str | tuple[Tokens, Tokens]
 
 @dataclass(frozen=True, slots=True)
 class ScorerValue:
-    """What one scorer said: its value before the weight, and how many tokens it had to leave out."""
+    """What one scorer said: its value before the weight, and how many tokens it had to leave out.
+
+    An ensemble also says the value of each of its members, and their population standard deviation.
+    """
 
     scorer: str
     version: str
     value: float
     weight: float
     truncated_tokens: int
+    members: tuple[float, ...] = ()
+    deviation: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,4 +284,7 @@ def _spans(messages: Iterable[common_pb2.VersionSpan]) -> tuple[Span, ...]:
 
 
 def _scores(messages: Iterable[common_pb2.Score]) -> tuple[ScorerValue, ...]:
-    return tuple(ScorerValue(s.scorer, s.scorer_version, s.value, s.weight, s.truncated_tokens) for s in messages)
+    return tuple(
+        ScorerValue(s.scorer, s.scorer_version, s.value, s.weight, s.truncated_tokens, tuple(s.members), s.deviation)
+        for s in messages
+    )

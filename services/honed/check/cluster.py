@@ -257,12 +257,14 @@ def _check_data(settings: RunSettings, report: Report) -> None:
 
 def _check_scorers(settings: RunSettings, report: Report) -> None:
     for number, scorer in enumerate(settings.reward.scorers):
-        where = f"reward.scorers.{number}.source"
-        if scorer.kind == "function":
-            if scorer.source not in _BUILT_IN:
-                report.warning(where, f"{scorer.source} must be installed in the image honed-reward")
-        elif not scorer.source.startswith("artifact:") and scorer.source != "trained" and not _under(scorer.source, DATA):
-            report.error(where, _elsewhere(scorer.source, DATA, "a model directory, or write trained or artifact:NAME/VERSION"))
+        where = f"reward.scorers.{number}"
+        if scorer.kind == "function" and scorer.source not in _BUILT_IN:
+            report.warning(f"{where}.source", f"{scorer.source} must be installed in the image honed-reward")
+        for key, source in scorer.models:
+            if not source.startswith("artifact:") and source != "trained" and not _under(source, DATA):
+                report.error(
+                    f"{where}.{key}", _elsewhere(source, DATA, "a model directory, or write trained or artifact:NAME/VERSION")
+                )
     for number, root in enumerate(settings.reward.allowed_roots):
         if not (_under(root, DATA) or _under(root, STATE)):
             report.error(f"reward.allowed_roots.{number}", _elsewhere(root, DATA, "a directory of models"))

@@ -221,16 +221,19 @@ def _check_scorers(settings: RunSettings, report: Report) -> None:
             "reward.scorers", "names none: training needs a reward; write {name: ..., kind: reward_model, source: trained}"
         )
     for number, scorer in enumerate(settings.reward.scorers):
-        where = f"reward.scorers.{number}.source"
+        where = f"reward.scorers.{number}"
         if scorer.kind == "function":
             try:
                 find_function(scorer.name, scorer.source, scorer.options)
             except InvalidArgument as error:
                 report.error(error.field, error.reason)
             except HonedError as error:
-                report.error(where, str(error))
-        elif not (_is_artifact(scorer.source) or (Path(scorer.source) / "config.json").is_file()):
-            report.error(where, f"{scorer.source} is no model directory: name one, or `trained`, or artifact:NAME/VERSION")
+                report.error(f"{where}.source", str(error))
+        for key, source in scorer.models:
+            if not (_is_artifact(source) or (Path(source) / "config.json").is_file()):
+                report.error(
+                    f"{where}.{key}", f"{source} is no model directory: name one, or `trained`, or artifact:NAME/VERSION"
+                )
 
 
 def _check_truncation(settings: RunSettings, report: Report, model: BaseModel | None) -> None:

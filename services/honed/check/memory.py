@@ -180,7 +180,7 @@ def _unsaved_bytes(settings: RunSettings) -> float:
 
 
 def _reward_models(settings: RunSettings) -> int:
-    return sum(scorer.kind == "reward_model" for scorer in settings.reward.scorers)
+    return sum(len(scorer.models) for scorer in settings.reward.scorers)
 
 
 def _gpu_of(device: str) -> int | None:

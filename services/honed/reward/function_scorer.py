@@ -35,6 +35,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument, NotFound
+from honed.options import refused_option
 from honed.reward.scorer import BadSample, Kind, ScorerFailed, ScorerInput, ScorerOutput
 
 GROUP = "honed.scorers"
@@ -167,9 +168,7 @@ def _with_options(name: str, source: str, function: Callable[..., Any], options:
     try:
         made: ScoreFunction = function(**options)
     except ValidationError as error:
-        first = error.errors()[0]
-        place, known = ".".join([field, *map(str, first["loc"])]), ", ".join(_options_of(function, 0))
-        raise InvalidArgument(place, f"{first['msg']}; {source} has the options: {known}") from None
+        raise refused_option(error, field, source, _options_of(function, 0)) from None
     except InvalidArgument as error:
         raise InvalidArgument(f"{field}.{error.field}", error.reason) from error
     except (TypeError, ValueError) as error:

@@ -25,6 +25,7 @@ from honed.queue.keys import ROLLOUTS, RunKeys
 from honed.queue.members import Member, Members, registered
 from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.reward.batching import BatchSettings, DynamicBatcher
+from honed.reward.ensemble import EnsembleScorer
 from honed.reward.follower import RecordFollower
 from honed.reward.function_scorer import find_function
 from honed.reward.model_scorer import ModelScorer
@@ -206,9 +207,7 @@ def make_builder(section: RewardSettings, tokenizer: ScoringTokenizer, sources: 
     """How this process makes a scorer from its settings and a source."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def build(scorer: ScorerSettings, source: str) -> Scorer:
-        if scorer.kind == "function":
-            return find_function(scorer.name, source, scorer.options, sees_prompt=scorer.sees_prompt)
+    def model(scorer: ScorerSettings, source: str) -> ModelScorer:
         return ModelScorer(
             scorer.name,
             sources.local(source),
@@ -217,6 +216,16 @@ def make_builder(section: RewardSettings, tokenizer: ScoringTokenizer, sources: 
             batch_tokens=section.batch_tokens,
             device=device,
         )
+
+    def build(scorer: ScorerSettings, source: str) -> Scorer:
+        match scorer.kind:
+            case "function":
+                return find_function(scorer.name, source, scorer.options, sees_prompt=scorer.sees_prompt)
+            case "ensemble":
+                options = scorer.ensemble()
+                return EnsembleScorer(scorer.name, [model(scorer, member) for member in options.members], options)
+            case "reward_model":
+                return model(scorer, source)
 
     return build
 

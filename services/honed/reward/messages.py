@@ -45,6 +45,8 @@ def score_messages(reward: Reward) -> list[common_pb2.Score]:
             value=score.value,
             weight=score.weight,
             truncated_tokens=score.truncated_tokens,
+            members=score.members,
+            deviation=score.deviation,
         )
         for score in reward.scores
     ]

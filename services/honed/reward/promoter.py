@@ -60,7 +60,7 @@ class Promoter:
         Raises:
             NotFound: No such scorer, or no such artifact.
             PermissionDenied: The directory is outside the allowed roots.
-            FailedPrecondition: The scorer is a function, the model is of a kind that cannot serve, or a replica cannot load it.
+            FailedPrecondition: The scorer is no reward model, the model cannot serve, or a replica cannot load it.
             DataLoss: The model is missing, incomplete or damaged.
             DeadlineExceeded: A replica has not loaded it in time; names it.
         """
@@ -113,6 +113,7 @@ class Promoter:
                 version = loaded.scorer.version
                 state = await asyncio.to_thread(self._record.read)
                 kept = [promoted.source for promoted in state.by_scorer.values()]
+                kept += [source for settings in self._registry.settings for _, source in settings.models]
                 reference = await asyncio.to_thread(self._sources.publish, name, directory, version, kept)
             loaded = self._registry.rename(name, version, str(reference))
         else:

@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 
 _KEPT_BESIDE: Final = 2  # versions of one scorer that stay in memory without serving: the next, and the last
 
+_CHANGED: Final = {
+    "function": "a function; install its new version and restart the service",
+    "ensemble": "an ensemble; name its new members in the run file and restart the service",
+}
+"""How a new version of what is no reward model comes to serve."""
+
 BuildScorer = Callable[[ScorerSettings, str], Scorer]
 """Makes the scorer of some settings from a source. Blocks."""
 
@@ -132,11 +138,11 @@ class ScorerRegistry:
 
         Raises:
             NotFound: No scorer has this name.
-            FailedPrecondition: It is a function.
+            FailedPrecondition: It is of another kind, whose versions change otherwise; says how.
         """
         settings = self._slot(name).settings
         if settings.kind != "reward_model":
-            raise FailedPrecondition(f"scorer '{name}' is a function; install its new version and restart the service")
+            raise FailedPrecondition(f"scorer '{name}' is {_CHANGED[settings.kind]}")
         return settings
 
     async def load(self, name: str, source: str, version: str | None = None) -> LoadedScorer:
@@ -149,7 +155,7 @@ class ScorerRegistry:
 
         Raises:
             NotFound: No such scorer, or no such artifact.
-            FailedPrecondition: The scorer is a function, or the model is of a kind that cannot serve.
+            FailedPrecondition: The scorer is no reward model, or the model is of a kind that cannot serve.
             DataLoss: The model is missing, incomplete, damaged or another one.
         """
         settings = self.model_settings(name)

@@ -32,6 +32,8 @@ class ScoreValue:
     value: float
     weight: float
     truncated_tokens: int
+    members: tuple[float, ...] = ()
+    deviation: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,10 @@ class WeightedSum:
         for index, output in enumerate(outputs):
             if not math.isfinite(output.value):
                 raise ScorerFailed(scorer.name, scorer.version, f"its value is {output.value}, which is not finite", index)
-        return [ScoreValue(scorer.name, scorer.version, o.value, term.weight, o.truncated_tokens) for o in outputs]
+        return [
+            ScoreValue(scorer.name, scorer.version, o.value, term.weight, o.truncated_tokens, o.members, o.deviation)
+            for o in outputs
+        ]
 
     def _reward(self, index: int, scores: tuple[ScoreValue, ...], complete: bool) -> Reward:
         if not complete:

@@ -17,7 +17,7 @@ from honed.kit.errors import DeadlineExceeded, HonedError, Overloaded, Unavailab
 from honed.models.chat import ChatMessage
 from honed.models.tokenizer import ChatTokenizer, render_chat
 
-Kind = Literal["reward_model", "function"]
+Kind = Literal["reward_model", "function", "ensemble"]
 
 _PASSING: Final = (
     grpc.StatusCode.UNAVAILABLE,
@@ -162,10 +162,14 @@ class ScorerOutput:
     Attributes:
         value: The score. Whoever adds the scores up checks that it is finite.
         truncated_tokens: How many tokens the scorer had to leave out.
+        members: Of an ensemble, the value of each member.
+        deviation: Of an ensemble, the population standard deviation of `members`.
     """
 
     value: float
     truncated_tokens: int = 0
+    members: tuple[float, ...] = ()
+    deviation: float = 0.0
 
 
 class Scorer(Protocol):
@@ -177,7 +181,7 @@ class Scorer(Protocol):
 
     @property
     def version(self) -> str:
-        """For a reward model a digest of its files; for a function its distribution's version, and a digest of its options."""
+        """What changes whenever it may answer differently; `honed.v1.Score` says what it is for each kind."""
 
     @property
     def kind(self) -> Kind:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from honed.artifacts.settings import TRAINED
 from honed.settings import Positive, ReplicatedSettings, Section
 
 
@@ -17,18 +19,76 @@ class TruncateSettings(Section):
     missing_score: float = Field(-1.0, description="Reward when the token never comes there.")
 
 
+class EnsembleOptions(Section):
+    """What a scorer of the kind `ensemble` has of its own."""
+
+    members: tuple[str, ...] = Field(
+        min_length=2, description="Reward models: directories, or artifact:NAME/VERSION. Each must be another model."
+    )
+    combine: Literal["mean", "minimum", "mean_minus_std"] = Field(
+        "mean", description="The mean of the members, the least of them, or their mean less `k` times their deviation."
+    )
+    k: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="For mean_minus_std: what a unit of the members' population deviation costs. Unset: 1."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EnsembleOptions:
+        if TRAINED in self.members:
+            raise ValueError("members: `trained` becomes another version, and members stay the same: name artifact:trained/0.1")
+        for member, count in Counter(self.members).items():
+            if count > 1:
+                raise ValueError(f"members: {member} stands there {count} times: name each model once")
+        if self.k is not None and self.combine != "mean_minus_std":
+            raise ValueError(f"k: says nothing where combine is {self.combine}: remove it, or take mean_minus_std")
+        return self
+
+    @property
+    def price(self) -> float:
+        """`k`, or what it is when it is unset."""
+        return 1.0 if self.k is None else self.k
+
+
 class ScorerSettings(Section):
     """One term of the reward."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
-    kind: Literal["reward_model", "function"]
+    kind: Literal["reward_model", "function", "ensemble"]
     source: str = Field(
+        "",
         description="Model directory, `trained` for the newest reward model of this run, `artifact:NAME/VERSION`, or a "
-        "function of the group honed.scorers."
+        "function of the group honed.scorers. Not for an ensemble, whose members are options.",
     )
     weight: float = 1.0
     sees_prompt: bool = Field(True, description="Score prompt and response; otherwise the response alone.")
-    options: dict[str, Any] = Field({}, description="What a function has of its own, by the names of its arguments.")
+    options: dict[str, Any] = Field(
+        {}, description="What a function has of its own, by the names of its arguments; of an ensemble: members, combine, k."
+    )
+
+    def ensemble(self) -> EnsembleOptions:
+        """The options of a scorer of the kind `ensemble`.
+
+        Raises:
+            InvalidArgument: They cannot be; names the option.
+        """
+        from honed.options import read_options  # here, because errors import grpc, which a run file does not need
+
+        return read_options(EnsembleOptions, self.options, field=self.options_field, owner="an ensemble")
+
+    @property
+    def models(self) -> tuple[tuple[str, str], ...]:
+        """The reward models that it loads: where the run file names each, and its source."""
+        match self.kind:
+            case "reward_model":
+                return (("source", self.source),)
+            case "ensemble":
+                return tuple((f"options.members.{number}", source) for number, source in enumerate(self.ensemble().members))
+        return ()
+
+    @property
+    def options_field(self) -> str:
+        """What errors call its options."""
+        return f"reward.scorers.{self.name}.options"
 
 
 class RewardSettings(ReplicatedSettings):

@@ -318,11 +318,13 @@ class Score(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    DEVIATION_FIELD_NUMBER: _builtins.int
     scorer: _builtins.str
     """The scorer's name in the settings."""
     scorer_version: _builtins.str
     """The scorer's version: for a reward model a digest of its weights, for a function the version of its distribution, with a
-    digest of its options where it has some.
+    digest of its options where it has some; for an ensemble a digest of its members' versions and of how they are combined.
     """
     value: _builtins.float
     """The value, before the weight. Finite."""
@@ -330,6 +332,12 @@ class Score(_message.Message):
     """The scorer's weight in the reward."""
     truncated_tokens: _builtins.int
     """Tokens of the input that the scorer had to leave out because it was too long for it."""
+    deviation: _builtins.float
+    """For an ensemble: the population standard deviation of `members` (divided by their number). Otherwise 0."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For an ensemble: the value of each member, in the order of the settings. Otherwise empty."""
+
     def __init__(
         self,
         *,
@@ -338,10 +346,12 @@ class Score(_message.Message):
         value: _builtins.float = ...,
         weight: _builtins.float = ...,
         truncated_tokens: _builtins.int = ...,
+        members: _abc.Iterable[_builtins.float] | None = ...,
+        deviation: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scorer", b"scorer", "scorer_version", b"scorer_version", "truncated_tokens", b"truncated_tokens", "value", b"value", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deviation", b"deviation", "members", b"members", "scorer", b"scorer", "scorer_version", b"scorer_version", "truncated_tokens", b"truncated_tokens", "value", b"value", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

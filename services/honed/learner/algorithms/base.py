@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar, runtime_checkable
 
-from pydantic import ValidationError
-
 from honed.kit.errors import InvalidArgument
+from honed.options import read_options
 from honed.settings import Section
 
 if TYPE_CHECKING:
@@ -200,11 +199,4 @@ def options_of(name: str, given: Mapping[str, Any]) -> Section:
     Raises:
         InvalidArgument: It has not such an option, or the value cannot be.
     """
-    options = find_algorithm(name).options
-    try:
-        return options.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(options.model_fields) or "none"
-        raise InvalidArgument(f"learner.options.{place}", f"{first['msg']}; {name} has the options: {known}") from None
+    return read_options(find_algorithm(name).options, given, field="learner.options", owner=name)

@@ -238,7 +238,8 @@ class _Training:
         )
         manifest = self._store.publish_next(directory, lineage)
         promoted = PromotionRecord(settings.policy_url, settings.run).read().by_scorer.values()
-        self._store.retire(settings.policy.keep, [row.source for row in promoted])
+        named = [source for scorer in settings.reward.scorers for _, source in scorer.models]
+        self._store.retire(settings.policy.keep, [*named, *(row.source for row in promoted)])
         shutil.rmtree(directory)
         return manifest
 

@@ -16,7 +16,7 @@ from honed.reward.verifiable.patterns import Pattern, compiled, found, time_limi
 class Matches(AgainstReference):
     """Searches by the option's pattern, or else by the reference. A search that takes longer than `timeout_s` scores 0."""
 
-    pattern: Pattern | None = Field(None, description="Regular expression (`(?i)` and the like go inside). Unset: the reference.")
+    pattern: Pattern | None = Field(None, description="Regular expression, with its flags as `(?i)`. Unset: the reference.")
     whole: bool = Field(False, description="It must match the whole response, not a part.")
     timeout_s: float = Field(0.1, gt=0, le=1, description="Seconds to search one response.")
 
