@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from honed.phases import impossible_phases, serves_reward
+from honed.reward.settings import REMOTE_DEADLINE_S
 
 if TYPE_CHECKING:  # the tree itself asks here
     from honed.config import RunSettings
-    from honed.reward.settings import ScorerSettings
+    from honed.reward.settings import RewardSettings, ScorerSettings
 
 _KL_CLIP: Final = 0.2  # `learner.objectives.kl.AdaptiveKL`
 _SHORTEST_LEASE_S: Final = 0.5  # three renewals have to arrive within it
@@ -88,6 +90,7 @@ def _of_reward(settings: RunSettings) -> Iterator[str]:
             yield f"reward.scorers: {count} have the name {name}: give each its own"
     for scorer in reward.scorers:
         yield from _of_scorer(scorer)
+    yield from _of_remotes(reward)
     best_of = settings.data.evaluation.best_of
     if best_of is not None and not serves_reward(settings):
         yield (
@@ -117,13 +120,33 @@ def _of_scorer(scorer: ScorerSettings) -> Iterator[str]:
         yield f"reward.scorers: {scorer.name} is a reward model, which has no options: remove {names}"
     if not scorer.source and scorer.kind != "ensemble":
         yield f"reward.scorers: {scorer.name} has no source, and a {scorer.kind.replace('_', ' ')} needs one"
-    if scorer.kind == "ensemble":
-        if scorer.source:
-            yield f"reward.scorers: {scorer.name} is an ensemble: name {scorer.source} among its options.members"
-        try:
+    if scorer.kind == "ensemble" and scorer.source:
+        yield f"reward.scorers: {scorer.name} is an ensemble: name {scorer.source} among its options.members"
+    try:
+        if scorer.kind == "ensemble":
             scorer.ensemble()
-        except InvalidArgument as error:
-            yield str(error)
+        if scorer.kind == "remote":
+            scorer.remote()
+    except InvalidArgument as error:
+        yield str(error)
+
+
+def _of_remotes(reward: RewardSettings) -> Iterator[str]:
+    from honed.kit.errors import InvalidArgument
+
+    seconds = 0.0
+    for scorer in (scorer for scorer in reward.scorers if scorer.kind == "remote"):
+        if "://" in scorer.source.removeprefix("dns://") or not re.search(r":\d+$", scorer.source):
+            yield f"reward.scorers: {scorer.name} has the source {scorer.source}: write host:port, without http"
+        if scorer.source == reward.target and reward.port:
+            yield f"reward.scorers: {scorer.name} asks {scorer.source}, which is this reward service itself"
+        with contextlib.suppress(InvalidArgument):  # told with the scorer
+            seconds += scorer.remote().deadline_s
+    if seconds > REMOTE_DEADLINE_S:
+        yield (
+            f"reward.scorers: remote scorers answer one after another, and their deadline_s together are {seconds:g} s: take "
+            f"{REMOTE_DEADLINE_S:g} s at most, after which a batch is near to be taken for hung"
+        )
 
 
 def _of_generation(settings: RunSettings) -> Iterator[str]:

@@ -99,6 +99,16 @@ def test_a_copy_in_another_namespace_speaks_of_no_other(name: str, tmp_path: Pat
         assert addresses == ["honed-redis.elsewhere.svc:6379"]
 
 
+def test_the_component_scorers_lets_the_reward_service_out_and_nobody_else(tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    file = tmp_path / "deploy" / "overlays" / "local-cpu" / "kustomization.yaml"
+    file.write_text(file.read_text().replace("components:\n", "components:\n  - ../../components/scorers\n"))
+    [policy] = [p["spec"] for p in of_kind(render(file.parent), "NetworkPolicy") if p["metadata"]["name"] == "honed-scorers"]
+    assert {w.component for w in workloads("local-cpu") if selects(policy["podSelector"], w.labels)} == {"reward"}
+    [rule] = policy["egress"]
+    assert [row["port"] for row in rule["ports"]] == [443, 50051]
+
+
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_run_file_is_one_that_a_cluster_honours(name: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"

@@ -260,6 +260,14 @@ def _check_scorers(settings: RunSettings, report: Report) -> None:
         where = f"reward.scorers.{number}"
         if scorer.kind == "function" and scorer.source not in _BUILT_IN:
             report.warning(f"{where}.source", f"{scorer.source} must be installed in the image honed-reward")
+        if scorer.kind == "remote":
+            options = scorer.remote()
+            report.warning(f"{where}.source", f"the Pods of honed-reward must be let out to {scorer.source} (deploy/README.md)")
+            tls = options.tls
+            files = {"token_file": options.token_file}
+            files |= {} if tls is None else {f"tls.{name}": getattr(tls, name) for name in ("authority", "certificate", "key")}
+            for key, path in files.items():
+                _check_mounted(f"{scorer.options_field}.{key}", path, CONFIGURATION, "the file", report)
         for key, source in scorer.models:
             if not source.startswith("artifact:") and source != "trained" and not _under(source, DATA):
                 report.error(

@@ -18,6 +18,7 @@ from honed.config import RunSettings
 from honed.kit.address import host_port, resolved
 from honed.kit.errors import DataLoss, FailedPrecondition, HonedError, InvalidArgument
 from honed.models.prompts import read_tokenizer
+from honed.reward.settings import ScorerSettings
 from honed.settings import ServerSettings
 from honed.telemetry import collector_endpoint, read_headers
 from honed.tracking.start import check_tracking
@@ -26,6 +27,7 @@ _GIB: Final = 1 << 30
 _CHECKPOINT: Final = 12  # weight and two moments of a parameter, float32
 _PORTS: Final = ("port", "control_port", "health_port", "metrics_port")
 _REDIS_VERSION: Final = (6, 2)
+_REMOTE_S: Final = 5.0
 
 
 def check_machine(settings: RunSettings, report: Report, model: BaseModel | None) -> None:
@@ -229,11 +231,32 @@ def _check_scorers(settings: RunSettings, report: Report) -> None:
                 report.error(error.field, error.reason)
             except HonedError as error:
                 report.error(f"{where}.source", str(error))
+        if scorer.kind == "remote":
+            _check_remote(scorer, where, report)
         for key, source in scorer.models:
             if not (_is_artifact(source) or (Path(source) / "config.json").is_file()):
                 report.error(
                     f"{where}.{key}", f"{source} is no model directory: name one, or `trained`, or artifact:NAME/VERSION"
                 )
+
+
+def _check_remote(scorer: ScorerSettings, where: str, report: Report) -> None:
+    """Files are read here; a service that is not there yet may come later."""
+    from honed._client.errors import RequestError
+    from honed.reward.remote_scorer import RemoteScorer
+
+    options = scorer.remote()
+    try:
+        there = RemoteScorer(scorer.name, scorer.source, options).scorers(_REMOTE_S)
+    except FailedPrecondition as error:
+        report.error(scorer.options_field, str(error))
+    except RequestError as error:
+        report.warning(f"{where}.source", f"{scorer.source} does not list its scorers: {error}")
+    else:
+        if options.scorer is not None and options.scorer not in there:
+            report.error(
+                f"{scorer.options_field}.scorer", f"{scorer.source} has no {options.scorer!r}, only {', '.join(there)}"
+            )
 
 
 def _check_truncation(settings: RunSettings, report: Report, model: BaseModel | None) -> None:

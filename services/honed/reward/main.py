@@ -32,6 +32,7 @@ from honed.reward.model_scorer import ModelScorer
 from honed.reward.policy_tokenizer import policy_tokenizer
 from honed.reward.promoter import Promoter
 from honed.reward.registry import BuildScorer, ScorerRegistry
+from honed.reward.remote_scorer import RemoteScorer
 from honed.reward.replicas import NoReplicas, RedisReplicas
 from honed.reward.reward import Truncation
 from honed.reward.scorer import Scorer, ScoringTokenizer
@@ -224,6 +225,8 @@ def make_builder(section: RewardSettings, tokenizer: ScoringTokenizer, sources: 
             case "ensemble":
                 options = scorer.ensemble()
                 return EnsembleScorer(scorer.name, [model(scorer, member) for member in options.members], options)
+            case "remote":
+                return RemoteScorer(scorer.name, source, scorer.remote(), sees_prompt=scorer.sees_prompt)
             case "reward_model":
                 return model(scorer, source)
 

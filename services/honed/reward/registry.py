@@ -25,6 +25,7 @@ _KEPT_BESIDE: Final = 2  # versions of one scorer that stay in memory without se
 _CHANGED: Final = {
     "function": "a function; install its new version and restart the service",
     "ensemble": "an ensemble; name its new members in the run file and restart the service",
+    "remote": "scored by another service; load and promote there",
 }
 """How a new version of what is no reward model comes to serve."""
 

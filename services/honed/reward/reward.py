@@ -136,7 +136,9 @@ class WeightedSum:
             if not math.isfinite(output.value):
                 raise ScorerFailed(scorer.name, scorer.version, f"its value is {output.value}, which is not finite", index)
         return [
-            ScoreValue(scorer.name, scorer.version, o.value, term.weight, o.truncated_tokens, o.members, o.deviation)
+            ScoreValue(
+                scorer.name, o.version or scorer.version, o.value, term.weight, o.truncated_tokens, o.members, o.deviation
+            )
             for o in outputs
         ]
 

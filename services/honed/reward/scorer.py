@@ -17,7 +17,7 @@ from honed.kit.errors import DeadlineExceeded, HonedError, Overloaded, Unavailab
 from honed.models.chat import ChatMessage
 from honed.models.tokenizer import ChatTokenizer, render_chat
 
-Kind = Literal["reward_model", "function", "ensemble"]
+Kind = Literal["reward_model", "function", "ensemble", "remote"]
 
 _PASSING: Final = (
     grpc.StatusCode.UNAVAILABLE,
@@ -164,12 +164,14 @@ class ScorerOutput:
         truncated_tokens: How many tokens the scorer had to leave out.
         members: Of an ensemble, the value of each member.
         deviation: Of an ensemble, the population standard deviation of `members`.
+        version: Which version of the scorer said it, where only the answer tells; empty for the scorer's own.
     """
 
     value: float
     truncated_tokens: int = 0
     members: tuple[float, ...] = ()
     deviation: float = 0.0
+    version: str = ""
 
 
 class Scorer(Protocol):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
 from honed.artifacts.settings import TRAINED
-from honed.settings import Positive, ReplicatedSettings, Section
+from honed.settings import Positive, ReplicatedSettings, Section, TlsSettings
+
+REMOTE_DEADLINE_S: Final = 100.0
+"""What all remote scorers may take for one batch: less than after which a scorer is taken for hung."""
 
 
 class TruncateSettings(Section):
@@ -49,20 +53,37 @@ class EnsembleOptions(Section):
         return 1.0 if self.k is None else self.k
 
 
+class RemoteOptions(Section):
+    """What a scorer of the kind `remote` has of its own."""
+
+    scorer: str | None = Field(None, description="Whose value is the score, of the scorers there. Unset: their weighted sum.")
+    send: Literal["text", "token_ids"] = Field(
+        "text", description="token_ids: the policy's, for a service with the same tokenizer; text leaves special tokens out."
+    )
+    batch: Annotated[int, Field(ge=1, le=4096)] = Field(256, description="Responses of one call at most.")
+    deadline_s: Annotated[float, Field(gt=0, le=REMOTE_DEADLINE_S)] = Field(
+        30.0, description="Seconds for all calls of a batch, with their repetitions; past it there is an outage."
+    )
+    token_file: Path | None = Field(None, description="File with the bearer token that the service asks for. Unset: none.")
+    tls: TlsSettings | None = Field(None, description="PEM files for mutual TLS. Unset: plain text.")
+
+
 class ScorerSettings(Section):
     """One term of the reward."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
-    kind: Literal["reward_model", "function", "ensemble"]
+    kind: Literal["reward_model", "function", "ensemble", "remote"]
     source: str = Field(
         "",
-        description="Model directory, `trained` for the newest reward model of this run, `artifact:NAME/VERSION`, or a "
-        "function of the group honed.scorers. Not for an ensemble, whose members are options.",
+        description="Model directory, `trained` for the newest reward model of this run, `artifact:NAME/VERSION`; a function "
+        "of the group honed.scorers; host:port of a remote service. Not for an ensemble, whose members are options.",
     )
     weight: float = 1.0
     sees_prompt: bool = Field(True, description="Score prompt and response; otherwise the response alone.")
     options: dict[str, Any] = Field(
-        {}, description="What a function has of its own, by the names of its arguments; of an ensemble: members, combine, k."
+        {},
+        description="What a function has of its own, by the names of its arguments; of an ensemble: members, combine, k; "
+        "of a remote scorer: scorer, send, batch, deadline_s, token_file, tls.",
     )
 
     def ensemble(self) -> EnsembleOptions:
@@ -74,6 +95,16 @@ class ScorerSettings(Section):
         from honed.options import read_options  # here, because errors import grpc, which a run file does not need
 
         return read_options(EnsembleOptions, self.options, field=self.options_field, owner="an ensemble")
+
+    def remote(self) -> RemoteOptions:
+        """The options of a scorer of the kind `remote`.
+
+        Raises:
+            InvalidArgument: They cannot be; names the option.
+        """
+        from honed.options import read_options
+
+        return read_options(RemoteOptions, self.options, field=self.options_field, owner="a remote scorer")
 
     @property
     def models(self) -> tuple[tuple[str, str], ...]:

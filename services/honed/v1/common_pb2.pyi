@@ -324,7 +324,8 @@ class Score(_message.Message):
     """The scorer's name in the settings."""
     scorer_version: _builtins.str
     """The scorer's version: for a reward model a digest of its weights, for a function the version of its distribution, with a
-    digest of its options where it has some; for an ensemble a digest of its members' versions and of how they are combined.
+    digest of its options where it has some; for an ensemble a digest of its members' versions and of how they are combined; for a
+    remote scorer what the remote service says, or a digest of the names, versions and weights of all of its scorers.
     """
     value: _builtins.float
     """The value, before the weight. Finite."""

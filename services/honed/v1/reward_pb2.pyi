@@ -230,7 +230,7 @@ class ScorerInfo(_message.Message):
     version: _builtins.str
     """Its version."""
     kind: _builtins.str
-    """`reward_model`, `function` or `ensemble`."""
+    """`reward_model`, `function`, `ensemble` or `remote`."""
     weight: _builtins.float
     """Its weight in the reward."""
     state: Global___ScorerState.ValueType

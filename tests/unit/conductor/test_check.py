@@ -153,6 +153,21 @@ def test_all_that_is_wrong_with_a_run_is_found_at_once(tree: dict[str, Any], tmp
         assert any(line.startswith(f"error {where}: ") for line in found), (where, found)
 
 
+def test_a_remote_scorer_that_is_not_there_yet_is_a_warning_and_a_missing_token_an_error(tmp_path: Path) -> None:
+    options = {"token_file": str(tmp_path / "none")}
+    scorers = [
+        {"name": "a", "kind": "remote", "source": "127.0.0.1:1"},
+        {"name": "b", "kind": "remote", "source": "127.0.0.1:1", "options": options},
+    ]
+    report = Report()
+    check_machine(RunSettings.model_validate({"reward": {"scorers": scorers}}), report, None)
+    found = texts_of(report)
+    assert any(
+        line.startswith("warning reward.scorers.0.source: 127.0.0.1:1 does not list its scorers: UNAV") for line in found
+    )
+    assert any(line.startswith("error reward.scorers.b.options: ") and "does not exist" in line for line in found)
+
+
 def test_of_services_that_run_elsewhere_this_machine_is_asked_neither_memory_nor_ports() -> None:
     ports = {name: {"host": "0.0.0.0", "port": 1, "address": f"{name}:1"} for name in SERVICES}
     tree = {**ports, "conductor": {**ports["conductor"], "launcher": "none"}, "learner": {"device": "cuda:7"}}

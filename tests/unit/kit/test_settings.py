@@ -88,6 +88,19 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
             "reward: {scorers: [{name: a, kind: ensemble, source: m, options: {members: [m, n]}}]}",
             r"a is an ensemble: name m among its options\.members",
         ),
+        ("reward: {scorers: [{name: a, kind: remote, source: there}]}", "a has the source there: write host:port"),
+        ("reward: {scorers: [{name: a, kind: remote, source: 'http://there:1'}]}", "write host:port, without http"),
+        (
+            "reward: {scorers: [{name: a, kind: remote, source: 'there:1', options: {deadline_s: 600}}]}",
+            r"scorers\.a\.options\.deadline_s: Input should be less than or equal to 100",
+        ),
+        (
+            "reward: {scorers: [{name: a, kind: remote, source: 'a:1', options: {deadline_s: 60}}, {name: b, kind: remote, "
+            "source: 'b:1', options: {deadline_s: 60}}]}",
+            "their deadline_s together are 120 s",
+        ),
+        ("reward: {port: 7, scorers: [{name: a, kind: remote, source: '127.0.0.1:7'}]}", "which is this reward service itself"),
+        ("reward: {scorers: [{name: a, kind: remote, source: 'a:1', options: {tls: {key: k}}}]}", r"options\.tls\.authority"),
         ("reward: {truncate: {token_text: '.', not_before: 256}}", r"truncate\.not_before: position 256 is behind every"),
         ("reward: {truncate: {token_text: ''}}", r"token_text: String should have at least 1 character"),
         ("generation: {max_queued: 19}", r"generation\.max_queued: 19 leave applications room for 15 samples .* at least 20"),
