@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -132,21 +131,11 @@ def _of_scorer(scorer: ScorerSettings) -> Iterator[str]:
 
 
 def _of_remotes(reward: RewardSettings) -> Iterator[str]:
-    from honed.kit.errors import InvalidArgument
-
-    seconds = 0.0
     for scorer in (scorer for scorer in reward.scorers if scorer.kind == "remote"):
         if "://" in scorer.source.removeprefix("dns://") or not re.search(r":\d+$", scorer.source):
             yield f"reward.scorers: {scorer.name} has the source {scorer.source}: write host:port, without http"
         if scorer.source == reward.target and reward.port:
             yield f"reward.scorers: {scorer.name} asks {scorer.source}, which is this reward service itself"
-        with contextlib.suppress(InvalidArgument):  # told with the scorer
-            seconds += scorer.remote().deadline_s
-    if seconds > REMOTE_DEADLINE_S:
-        yield (
-            f"reward.scorers: remote scorers answer one after another, and their deadline_s together are {seconds:g} s: take "
-            f"{REMOTE_DEADLINE_S:g} s at most, after which a batch is near to be taken for hung"
-        )
 
 
 def _of_generation(settings: RunSettings) -> Iterator[str]:

@@ -28,7 +28,16 @@ CONFIGURATION: Final = "/etc/honed"
 STATE: Final = "/var/lib/honed"
 STORE: Final = f"{STATE}/policy"
 _PORTS: Final = {"port": 50051, "control_port": 50052, "health_port": 8081, "metrics_port": 9090}
-_BUILT_IN: Final = ("exact_match", "json_schema", "length", "matches", "number_match", "repetition", "unit_tests")
+_BUILT_IN: Final = (
+    "exact_match",
+    "json_schema",
+    "length",
+    "llm_judge",
+    "matches",
+    "number_match",
+    "repetition",
+    "unit_tests",
+)
 """Functions that the image has; those of honed[metrics] are not among them."""
 _OF_A_POD: Final = {
     "conductor.kubernetes.namespace": "the conductor has the rights of its own namespace alone",
@@ -260,9 +269,12 @@ def _check_scorers(settings: RunSettings, report: Report) -> None:
         where = f"reward.scorers.{number}"
         if scorer.kind == "function" and scorer.source not in _BUILT_IN:
             report.warning(f"{where}.source", f"{scorer.source} must be installed in the image honed-reward")
+        if scorer.kind == "remote" or scorer.source == "llm_judge":
+            report.warning(
+                f"{where}.source", "asks somebody else: the overlay needs the component scorers, or a policy of yours"
+            )
         if scorer.kind == "remote":
             options = scorer.remote()
-            report.warning(f"{where}.source", f"the Pods of honed-reward must be let out to {scorer.source} (deploy/README.md)")
             tls = options.tls
             files = {"token_file": options.token_file}
             files |= {} if tls is None else {f"tls.{name}": getattr(tls, name) for name in ("authority", "certificate", "key")}

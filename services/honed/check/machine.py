@@ -217,27 +217,35 @@ def _check_database(settings: RunSettings, report: Report) -> None:
 
 def _check_scorers(settings: RunSettings, report: Report) -> None:
     from honed.reward.function_scorer import find_function
+    from honed.reward.scorer import check_longest
 
     if not settings.reward.scorers and settings.samples_rollouts and settings.goes_through("online"):
         report.error(
             "reward.scorers", "names none: training needs a reward; write {name: ..., kind: reward_model, source: trained}"
         )
+    longest: dict[str, float] = {}
     for number, scorer in enumerate(settings.reward.scorers):
         where = f"reward.scorers.{number}"
         if scorer.kind == "function":
             try:
-                find_function(scorer.name, scorer.source, scorer.options)
+                longest[scorer.name] = find_function(scorer.name, scorer.source, scorer.options).longest_s
             except InvalidArgument as error:
                 report.error(error.field, error.reason)
             except HonedError as error:
                 report.error(f"{where}.source", str(error))
         if scorer.kind == "remote":
+            longest[scorer.name] = scorer.remote().deadline_s
             _check_remote(scorer, where, report)
         for key, source in scorer.models:
             if not (_is_artifact(source) or (Path(source) / "config.json").is_file()):
                 report.error(
                     f"{where}.{key}", f"{source} is no model directory: name one, or `trained`, or artifact:NAME/VERSION"
                 )
+
+    try:
+        check_longest(longest.items())
+    except InvalidArgument as error:
+        report.error(error.field, error.reason)
 
 
 def _check_remote(scorer: ScorerSettings, where: str, report: Report) -> None:

@@ -24,6 +24,7 @@ from honed.reward.settings import EnsembleOptions
 class EnsembleScorer:
     """Reward models that score together."""
 
+    longest_s = 0.0
     kind: Kind = "ensemble"
 
     def __init__(self, name: str, members: Sequence[ModelScorer], options: EnsembleOptions) -> None:

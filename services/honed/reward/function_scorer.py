@@ -14,7 +14,8 @@ It runs in the one compute thread of the service, so it must not wait for anythi
 The run file's `options` are keyword arguments: of the function, at each call; or of a class, which is made once, at the start,
 and whose instance is called with the samples. A class refuses a wrong value by a ValueError, as pydantic's models do.
 
-A class may have an attribute `needs_reference`: `honed check` then asks the prompts for one.
+A class may have an attribute `needs_reference`: `honed check` then asks the prompts for one. One that waits for something says
+by an attribute `longest_s` after how many seconds it gives up a batch.
 
 A function that raises InvalidArgument says that the sample is at fault (it needs a reference, say), and that another try would
 give the same.
@@ -77,6 +78,7 @@ class FunctionScorer:
         self.name = name
         self.version = version
         self.needs_reference = bool(getattr(function, "needs_reference", False))
+        self.longest_s = float(getattr(function, "longest_s", 0.0))
         self._function = function
         self._sees_prompt = sees_prompt
 

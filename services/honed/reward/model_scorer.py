@@ -17,6 +17,7 @@ from honed.reward.scorer import BadSample, Kind, ScorerFailed, ScorerInput, Scor
 class ModelScorer:
     """One loaded reward model. Its directory may go away after the load."""
 
+    longest_s = 0.0
     kind: Kind = "reward_model"
 
     def __init__(

@@ -2,7 +2,7 @@
 
 - A batch goes in calls that any gRPC server takes: `options.batch` items at most, and below gRPC's usual 4 MiB.
 - What may pass (nobody answers, no room) is tried again with growing pauses until `options.deadline_s`, and is an outage then:
-  rollouts wait for it and lose no delivery.
+  rollouts wait for it and lose no delivery. So is what the service refuses to everybody: a wrong token, another contract.
 - An answer is checked: as many results as items, under their ids, in their order, finite.
 - The version of a score is of what gave it: each answer names the remote's scorers, their versions and weights.
 """
@@ -16,7 +16,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from honed._client.errors import RequestError
 from honed._client.peer import Peer
@@ -67,7 +67,7 @@ class RemoteScorer:
         Raises:
             FailedPrecondition: The token or a TLS file cannot be read.
         """
-        self.name, self.version = name, f"remote {target}"
+        self.name, self.version, self.longest_s = name, f"remote {target}", options.deadline_s
         self._target, self._options, self._sees_prompt = target, options, sees_prompt
         self._clock, self._sleep = clock, sleep
         tls = options.tls
@@ -144,7 +144,7 @@ class RemoteScorer:
                 except RequestError as error:
                     failure = error
                     if error.code not in _PASSING:
-                        raise self._refusal(error, items, first) from error
+                        self._refuse(error, items, first)
                 left = end - self._clock()
             if left <= pause_s:
                 reason = "the calls before took its time" if failure is None else f"{failure.code}: {failure.message}"
@@ -153,13 +153,14 @@ class RemoteScorer:
             self._sleep(pause_s * random.uniform(0.75, 1.0))
             pause_s = min(_PAUSES_S[1], 2 * pause_s)
 
-    def _refusal(self, error: RequestError, items: Sequence[reward_pb2.ScoreItem], first: int) -> ScorerFailed:
+    def _refuse(self, error: RequestError, items: Sequence[reward_pb2.ScoreItem], first: int) -> NoReturn:
         reason = f"{self._target} answered {error.code}: {error.message}"
         if error.code == "INVALID_ARGUMENT" and len(items) == 1:
-            return BadSample(self.name, self.version, reason, first)
-        if error.code in _REFUSED:
-            reason += f"; {_REFUSED[error.code]}"
-        return ScorerFailed(self.name, self.version, reason)
+            raise BadSample(self.name, self.version, reason, first) from error
+        if error.code in _REFUSED:  # to everybody, until somebody changes something: no sample is at fault
+            away = Unavailable(f"{reason}; {_REFUSED[error.code]}")
+            raise ScorerFailed(self.name, self.version, str(away)) from away
+        raise ScorerFailed(self.name, self.version, reason) from error
 
     def _check(self, results: Sequence[reward_pb2.ScoreResult], items: Sequence[reward_pb2.ScoreItem]) -> None:
         given, wanted = [result.id for result in results], [item.id for item in items]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from honed.kit.errors import HonedError, InvalidArgument
 from honed.reward import metrics
-from honed.reward.scorer import Scorer, ScorerFailed, ScorerInput, ScoringTokenizer
+from honed.reward.scorer import Scorer, ScorerFailed, ScorerInput, ScoringTokenizer, check_longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class WeightedSum:
         """Adds up `terms`.
 
         Raises:
-            InvalidArgument: There are none, two have one name, or a weight is not finite.
+            InvalidArgument: There are none, two have one name, a weight is not finite, or they may take too long together.
         """
         names = [term.scorer.name for term in terms]
         if not names:
@@ -105,6 +105,7 @@ class WeightedSum:
             raise InvalidArgument("reward.scorers", f"two scorers have the same name: {', '.join(names)}")
         if not all(math.isfinite(term.weight) for term in terms):
             raise InvalidArgument("reward.scorers", "every weight must be finite")
+        check_longest((term.scorer.name, term.scorer.longest_s) for term in terms)
         self.terms = tuple(terms)
         self._truncation = truncation
 

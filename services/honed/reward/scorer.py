@@ -6,18 +6,21 @@ that it failed on, so a call must not change what later calls answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal, Protocol, Self
 
 import grpc
 
-from honed.kit.errors import DeadlineExceeded, HonedError, Overloaded, Unavailable
+from honed.kit.errors import DeadlineExceeded, HonedError, InvalidArgument, Overloaded, Unavailable
 from honed.models.chat import ChatMessage
 from honed.models.tokenizer import ChatTokenizer, render_chat
 
 Kind = Literal["reward_model", "function", "ensemble", "remote"]
+
+LONGEST_S: Final = 110.0
+"""What all scorers that give a batch up by themselves may take together: less than `BatchSettings.compute_timeout_s`."""
 
 _PASSING: Final = (
     grpc.StatusCode.UNAVAILABLE,
@@ -193,12 +196,35 @@ class Scorer(Protocol):
     def max_tokens(self) -> int:
         """The most tokens of prompt and response together; 0 when there is no limit."""
 
+    @property
+    def longest_s(self) -> float:
+        """Seconds after which it gives a batch up by itself; 0 where it computes until it is done."""
+
     def score(self, batch: Sequence[ScorerInput]) -> Sequence[ScorerOutput]:
         """Scores each sample, in the order of the batch.
 
         Raises:
             ScorerFailed: It could not; names the sample if it knows it.
         """
+
+
+def check_longest(scorers: Iterable[tuple[str, float]]) -> None:
+    """Asserts that a batch which every scorer gives up ends before the service takes a scorer for hung, and ends.
+
+    Args:
+        scorers: Name and `longest_s` of each; one computes after the other.
+
+    Raises:
+        InvalidArgument: Their times together are too long.
+    """
+    bounded = [(name, seconds) for name, seconds in scorers if seconds]
+    if (together := sum(seconds for _, seconds in bounded)) > LONGEST_S:
+        each = ", ".join(f"{name} {seconds:g} s" for name, seconds in bounded)
+        raise InvalidArgument(
+            "reward.scorers",
+            f"one scores after the other, and together they may take {together:g} s ({each}), where {LONGEST_S:g} s are the "
+            "most: give their option deadline_s less",
+        )
 
 
 def _tokens(token_ids: tuple[int, ...] | None, text: str | None) -> int:

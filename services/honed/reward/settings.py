@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from honed.artifacts.settings import TRAINED
 from honed.settings import Positive, ReplicatedSettings, Section, TlsSettings
-
-REMOTE_DEADLINE_S: Final = 100.0
-"""What all remote scorers may take for one batch: less than after which a scorer is taken for hung."""
 
 
 class TruncateSettings(Section):
@@ -61,7 +58,7 @@ class RemoteOptions(Section):
         "text", description="token_ids: the policy's, for a service with the same tokenizer; text leaves special tokens out."
     )
     batch: Annotated[int, Field(ge=1, le=4096)] = Field(256, description="Responses of one call at most.")
-    deadline_s: Annotated[float, Field(gt=0, le=REMOTE_DEADLINE_S)] = Field(
+    deadline_s: Annotated[float, Field(gt=0, le=100)] = Field(
         30.0, description="Seconds for all calls of a batch, with their repetitions; past it there is an outage."
     )
     token_file: Path | None = Field(None, description="File with the bearer token that the service asks for. Unset: none.")

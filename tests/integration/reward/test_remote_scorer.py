@@ -127,7 +127,7 @@ async def test_without_the_right_token_it_says_what_to_do_and_a_replaced_one_is_
     async with Remote(tmp_path).serving() as target:
         with pytest.raises(ScorerFailed, match=r"UNAUTHENTICATED: .*options\.token_file") as caught:
             await asyncio.to_thread(remote(target).score, [item("3")])
-        assert not is_outage(caught.value)
+        assert is_outage(caught.value), "no rollout is at fault"
         file = tmp_path / "mine"
         file.write_text("honed_wrong\n")
         scorer = remote(target, token_file=file)
@@ -250,8 +250,12 @@ def test_an_answer_that_is_none_is_refused(change: Callable[[list[Any]], list[An
 
 
 def test_a_server_without_the_contract_is_named_as_such() -> None:
-    with serving(None) as target, pytest.raises(ScorerFailed, match=r"serves no honed\.v1\.RewardService, or another version"):
+    with (
+        serving(None) as target,
+        pytest.raises(ScorerFailed, match=r"serves no honed\.v1\.RewardService, or another version") as caught,
+    ):
         remote(target).score([item("a")])
+    assert is_outage(caught.value)
 
 
 def test_the_version_tells_weights_scorers_and_their_versions_apart() -> None:

@@ -158,6 +158,7 @@ def test_a_remote_scorer_that_is_not_there_yet_is_a_warning_and_a_missing_token_
     scorers = [
         {"name": "a", "kind": "remote", "source": "127.0.0.1:1"},
         {"name": "b", "kind": "remote", "source": "127.0.0.1:1", "options": options},
+        {"name": "c", "kind": "remote", "source": "127.0.0.1:1", "options": {"deadline_s": 60}},
     ]
     report = Report()
     check_machine(RunSettings.model_validate({"reward": {"scorers": scorers}}), report, None)
@@ -166,6 +167,7 @@ def test_a_remote_scorer_that_is_not_there_yet_is_a_warning_and_a_missing_token_
         line.startswith("warning reward.scorers.0.source: 127.0.0.1:1 does not list its scorers: UNAV") for line in found
     )
     assert any(line.startswith("error reward.scorers.b.options: ") and "does not exist" in line for line in found)
+    assert any("together they may take 120 s (a 30 s, b 30 s, c 60 s)" in line for line in found)
 
 
 def test_of_services_that_run_elsewhere_this_machine_is_asked_neither_memory_nor_ports() -> None:

@@ -94,11 +94,6 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
             "reward: {scorers: [{name: a, kind: remote, source: 'there:1', options: {deadline_s: 600}}]}",
             r"scorers\.a\.options\.deadline_s: Input should be less than or equal to 100",
         ),
-        (
-            "reward: {scorers: [{name: a, kind: remote, source: 'a:1', options: {deadline_s: 60}}, {name: b, kind: remote, "
-            "source: 'b:1', options: {deadline_s: 60}}]}",
-            "their deadline_s together are 120 s",
-        ),
         ("reward: {port: 7, scorers: [{name: a, kind: remote, source: '127.0.0.1:7'}]}", "which is this reward service itself"),
         ("reward: {scorers: [{name: a, kind: remote, source: 'a:1', options: {tls: {key: k}}}]}", r"options\.tls\.authority"),
         ("reward: {truncate: {token_text: '.', not_before: 256}}", r"truncate\.not_before: position 256 is behind every"),

@@ -54,6 +54,7 @@ class FakeScorer:
 
     kind: Kind = "reward_model"
     max_tokens = 0
+    longest_s = 0.0
 
     def __init__(self, name: str = "fake", version: str = "v1", value: Callable[[str], float] = as_number) -> None:
         self.name = name

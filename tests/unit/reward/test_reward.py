@@ -78,3 +78,13 @@ def test_the_truncation_token_must_be_one_token() -> None:
     assert Truncation.of_text(".", 0, -1.0, TOKENIZER).token == DOT
     with pytest.raises(InvalidArgument, match=r"truncate\.token_text: '\.\.\.' is 3 tokens"):
         Truncation.of_text("...", 0, -1.0, TOKENIZER)
+
+
+def test_scorers_that_may_wait_longer_together_than_a_batch_may_are_refused_at_the_start() -> None:
+    slow, slower = FakeScorer("slow"), FakeScorer("slower")
+    slow.longest_s, slower.longest_s = 50.0, 60.0
+    terms = [Term(slow, 1.0), Term(slower, 1.0), Term(FakeScorer("computes"), 1.0)]
+    WeightedSum(terms)
+    slower.longest_s = 60.5
+    with pytest.raises(InvalidArgument, match=r"may take 110\.5 s \(slow 50 s, slower 60\.5 s\), where 110 s are the most"):
+        WeightedSum(terms)

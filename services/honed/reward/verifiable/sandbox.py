@@ -47,7 +47,7 @@ from pathlib import Path
 from typing import Final
 
 _CHILD: Final = Path(__file__).with_name("sandbox_child.py")
-_GRACE_S: Final = 3.0
+GRACE_S: Final = 3.0
 """For the start and the end of the child beside the time of the code."""
 
 
@@ -111,7 +111,7 @@ def run_tests(program: str, tests: str, limits: Limits, *, partial: bool = False
             "memory_bytes": limits.memory_mb << 20,
             "disk_bytes": limits.disk_mb << 20,
         }
-        return _read(_run(json.dumps(job).encode(), directory, limits.timeout_s + _GRACE_S))
+        return _read(_run(json.dumps(job).encode(), directory, limits.timeout_s + GRACE_S))
 
 
 def _run(job: bytes, directory: str, timeout_s: float) -> bytes:

@@ -19,7 +19,7 @@ from pydantic import Field, PrivateAttr
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.reward.verifiable.base import AgainstReference
 from honed.reward.verifiable.fences import fenced_blocks
-from honed.reward.verifiable.sandbox import Limits, Outcome, run_tests
+from honed.reward.verifiable.sandbox import GRACE_S, Limits, Outcome, run_tests
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,11 @@ class UnitTests(AgainstReference):
     deadline_s: float = Field(60.0, gt=0, le=60, description="Seconds after which no further response of a batch is begun.")
 
     _known: OrderedDict[bytes, float] = PrivateAttr(default_factory=OrderedDict)
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds after which a batch is given up, with what has begun by then."""
+        return self.deadline_s + self.timeout_s + GRACE_S
 
     def model_post_init(self, context: Any, /) -> None:
         """Tests that tests can be run here.
