@@ -133,7 +133,8 @@ Scorable = Sample | str | tuple[Tokens, Tokens]
 class ScorerValue:
     """What one scorer said: its value before the weight, and how many tokens it had to leave out.
 
-    An ensemble also says the value of each of its members, and their population standard deviation.
+    An ensemble also says the value of each of its members, and their population standard deviation; a scorer that rewards each
+    token one value for each token of the response, whose sum is `value`.
     """
 
     scorer: str
@@ -143,6 +144,7 @@ class ScorerValue:
     truncated_tokens: int
     members: tuple[float, ...] = ()
     deviation: float = 0.0
+    token_values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,7 @@ def pace(peer: Peer, step: int, now: float) -> dict[str, Any]:
     Raises:
         RequestError: it does not answer.
     """
+    from honed.learner.loop.records import scores_of
     from honed.v1 import learner_pb2, learner_pb2_grpc
 
     stub = learner_pb2_grpc.LearnerServiceStub(peer.channel)
@@ -152,6 +153,7 @@ def pace(peer: Peer, step: int, now: float) -> dict[str, Any]:
     return {
         "updates_per_minute": per_minute(ended, now),
         **{name: last[name] if name in last and math.isfinite(last[name]) else None for name in names},
+        "scores": {name: value for name, value in scores_of(last).items() if math.isfinite(value)},
     }
 
 
@@ -211,7 +213,10 @@ def _learner(learner: Mapping[str, Any]) -> dict[str, str]:
     quality = [("score", "score_mean", "+.3f"), ("KL", "kl", ".2f"), ("entropy", "entropy", ".2f")]
     values = ", ".join(f"{title} {_number(learner[name], form)}" for title, name, form in quality)
     per = _number(learner["updates_per_minute"], ".2f")
-    return {**shown, "pace": f"{per} updates a minute; staleness {mean} in the mean, {most} at most; {values}"}
+    shown["pace"] = f"{per} updates a minute; staleness {mean} in the mean, {most} at most; {values}"
+    if len(scores := learner["scores"]) > 1:  # one alone is the score
+        shown["scores"] = ", ".join(f"{output.printable(name)} {_number(value, '+.3f')}" for name, value in scores.items())
+    return shown
 
 
 def _alarms(run: Mapping[str, Any], learner: Mapping[str, Any]) -> list[str]:

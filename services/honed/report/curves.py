@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from honed.learner.loop.records import OF_SCORER, scores_of
 from honed.v1 import learner_pb2
 
 COLOUR = "#0b6e4f"
@@ -45,7 +46,11 @@ CURVES = (
 def drawn(updates: Sequence[learner_pb2.StepMetrics]) -> list[tuple[Curve, str]]:
     """Each curve that the updates have something for, with its picture: algorithms measure different things."""
     measured = {name for update in updates for name in update.values}
-    return [(curve, line(updates, curve)) for curve in CURVES if curve.metric in measured]
+    scorers = scores_of(dict.fromkeys(measured, 0.0))
+    curves = list(CURVES)
+    if len(scorers) > 1:  # one alone is the score
+        curves[1:1] = [Curve(f"Score of {name}", "before its weight", OF_SCORER + name) for name in scorers]
+    return [(curve, line(updates, curve)) for curve in curves if curve.metric in measured]
 
 
 def line(updates: Sequence[learner_pb2.StepMetrics], curve: Curve) -> str:

@@ -17,6 +17,14 @@ and whose instance is called with the samples. A class refuses a wrong value by 
 A class may have an attribute `needs_reference`: `honed check` then asks the prompts for one. One that waits for something says
 by an attribute `longest_s` after how many seconds it gives up a batch.
 
+One that rewards each token has an attribute `dense = True`: it gets the response's tokens, and returns for each sample not one
+number but one for each token. Algorithms with a value head put them at their tokens; to others a response is worth their sum.
+
+    def early(samples: Sequence[Sample]) -> Sequence[Sequence[float]]:
+        return [[1.0 if "!" in token else 0.0 for token in sample.tokens] for sample in samples]
+
+    early.dense = True
+
 A function that raises InvalidArgument says that the sample is at fault (it needs a reference, say), and that another try would
 give the same.
 """
@@ -50,14 +58,19 @@ class Sample:
         prompt: The prompt's text; empty when the settings say that the scorer does not see it.
         response: The response's text.
         reference: What the prompt's author gave to compare responses with; empty if there is nothing.
+        tokens: The text of each of the response's tokens, for a dense function. Joined they are the response: a token that ends
+            in the middle of a character is empty, and the next one has all of it.
+        token_ids: The ids of these tokens in the policy's vocabulary.
     """
 
     prompt: str
     response: str
     reference: str = ""
+    tokens: tuple[str, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
-ScoreFunction = Callable[[Sequence[Sample]], Sequence[float]]
+ScoreFunction = Callable[[Sequence[Sample]], Sequence[float] | Sequence[Sequence[float]]]
 
 
 class FunctionScorer:
@@ -66,7 +79,9 @@ class FunctionScorer:
     kind: Kind = "function"
     max_tokens = 0
 
-    def __init__(self, name: str, function: ScoreFunction, version: str, *, sees_prompt: bool = True) -> None:
+    def __init__(
+        self, name: str, function: ScoreFunction, version: str, *, sees_prompt: bool = True, dense: bool | None = None
+    ) -> None:
         """Wraps a function.
 
         Args:
@@ -74,9 +89,11 @@ class FunctionScorer:
             function: See the module.
             version: Changes whenever the function may answer differently.
             sees_prompt: Whether it gets the prompt too.
+            dense: Whether it rewards each token; None: its attribute `dense` says so.
         """
         self.name = name
         self.version = version
+        self.dense = bool(getattr(function, "dense", False)) if dense is None else dense
         self.needs_reference = bool(getattr(function, "needs_reference", False))
         self.longest_s = float(getattr(function, "longest_s", 0.0))
         self._function = function
@@ -96,16 +113,32 @@ class FunctionScorer:
             raise ScorerFailed(self.name, self.version, f"{type(error).__name__}: {error}", 0) from error
         if len(values) != len(batch):
             raise ScorerFailed(self.name, self.version, f"it returned {len(values)} values for {len(batch)} samples")
-        return [ScorerOutput(self._number(value, index)) for index, value in enumerate(values)]
+        return [self._output(value, index) for index, value in enumerate(values)]
 
     def _sample(self, item: ScorerInput) -> Sample:
-        return Sample(item.prompt_text if self._sees_prompt else "", item.response_text, item.reference)
+        prompt = item.prompt_text if self._sees_prompt else ""
+        if not self.dense:
+            return Sample(prompt, item.response_text, item.reference)
+        return Sample(prompt, item.response_text, item.reference, item.response_pieces, item.response_ids)
+
+    def _output(self, value: Any, index: int) -> ScorerOutput:
+        if not self.dense:
+            return ScorerOutput(self._number(value, index))
+        try:
+            each = list(value)
+        except TypeError as error:
+            reason = f"it returned {value!r} where one reward for each token is wanted (it has `dense = True`)"
+            raise ScorerFailed(self.name, self.version, reason, index) from error
+        rewards = tuple(self._number(one, index) for one in each)
+        return ScorerOutput(math.fsum(rewards), token_values=rewards)
 
     def _number(self, value: object, index: int) -> float:
         try:
             number = float(value)  # type: ignore[arg-type]  # numpy and torch scalars are welcome
         except (TypeError, ValueError) as error:
             reason = f"it returned {value!r}, which is no number"
+            if isinstance(value, Sequence) and not isinstance(value, str) and not self.dense:
+                reason += "; a function that rewards each token says so by an attribute `dense = True`"
             raise ScorerFailed(self.name, self.version, reason, index) from error
         if not math.isfinite(number):
             raise ScorerFailed(self.name, self.version, f"it returned {number}, which is not finite", index)
@@ -150,7 +183,8 @@ def find_function(
         raise FailedPrecondition(f"scorer '{name}': {found[0].value} is a {type(function).__name__}, not a function")
     options = options or {}
     made = _with_options(name, source, function, options)
-    return FunctionScorer(name, made, _version(found[0], options), sees_prompt=sees_prompt)
+    dense = bool(getattr(made, "dense", getattr(function, "dense", False)))  # a function with options is a partial one
+    return FunctionScorer(name, made, _version(found[0], options), sees_prompt=sees_prompt, dense=dense)
 
 
 def _with_options(name: str, source: str, function: Callable[..., Any], options: Mapping[str, Any]) -> ScoreFunction:

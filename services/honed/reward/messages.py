@@ -47,6 +47,7 @@ def score_messages(reward: Reward) -> list[common_pb2.Score]:
             truncated_tokens=score.truncated_tokens,
             members=score.members,
             deviation=score.deviation,
+            token_values=score.token_values,
         )
         for score in reward.scores
     ]

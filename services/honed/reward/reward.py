@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from honed.kit.errors import HonedError, InvalidArgument
 from honed.reward import metrics
-from honed.reward.scorer import Scorer, ScorerFailed, ScorerInput, ScoringTokenizer, check_longest
+from honed.reward.scorer import Scorer, ScorerFailed, ScorerInput, ScorerOutput, ScoringTokenizer, check_longest
+
+LARGEST: Final = 3.4e38
+"""The largest reward of a token: they travel as float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class ScoreValue:
     truncated_tokens: int
     members: tuple[float, ...] = ()
     deviation: float = 0.0
+    token_values: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +125,10 @@ class WeightedSum:
             for index, item in enumerate(batch):
                 inputs[index], complete[index] = self._truncation.apply(item)
             metrics.MISSING_TOKEN.inc(complete.count(False))
-        columns = [self._column(term, inputs) for term in self.terms]
+        columns = [self._column(term, inputs, batch) for term in self.terms]
         return [self._reward(index, row, complete[index]) for index, row in enumerate(zip(*columns, strict=True))]
 
-    def _column(self, term: Term, inputs: Sequence[ScorerInput]) -> list[ScoreValue]:
+    def _column(self, term: Term, inputs: Sequence[ScorerInput], whole: Sequence[ScorerInput]) -> list[ScoreValue]:
         scorer = term.scorer
         try:
             outputs = scorer.score(inputs)
@@ -138,10 +143,34 @@ class WeightedSum:
                 raise ScorerFailed(scorer.name, scorer.version, f"its value is {output.value}, which is not finite", index)
         return [
             ScoreValue(
-                scorer.name, o.version or scorer.version, o.value, term.weight, o.truncated_tokens, o.members, o.deviation
+                scorer.name,
+                output.version or scorer.version,
+                output.value,
+                term.weight,
+                output.truncated_tokens,
+                output.members,
+                output.deviation,
+                self._of_tokens(term.scorer, output, index, inputs[index], whole[index]),
             )
-            for o in outputs
+            for index, output in enumerate(outputs)
         ]
+
+    def _of_tokens(
+        self, scorer: Scorer, output: ScorerOutput, index: int, scored: ScorerInput, whole: ScorerInput
+    ) -> tuple[float, ...] | None:
+        """Rewards of all tokens of the response, where the scorer saw those up to the truncation token."""
+        values = output.token_values
+        if values is None:
+            return None
+        given, wanted = len(values), len(scored.response_ids)
+        if given != wanted:
+            reason = f"it returned {given} rewards for a response of {wanted} tokens: one a token is wanted"
+            raise ScorerFailed(scorer.name, scorer.version, reason, index)
+        for at, value in enumerate(values):
+            if not abs(value) <= LARGEST:
+                reason = f"its reward of token {at} is {value}, which is not finite in float32"
+                raise ScorerFailed(scorer.name, scorer.version, reason, index)
+        return (*values, *(0.0,) * (len(whole.response_ids) - wanted))
 
     def _reward(self, index: int, scores: tuple[ScoreValue, ...], complete: bool) -> Reward:
         if not complete:

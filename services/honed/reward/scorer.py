@@ -15,6 +15,7 @@ import grpc
 
 from honed.kit.errors import DeadlineExceeded, HonedError, InvalidArgument, Overloaded, Unavailable
 from honed.models.chat import ChatMessage
+from honed.models.text_stream import TextStream
 from honed.models.tokenizer import ChatTokenizer, render_chat
 
 Kind = Literal["reward_model", "function", "ensemble", "remote"]
@@ -135,6 +136,23 @@ class ScorerInput:
         return tuple(self.tokenizer.encode(self.response or "", special_tokens=False))
 
     @cached_property
+    def response_pieces(self) -> tuple[str, ...]:
+        """The text of each of the response's tokens; joined they are the response.
+
+        A token that ends in the middle of a character is empty, and the one that ends the character has all of it. So is
+        a special token.
+        """
+        stream = TextStream(self.tokenizer.decode, self.prompt_ids, ())
+        pieces = []
+        for token in self.response_ids:
+            stream.push(token)
+            pieces.append(stream.take())
+        stream.finish()
+        if pieces:
+            pieces[-1] += stream.take()
+        return tuple(pieces)
+
+    @cached_property
     def prompt_ids(self) -> tuple[int, ...]:
         """The prompt in the policy's tokens, as generation encodes it; empty if there is none.
 
@@ -167,6 +185,7 @@ class ScorerOutput:
         truncated_tokens: How many tokens the scorer had to leave out.
         members: Of an ensemble, the value of each member.
         deviation: Of an ensemble, the population standard deviation of `members`.
+        token_values: Of a scorer that rewards each token, one for each of the response, whose sum is `value`; else None.
         version: Which version of the scorer said it, where only the answer tells; empty for the scorer's own.
     """
 
@@ -175,6 +194,7 @@ class ScorerOutput:
     members: tuple[float, ...] = ()
     deviation: float = 0.0
     version: str = ""
+    token_values: tuple[float, ...] | None = None
 
 
 class Scorer(Protocol):

@@ -320,6 +320,7 @@ class Score(_message.Message):
     TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     DEVIATION_FIELD_NUMBER: _builtins.int
+    TOKEN_VALUES_FIELD_NUMBER: _builtins.int
     scorer: _builtins.str
     """The scorer's name in the settings."""
     scorer_version: _builtins.str
@@ -339,6 +340,12 @@ class Score(_message.Message):
     def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """For an ensemble: the value of each member, in the order of the settings. Otherwise empty."""
 
+    @_builtins.property
+    def token_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For a scorer that rewards each token: one reward for each token of the response, whose sum is `value`; 0 behind the
+        truncation token. Otherwise empty.
+        """
+
     def __init__(
         self,
         *,
@@ -349,10 +356,11 @@ class Score(_message.Message):
         truncated_tokens: _builtins.int = ...,
         members: _abc.Iterable[_builtins.float] | None = ...,
         deviation: _builtins.float = ...,
+        token_values: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deviation", b"deviation", "members", b"members", "scorer", b"scorer", "scorer_version", b"scorer_version", "truncated_tokens", b"truncated_tokens", "value", b"value", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deviation", b"deviation", "members", b"members", "scorer", b"scorer", "scorer_version", b"scorer_version", "token_values", b"token_values", "truncated_tokens", b"truncated_tokens", "value", b"value", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -108,7 +108,7 @@ async def test_entries_of_the_streams_keep_what_training_needs() -> None:
     episode = Episode.from_scored("1-0", scored, Vocabulary(258, end_token_ids=frozenset({0})), max_tokens=5)
     assert episode == Episode(
         "g/0", "1-0", (5, 6), (7, 8, 9), (-0.5, -1.0, -1.5),
-        (TokenSpan(VersionId(1, 4), 0, 2), TokenSpan(VersionId(1, 5), 2, 3)), 0.75, group_id="g", cut=True,
+        (TokenSpan(VersionId(1, 4), 0, 2), TokenSpan(VersionId(1, 5), 2, 3)), 0.75, group_id="g", finish_reason="length",
     )  # fmt: skip
 
 

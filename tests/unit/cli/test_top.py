@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from honed.cli.top import _alarms, per_minute
+from honed.cli.top import _alarms, _learner, per_minute
+from honed.learner.loop.records import scores_of
 
 TENS = [0.0, 10.0, 20.0, 30.0]
 
@@ -25,6 +26,17 @@ def test_the_pace_is_that_of_the_last_updates_and_falls_when_none_come(
     ended: list[float], now: float, pace: float | None
 ) -> None:
     assert per_minute(ended, now) == pace
+
+
+def test_several_scorers_are_shown_each_by_itself() -> None:
+    learner = {
+        "version": "1.2", "target_steps": 3, "rollouts_trained": 8, "rollouts_dropped": {}, "versions_pushed": 2,
+        "pushes_failed": 0, "state": "training", "served_version": "1.2", "updates_per_minute": None, "staleness_mean": 1.0,
+        "staleness_max": 1.0, "score_mean": 0.5, "kl": 0.1, "entropy": 2.0,
+    }  # fmt: skip
+    assert _learner({**learner, "scores": {"people": 0.25, "price": -1.0}})["scores"] == "people +0.250, price -1.000"
+    assert "scores" not in _learner({**learner, "scores": {"people": 0.25}}), "one alone is the score"
+    assert scores_of({"score_mean": 1.0, "score/b": 2.0, "score/a": 3.0, "kl": 4.0}) == {"a": 3.0, "b": 2.0}
 
 
 def test_an_alarm_is_told_once() -> None:

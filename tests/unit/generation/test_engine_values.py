@@ -12,10 +12,10 @@ import torch
 from honed.artifacts.version import VersionId
 from honed.generation.hf.decoder import sample
 from honed.generation.requests import EngineLimits, EngineRequest, Sampling, Span, check_request
-from honed.generation.text_stream import TextStream
 from honed.generation.vllm.outputs import _spans
 from honed.generation.vllm.settings import vllm_version
 from honed.kit.errors import InvalidArgument, Unavailable
+from honed.models.text_stream import TextStream
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_a_scored_rollout_becomes_an_episode_with_nothing_lost() -> None:
     assert episode == Episode(
         rollout_id="g7/0",
         group_id="g7",
-        cut=True,
+        finish_reason="length",
         entry_id="17-0",
         prompt=(1, 2, 3),
         response=(4, 5, 6),
@@ -49,6 +49,45 @@ def test_a_scored_rollout_becomes_an_episode_with_nothing_lost() -> None:
         temperature=0.5,
     )
     assert episode.oldest == VersionId(2, 8)
+
+
+def score(name: str, value: float, weight: float, *tokens: float) -> common_pb2.Score:
+    return common_pb2.Score(scorer=name, value=value, weight=weight, token_values=tokens)
+
+
+def test_scores_and_rewards_of_tokens_come_with_it() -> None:
+    message = scored()
+    message.scores.extend([score("a", 3.0, 2.0, 1, 0, 2), score("b", 0.5, 1.0), score("c", 1.0, -1.0, 0, 1, 0)])
+    episode = Episode.from_scored("1-0", message, VOCABULARY)
+    assert episode.scores == (("a", 3.0), ("b", 0.5), ("c", 1.0))
+    assert episode.token_rewards == (2.0, -1.0, 4.0)
+    message.missing = True
+    assert Episode.from_scored("1-0", message, VOCABULARY).token_rewards == (), "the price stands for all of them"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field", "reason"),
+    [
+        (score("a", 3.0, 1.0, 1, 2), "scores[1].token_values", "scorer 'a' gave 2 rewards for a response of 3 tokens"),
+        (score("a", 3.0, 1.0, 1, 2, float("nan")), "scores[1].token_values[2]", "scorer 'a' gave nan"),
+        (score("a", float("inf"), 1.0), "scores[1].value", "scorer 'a' gave inf"),
+    ],
+)
+def test_scores_of_a_wrong_shape_are_refused_with_the_scorer(wrong: common_pb2.Score, field: str, reason: str) -> None:
+    message = scored()
+    message.scores.extend([score("b", 0.5, 1.0), wrong])
+    with pytest.raises(InvalidArgument) as caught:
+        Episode.from_scored("1-0", message, VOCABULARY)
+    assert caught.value.field == field
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(("reason", "name"), [(0, ""), (1, "stop"), (2, "length"), (3, "aborted")])
+def test_why_it_ended_is_told(reason: Any, name: str) -> None:
+    message = scored()
+    message.rollout.finish_reason = reason
+    episode = Episode.from_scored("1-0", message, Vocabulary(size=50))
+    assert (episode.finish_reason, episode.cut) == (name, name == "length")
 
 
 def test_an_unset_temperature_is_1() -> None:

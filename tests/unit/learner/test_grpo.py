@@ -68,7 +68,7 @@ def padded_loss(model: torch.nn.Module, reference: torch.nn.Module, batch: list[
 )
 @pytest.mark.parametrize("budget", [40, 100_000])
 def test_the_gradient_is_that_of_the_formula_in_rows(options: dict[str, Any], budget: int) -> None:
-    batch = [dataclasses.replace(e, cut=n % 5 == 0) for n, e in enumerate(grouped_episodes())]
+    batch = [dataclasses.replace(e, finish_reason="length" if n % 5 == 0 else "stop") for n, e in enumerate(grouped_episodes())]
     settings = TrainSettings(learning_rate=1e-3, epochs=1, microbatch_tokens=budget)
     trainer = make_trainer(settings, grpo(**options), kl=FixedKL(0.04))
     model, reference = trainer.model.language_model, trainer.algorithm.reference.language_model
@@ -99,7 +99,7 @@ def test_prompts_whose_responses_all_have_one_score_move_nothing_and_are_counted
 
 def test_a_batch_of_responses_that_were_all_cut_moves_nothing() -> None:
     trainer = make_trainer(TrainSettings(), grpo(leave_out_cut=True), kl=FixedKL(0.0))
-    figures = trainer.update([dataclasses.replace(e, cut=True) for e in grouped_episodes()])
+    figures = trainer.update([dataclasses.replace(e, finish_reason="length") for e in grouped_episodes()])
     assert figures["grad_norm"] == 0.0
 
 

@@ -6,12 +6,21 @@ import dataclasses
 import logging
 import random
 import statistics
+from collections.abc import Callable
 
 import pytest
 from tests.unit.learner.samples import random_episodes
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running, batch_rewards
+from honed.learner.data.episode import Episode
+from honed.learner.objectives.normalise import (
+    FittedOnFirstBatch,
+    GainBias,
+    RewardNormaliser,
+    Running,
+    batch_rewards,
+    placed_rewards,
+)
 
 _SOURCE = random.Random(0)
 SCORES = [_SOURCE.gauss(3.0, 5.0) for _ in range(256)]
@@ -90,3 +99,46 @@ def test_a_batch_in_which_every_token_is_missing_has_its_price_alone(normaliser:
     episodes = [dataclasses.replace(episode, reward=-1.0, missing=True) for episode in random_episodes(3)]
     assert batch_rewards(normaliser, episodes) == [-1.0, -1.0, -1.0]
     assert normaliser.state() == before
+
+
+def dense_episodes() -> list[Episode]:
+    """Every second one has rewards of tokens, and something for the whole response beside them; one lacks its token."""
+    source = random.Random(1)
+    episodes = []
+    for index, episode in enumerate(random_episodes(8, seed=2)):
+        tokens = tuple(source.gauss(0, 1) for _ in episode.response) if index % 2 else ()
+        episodes.append(dataclasses.replace(episode, token_rewards=tokens, reward=episode.reward + sum(tokens)))
+    episodes[0] = dataclasses.replace(episodes[0], missing=True)
+    return episodes
+
+
+@pytest.mark.parametrize("make", [GainBias, lambda: FittedOnFirstBatch(GainBias()), Running, lambda: Running(shift_mean=True)])
+def test_rewards_of_tokens_add_up_to_the_normalised_reward_and_keep_their_proportions(
+    make: Callable[[], RewardNormaliser],
+) -> None:
+    episodes, normaliser = dense_episodes(), make()
+    rewards = batch_rewards(normaliser, episodes)
+    placed = placed_rewards(normaliser, episodes, rewards)
+    assert placed is not None
+    gain, _ = normaliser.line
+    for episode, reward, row in zip(episodes, rewards, placed, strict=True):
+        assert len(row) == len(episode.response)
+        assert sum(row) == pytest.approx(reward, abs=1e-9)
+        expected = [gain * each for each in episode.token_rewards] or [0.0] * len(row)
+        assert row[:-1] == pytest.approx(expected[:-1])
+    assert placed[0][-1] == episodes[0].reward, "the price of a missing token is not normalised"
+
+
+def test_the_clip_bounds_each_token_and_what_is_for_the_whole_response() -> None:
+    normaliser = GainBias(clip=1.0)
+    normaliser.load_state({"gain": 2.0, "bias": -0.5})
+    [episode] = random_episodes(1, longest=1)
+    episode = dataclasses.replace(
+        episode, response=(1, 2, 3), logprobs=(-1.0,) * 3, token_rewards=(3.0, 0.25, -3.0), reward=0.25 + 5.0
+    )
+    assert placed_rewards(normaliser, [episode], batch_rewards(normaliser, [episode])) == [[1.0, 0.5, -1.0 + 1.0]]
+
+
+def test_without_rewards_of_tokens_nothing_is_placed() -> None:
+    episodes = random_episodes(3)
+    assert placed_rewards(GainBias(), episodes, [e.reward for e in episodes]) is None

@@ -83,6 +83,65 @@ def test_a_function_may_say_that_the_sample_is_at_fault() -> None:
     assert scorer(needs).score([replace(BATCH[0], reference="abc")])[0].value == 3.0
 
 
+def per_letter(samples: Sequence[Sample], worth: float = 1.0) -> list[list[float]]:
+    """A dense function with an option."""
+    return [[worth * token.isupper() for token in sample.tokens] for sample in samples]
+
+
+per_letter.dense = True  # type: ignore[attr-defined]
+
+
+class Late:
+    """A dense class."""
+
+    dense = True
+
+    def __call__(self, samples: Sequence[Sample]) -> list[range]:
+        return [range(len(sample.token_ids)) for sample in samples]
+
+
+def test_a_dense_function_sees_the_tokens_and_rewards_each() -> None:
+    scorer = made("per_letter", worth=0.5)
+    outputs = scorer.score([item(list(b"aBC")), item("x")])
+    assert [(output.value, output.token_values) for output in outputs] == [(1.0, (0.0, 0.5, 0.5)), (0.0, (0.0,))]
+    [output] = made("Late").score([item(list(b"abc"), list(b"p"))])
+    assert (output.value, output.token_values) == (3.0, (0.0, 1.0, 2.0))
+
+
+def test_tokens_are_pieces_of_the_response_and_no_half_characters() -> None:
+    seen: list[Sample] = []
+
+    def note(samples: Sequence[Sample]) -> list[list[float]]:
+        seen.extend(samples)
+        return [[0.0] * len(sample.tokens) for sample in samples]
+
+    FunctionScorer("f", note, "1", dense=True).score([item(list("né €".encode()), list(b"ask")), item([*b"a", 256, 0xE2])])
+    assert seen[0].tokens == ("n", "", "é", " ", "", "", "€")
+    assert "".join(seen[0].tokens) == seen[0].response
+    assert seen[0].token_ids == tuple("né €".encode())
+    assert seen[1].tokens == ("a", "", "\ufffd"), "what is cut inside of a character stands at the last token"
+    scorer(lambda samples: [0.0 for _ in samples if seen.extend(samples) is None]).score([item(list(b"ab"))])
+    assert seen[-1].tokens == (), "who rewards whole responses needs no tokens, and they cost a pass of decoding"
+
+
+@pytest.mark.parametrize(
+    ("values", "dense", "reason"),
+    [
+        ([[1.0], [float("nan")] * 3], True, "returned nan, which is not finite"),
+        ([[1.0] * 3, ["high"] * 3], True, "returned 'high', which is no number"),
+        ([[1.0] * 3, 1.0], True, r"returned 1\.0 where one reward for each token is wanted"),
+        (
+            [1.0, [1.0] * 3],
+            False,
+            r"returned \[.*\], which is no number; a function that rewards each token says so by .*dense",
+        ),
+    ],
+)
+def test_dense_rewards_of_a_wrong_shape_name_the_scorer(values: list[object], dense: bool, reason: str) -> None:
+    with pytest.raises(ScorerFailed, match=f"scorer 'f' .*{reason}"):
+        FunctionScorer("f", lambda samples: values, "1", dense=dense).score(BATCH)  # type: ignore[arg-type, return-value]
+
+
 def test_what_a_function_raises_names_the_scorer() -> None:
     def broken(samples: Sequence[Sample]) -> list[float]:
         raise KeyError("lexicon")

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.reward.support import TOKENIZER, FakeScorer, item
 
 from honed.kit.errors import InvalidArgument
+from honed.reward.messages import score_messages
 from honed.reward.reward import Term, Truncation, WeightedSum
 from honed.reward.scorer import ScorerFailed, ScorerInput, ScorerOutput
 
@@ -88,3 +89,45 @@ def test_scorers_that_may_wait_longer_together_than_a_batch_may_are_refused_at_t
     slower.longest_s = 60.5
     with pytest.raises(InvalidArgument, match=r"may take 110\.5 s \(slow 50 s, slower 60\.5 s\), where 110 s are the most"):
         WeightedSum(terms)
+
+
+class Dense(FakeScorer):
+    """Rewards each token with `each`, unless `given` says otherwise."""
+
+    def __init__(self, each: float = 1.0, given: tuple[float, ...] | None = None) -> None:
+        super().__init__("dense")
+        self.each, self.given = each, given
+
+    def score(self, batch: Sequence[ScorerInput]) -> list[ScorerOutput]:
+        rows = [self.given if self.given is not None else (self.each,) * len(sample.response_ids) for sample in batch]
+        return [ScorerOutput(sum(row), token_values=row) for row in rows]
+
+
+def test_rewards_of_tokens_reach_the_message_and_their_sum_the_reward() -> None:
+    [reward] = WeightedSum([Term(Dense(0.5), 2.0), Term(FakeScorer("flat"), 1.0)]).score([item(list(b"12"))])
+    assert reward.value == 2.0 * 1.0 + 12.0
+    dense, flat = score_messages(reward)
+    assert (list(dense.token_values), list(flat.token_values)) == ([0.5, 0.5], [])
+
+
+def test_behind_the_truncation_token_a_token_is_worth_nothing() -> None:
+    scorer = WeightedSum([Term(Dense(), 1.0)], Truncation(ord("."), 0, -1.0))
+    cut, missing = scorer.score([item(list(b"ab.cd")), item(list(b"abcd"))])
+    assert (cut.value, cut.scores[0].token_values) == (3.0, (1.0, 1.0, 1.0, 0.0, 0.0))
+    assert (missing.value, missing.missing) == (-1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "sample", "reason"),
+    [
+        ((1.0,) * 3, 1, "returned 3 rewards for a response of 2 tokens"),
+        ((), 1, "returned 0 rewards for a response of 2 tokens"),
+        ((1.0, 1e39), 0, r"reward of token 1 is 1e\+39, which is not finite in float32"),
+    ],
+)
+def test_rewards_of_tokens_that_are_not_one_a_token_name_the_scorer_and_the_sample(
+    given: tuple[float, ...], sample: int, reason: str
+) -> None:
+    with pytest.raises(ScorerFailed, match=f"scorer 'dense' .*on sample {sample}: .*{reason}") as caught:
+        WeightedSum([Term(Dense(given=given), 1.0)]).score([item(list(b"x") * len(given)), item(list(b"ab"))])
+    assert caught.value.sample == sample

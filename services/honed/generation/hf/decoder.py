@@ -14,7 +14,7 @@ import torch
 
 from honed.artifacts.version import VersionId
 from honed.generation.requests import Chunk, EngineRequest, FinishReason, Sampling, Span
-from honed.generation.text_stream import TextStream
+from honed.models.text_stream import TextStream
 
 
 @dataclass(slots=True, eq=False)

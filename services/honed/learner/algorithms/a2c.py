@@ -40,7 +40,9 @@ class A2C(OnPolicy):
 
     def rows(self, batch: Sampled) -> Mapping[str, Tensor]:
         """Token rewards."""
-        rewards = objectives.advantage.token_rewards(batch.proximal, batch.reference, batch.scores, batch.mask, beta=batch.beta)
+        rewards = objectives.advantage.token_rewards(
+            batch.proximal, batch.reference, batch.scores, batch.mask, beta=batch.beta, placed=batch.placed
+        )
         return {"rewards": rewards}
 
     def minibatch_rows(self, batch: Sampled, rows: Mapping[str, Tensor], index: Tensor) -> Mapping[str, Tensor]:

@@ -1,6 +1,6 @@
 """PPO: lm-human-preferences' algorithm (Ziegler et al. 2019), decoupled for stale data.
 
-1. Token rewards: `-beta (proximal - reference)`, and the normalised score at the last action token.
+1. Token rewards: `-beta (proximal - reference)`, and the normalised score at the last action token, or where scorers placed it.
 2. For each minibatch: whiten rewards, estimate advantages, whiten them.
 3. The clipped losses of policy and value (Schulman et al. 2017), the policy's weighted by the truncated ratio of proximal to
    behaviour policy, as their mean over all tokens of the minibatch.
@@ -47,7 +47,9 @@ class PPO(OnPolicy):
 
     def rows(self, batch: Sampled) -> Mapping[str, Tensor]:
         """Token rewards."""
-        rewards = objectives.advantage.token_rewards(batch.proximal, batch.reference, batch.scores, batch.mask, beta=batch.beta)
+        rewards = objectives.advantage.token_rewards(
+            batch.proximal, batch.reference, batch.scores, batch.mask, beta=batch.beta, placed=batch.placed
+        )
         return {"rewards": rewards}
 
     def minibatch_rows(self, batch: Sampled, rows: Mapping[str, Tensor], index: Tensor) -> Mapping[str, Tensor]:

@@ -1,7 +1,8 @@
 """REINFORCE (Williams 1992) with a baseline, and REINFORCE++ (Hu 2025), which clips as PPO does. Neither needs a value head.
 
-Token rewards are `-beta (logp - ref_logp)` and the score at the last token; a token's return is the sum of its own and all that
-follow. The baseline is the batch's mean return (`baseline: mean`), or mean and deviation (`baseline: whiten`, REINFORCE++).
+Token rewards are `-beta (logp - ref_logp)` and the score at the last token (the sum, where a scorer rewards each token); a
+token's return is the sum of its own and all that follow. The baseline is the batch's mean return (`baseline: mean`), or mean
+and deviation (`baseline: whiten`, REINFORCE++).
 """
 
 from __future__ import annotations

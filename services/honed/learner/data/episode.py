@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import InvalidArgument
 from honed.v1 import common_pb2
+
+FinishReason = Literal["", "stop", "length", "aborted"]
+_FINISHED: Final[dict[int, FinishReason]] = {
+    common_pb2.FINISH_REASON_STOP: "stop",
+    common_pb2.FINISH_REASON_LENGTH: "length",
+    common_pb2.FINISH_REASON_ABORTED: "aborted",
+}
 
 
 class EmitsPadding(InvalidArgument):
@@ -57,8 +65,17 @@ class Episode:
     """The truncation token never came: `reward` is the price of that and is not normalised."""
     group_id: str = ""
     """The prompt's turn: responses to one prompt share it."""
-    cut: bool = False
-    """It reached the limit of its length and did not end by itself."""
+    finish_reason: FinishReason = ""
+    """Why it ended: `stop` (by itself), `length` (at its limit), `aborted`; empty where that is not known."""
+    scores: tuple[tuple[str, float], ...] = ()
+    """What each scorer said, by its name, before its weight."""
+    token_rewards: tuple[float, ...] = ()
+    """What scorers gave for each response token, times their weights. Its sum is a part of `reward`; empty where none did."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether it reached the limit of its length and did not end by itself."""
+        return self.finish_reason == "length"
 
     @property
     def oldest(self) -> VersionId:
@@ -93,12 +110,36 @@ class Episode:
             temperature=temperature,
             missing=scored.missing,
             group_id=rollout.group_id,
-            cut=rollout.finish_reason == common_pb2.FINISH_REASON_LENGTH,
+            finish_reason=_FINISHED.get(rollout.finish_reason, ""),
+            scores=tuple((score.scorer, score.value) for score in scored.scores),
+            token_rewards=_token_rewards(scored),
         )
         _check_sampling(rollout.sampling)
         _check(episode, vocabulary, max_tokens)
         _check_end(rollout, vocabulary)
         return episode
+
+
+def _token_rewards(scored: common_pb2.ScoredRollout) -> tuple[float, ...]:
+    """The sum over scorers that reward each token. The price of a missing truncation token stands for all of them.
+
+    Raises:
+        InvalidArgument: They are not one for each response token, or not finite; names the scorer.
+    """
+    length = len(scored.rollout.response_token_ids)
+    total = [0.0] * length
+    dense = [(index, score) for index, score in enumerate(scored.scores) if score.token_values]
+    for index, score in dense:
+        field = f"scores[{index}].token_values"
+        if len(score.token_values) != length:
+            raise InvalidArgument(
+                field, f"scorer {score.scorer!r} gave {len(score.token_values)} rewards for a response of {length} tokens"
+            )
+        for at, value in enumerate(score.token_values):
+            total[at] += score.weight * value
+            if not math.isfinite(total[at]):
+                raise InvalidArgument(f"{field}[{at}]", f"scorer {score.scorer!r} gave {value}, or too much with its weight")
+    return tuple(total) if dense and not scored.missing else ()
 
 
 def _check_sampling(sampling: common_pb2.SamplingParams) -> None:
@@ -121,6 +162,9 @@ def _check(episode: Episode, vocabulary: Vocabulary, max_tokens: int | None) -> 
         )
     if not math.isfinite(episode.reward):
         raise InvalidArgument("reward", f"must be finite, got {episode.reward}")
+    for at, (scorer, value) in enumerate(episode.scores):
+        if not math.isfinite(value):
+            raise InvalidArgument(f"scores[{at}].value", f"scorer {scorer!r} gave {value}, which is not finite")
     _check_ids("rollout.prompt_token_ids", episode.prompt, vocabulary.size)
     _check_ids("rollout.response_token_ids", episode.response, vocabulary.size)
     if vocabulary.pad_token_id is not None and vocabulary.pad_token_id in episode.response:

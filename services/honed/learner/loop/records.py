@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from honed.learner.loop.segments import Row
+
+OF_SCORER: Final = "score/"
+"""Begins the name of a figure that is the mean of what one scorer said."""
+
+
+def scores_of(figures: Mapping[str, float]) -> dict[str, float]:
+    """What each scorer said in the mean of an update, by the scorer's name, in the order of the names."""
+    return {name.removeprefix(OF_SCORER): value for name, value in sorted(figures.items()) if name.startswith(OF_SCORER)}
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,10 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float 
     return whitened.masked_fill(~mask, 0.0)
 
 
-def token_rewards(logprobs: Tensor, reference: Tensor, scores: Tensor, mask: Tensor, *, beta: float) -> Tensor:
-    """`-beta (logp - ref_logp)` at each action token, plus the score at the last one.
+def token_rewards(
+    logprobs: Tensor, reference: Tensor, scores: Tensor, mask: Tensor, *, beta: float, placed: Tensor | None = None
+) -> Tensor:
+    """`-beta (logp - ref_logp)` at each action token, plus the score at the last one, or where it is placed.
 
     The score lands on the last token that was sampled, wherever the row ends, never on a pad.
 
@@ -55,8 +57,11 @@ def token_rewards(logprobs: Tensor, reference: Tensor, scores: Tensor, mask: Ten
         scores: normalised score of each response, `[B]`.
         mask: `[B, T]`, boolean; each row True from 0 to the response's length, which is at least 1.
         beta: KL coefficient, reward per nat.
+        placed: normalised rewards of tokens, `[B, T]`, which stand in place of the scores; None for scores at the last tokens.
     """
     rewards = (-beta * (logprobs - reference)).masked_fill(~mask, 0.0)
+    if placed is not None:
+        return rewards + placed.to(rewards.dtype).masked_fill(~mask, 0.0)
     last = mask.sum(dim=1, keepdim=True) - 1
     return rewards.scatter_add(1, last, scores.unsqueeze(1).to(rewards.dtype))
 

@@ -6,6 +6,10 @@ float64 numbers on the host: there is one a response.
 A response without its truncation token has a fixed reward in place of a score
 (lm-human-preferences). It is put in after normalisation, as it is: it is no score, so it neither
 fits a normaliser nor passes through one (`batch_rewards`).
+
+Rewards of tokens go by the normalisation of the sums that they are parts of (`placed_rewards`), as
+trlx's `scale_reward: ref` does: one gain for all of them keeps what a token is worth beside
+another, and the mean is taken off at the last token.
 """
 
 from __future__ import annotations
@@ -29,6 +33,14 @@ class RewardNormaliser(Protocol):
     def __call__(self, scores: Sequence[float]) -> list[float]:
         """Takes note of the batch, if it learns from batches, and returns the rewards in the same order."""
 
+    @property
+    def line(self) -> tuple[float, float]:
+        """Gain and bias of the last call: rewards are `gain * score + bias`, before the clip."""
+
+    @property
+    def clip(self) -> float | None:
+        """The bound of the absolute reward."""
+
     def state(self) -> dict[str, float]:
         """What `load_state` needs, as JSON numbers."""
 
@@ -40,6 +52,36 @@ def batch_rewards(normaliser: RewardNormaliser, episodes: Sequence[Episode]) -> 
     """The rewards of a batch: normalised scores, and the fixed reward of each response that misses its truncation token."""
     rewards = iter(normaliser([episode.reward for episode in episodes if not episode.missing]))
     return [episode.reward if episode.missing else next(rewards) for episode in episodes]
+
+
+def placed_rewards(
+    normaliser: RewardNormaliser, episodes: Sequence[Episode], rewards: Sequence[float]
+) -> list[list[float]] | None:
+    """The rewards of a batch at their tokens; None where no scorer rewards tokens, so that each stands at the last one.
+
+    A token's reward is `gain * r`; at the last one there is also `gain * rest + bias`, `rest` being what scorers gave for the
+    response as a whole. So without a clip a row's sum is the response's reward. The clip bounds each token's reward and the
+    rest's, as trlx's does: bounding the sum would have to take from tokens what others gained.
+
+    Args:
+        normaliser: After `batch_rewards` of these episodes.
+        episodes: The batch.
+        rewards: What that returned.
+    """
+    if not any(episode.token_rewards for episode in episodes):
+        return None
+    gain, bias = normaliser.line
+    rows = []
+    for episode, reward in zip(episodes, rewards, strict=True):
+        row = [0.0] * len(episode.response)
+        if episode.token_rewards:
+            row = _clipped([gain * each for each in episode.token_rewards], normaliser.clip)
+            rest = episode.reward - math.fsum(episode.token_rewards)
+            row[-1] += _clipped([gain * rest + bias], normaliser.clip)[0]
+        else:
+            row[-1] = reward
+        rows.append(row)
+    return rows
 
 
 def spread_of(scores: Sequence[float]) -> float:
@@ -82,6 +124,16 @@ class GainBias:
         self._gain = std / spread
         self._bias = mean - self._gain * centre
 
+    @property
+    def line(self) -> tuple[float, float]:
+        """See `RewardNormaliser`."""
+        return self._gain, self._bias
+
+    @property
+    def clip(self) -> float | None:
+        """See `RewardNormaliser`."""
+        return self._clip
+
     def __call__(self, scores: Sequence[float]) -> list[float]:
         """Applies gain, bias and the clip."""
         return _clipped([self._gain * s + self._bias for s in scores], self._clip)
@@ -106,6 +158,16 @@ class FittedOnFirstBatch:
         """Fits `inner`."""
         self._inner = inner
         self._fitted = False
+
+    @property
+    def line(self) -> tuple[float, float]:
+        """See `RewardNormaliser`."""
+        return self._inner.line
+
+    @property
+    def clip(self) -> float | None:
+        """See `RewardNormaliser`."""
+        return self._inner.clip
 
     def __call__(self, scores: Sequence[float]) -> list[float]:
         """Fits at the first call with scores that differ; applies gain and bias."""
@@ -149,6 +211,16 @@ class Running:
         if self._count < 2:
             return 1.0
         return max(math.sqrt(self._squares / (self._count - 1)), 1e-8)
+
+    @property
+    def line(self) -> tuple[float, float]:
+        """See `RewardNormaliser`."""
+        return 1.0 / self.std, -(self._mean if self._shift_mean else 0.0) / self.std
+
+    @property
+    def clip(self) -> float | None:
+        """See `RewardNormaliser`."""
+        return self._clip
 
     def __call__(self, scores: Sequence[float]) -> list[float]:
         """Merges the batch into the running moments, then scales it by them."""

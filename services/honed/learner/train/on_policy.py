@@ -18,9 +18,10 @@ from honed.artifacts.version import VersionId
 from honed.learner.algorithms.base import OnPolicy
 from honed.learner.data.batches import MicroBatch, Rows, pack_on, padding_share
 from honed.learner.data.episode import Episode
+from honed.learner.loop.records import OF_SCORER
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.objectives.kl import KLController
-from honed.learner.objectives.normalise import RewardNormaliser, batch_rewards, is_constant
+from honed.learner.objectives.normalise import RewardNormaliser, batch_rewards, is_constant, placed_rewards
 from honed.learner.objectives.policy_gradient import approximate_kl_terms, behaviour_weights
 from honed.learner.settings import LearnerSettings
 from honed.learner.train.algorithm import BadLoss, State, UpdateContext
@@ -48,6 +49,7 @@ class Sampled:
         groups: The number of each response's prompt in the batch, `[B]`, from 0.
         cut: True where a response reached the limit of its length and did not end by itself, `[B]`.
         beta: KL coefficient, reward per nat.
+        placed: The normalised scores at the tokens that scorers gave them for; None where all are for whole responses.
     """
 
     mask: Tensor
@@ -62,6 +64,7 @@ class Sampled:
     groups: Tensor
     cut: Tensor
     beta: float
+    placed: Tensor | None = None
 
     @property
     def kl(self) -> float:
@@ -119,6 +122,7 @@ class OnPolicyUpdates:
                 reference.view(-1)[slots] = self.reference.logprobs(micro).cpu()
             means.add(entropy=measured.entropies)
         numbers: dict[str, int] = {}
+        scores = batch_rewards(self.normaliser, batch)
         sampled = Sampled(
             mask=rows.mask,
             behaviour=rows.behaviour,
@@ -126,12 +130,13 @@ class OnPolicyUpdates:
             reference=reference if self.reference is not None else proximal,
             values=values,
             weights=behaviour_weights(proximal, rows.behaviour, self.learner.importance_cap),
-            scores=torch.tensor(batch_rewards(self.normaliser, batch)),
+            scores=torch.tensor(scores),
             raw_scores=torch.tensor([episode.reward for episode in batch], dtype=torch.float64),
             repeated=torch.tensor(_repeated(batch)),
             groups=torch.tensor([numbers.setdefault(episode.group_id, len(numbers)) for episode in batch]),
             cut=torch.tensor([episode.cut for episode in batch]),
             beta=self.kl.value,
+            placed=_rows_of(placed_rewards(self.normaliser, batch, scores), rows.mask),
         )
         return sampled, means["entropy"]
 
@@ -185,6 +190,8 @@ class _Batch:
 
         - `episodes`, `tokens`: how many.
         - `score_mean`, `score_std`: over episodes, of the score as it came; the population deviation.
+        - `score/NAME`: mean of what the scorer NAME said, before its weight.
+        - `cut_share`: of responses that reached the limit of their length.
         - `reward_constant`: 1 if all scores of the batch were the same, so that they taught nothing; else 0.
         - `kl`: see `Sampled.kl`; not there without a reference. `entropy`: nats a token. Both before the update.
         - `beta`, `next_beta`: KL coefficient of this update and of the next.
@@ -212,6 +219,8 @@ class _Batch:
             "tokens": float(mask.sum()),
             "score_mean": float(scores.mean()),
             "score_std": float(scores.std(correction=0)),
+            **_score_means(self.episodes),
+            "cut_share": float(sampled.cut.double().mean()),
             "reward_constant": float(is_constant([episode.reward for episode in self.episodes])),
             **({"kl": sampled.kl} if self.updates.reference is not None else {}),
             "entropy": self._entropy,
@@ -279,6 +288,24 @@ class _AtTokens(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+def _rows_of(values: Sequence[Sequence[float]] | None, mask: Tensor) -> Tensor | None:
+    """Values of each response's tokens as rows `[B, T]`, zero on pads."""
+    if values is None:
+        return None
+    rows = torch.zeros(mask.shape)
+    rows[mask] = torch.tensor([value for row in values for value in row])
+    return rows
+
+
+def _score_means(episodes: Sequence[Episode]) -> dict[str, float]:
+    """The mean of what each scorer said, by `score/NAME`, over the responses that it scored."""
+    said: dict[str, list[float]] = {}
+    for episode in episodes:
+        for name, value in episode.scores:
+            said.setdefault(name, []).append(value)
+    return {f"{OF_SCORER}{name}": math.fsum(values) / len(values) for name, values in sorted(said.items())}
 
 
 def check_ratio(to: str, mean: float, bound: float) -> None:
