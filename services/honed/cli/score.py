@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ from honed.cli import output
 from honed.cli.connection import AddressOption, RunOption, TokenFileOption, open_peer
 
 if TYPE_CHECKING:
-    from honed.client import Client, Scored
+    from honed.client import Client, Scored, ScorerValue
 
 _AT_ONCE = 256
 
@@ -103,12 +103,17 @@ def _scored(client: Client, items: Iterable[_Item]) -> Iterator[tuple[_Item, Sco
         yield from zip(batch, results, strict=True)
 
 
+def _value(score: ScorerValue) -> str:
+    """A value; of an ensemble with its members' deviation."""
+    return f"{score.value:+.4f}" + (f" ± {score.deviation:.4f}" if score.members else "")
+
+
 def _show(results: list[tuple[_Item, Scored]]) -> None:
     scorers = [score.scorer for score in results[0][1].scores] if results else []
     rows: list[list[str]] = []
     cut = 0
     for item, result in results:
-        values: dict[str, Any] = {score.scorer: f"{score.value:+.4f}" for score in result.scores}
+        values = {score.scorer: _value(score) for score in result.scores}
         cut += any(score.truncated_tokens for score in result.scores)
         rows.append([output.shortened(item.response), f"{result.reward:+.4f}", *(values.get(name, "") for name in scorers)])
     output.show(output.table(["response", "reward", *scorers], rows, numbers=["reward", *scorers]))

@@ -155,6 +155,14 @@ async def test_old_versions_go_and_the_promoted_one_stays(rig: Rig) -> None:
     assert versions == ["0.1", "0.3"]
 
 
+async def test_what_the_run_file_names_stays_too_and_another_seed_makes_another_member(rig: Rig) -> None:
+    members = {"members": ["artifact:trained/0.1", "artifact:trained/0.2"], "combine": "minimum"}
+    reward = {"scorers": [{"name": "people", "kind": "ensemble", "options": members}]}
+    for seed in (3, 4, 5, 6):
+        versions = await rig.run(policy={"keep": 1}, seed=seed, reward=reward)
+    assert versions == ["0.1", "0.2", "0.4"]
+
+
 @pytest.mark.parametrize("why", ["trained on", "away", "no target"])
 async def test_the_reference_is_sampled_here_where_nobody_serves_it(rig: Rig, why: str) -> None:
     changes: dict[str, Any] = {}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent import futures
 from contextlib import asynccontextmanager
 
+import grpc
 import pytest
 from tests.integration.queue.servers import Server
 from tests.unit.reward.support import TOKENIZER, FakeScorer
@@ -19,10 +22,12 @@ from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.reward import metrics
 from honed.reward.batching import BatchSettings, DynamicBatcher
 from honed.reward.function_scorer import find_function
+from honed.reward.remote_scorer import RemoteScorer
 from honed.reward.reward import Term, WeightedSum
 from honed.reward.scorer import Scorer
+from honed.reward.settings import RemoteOptions
 from honed.reward.worker import ScoringWorker
-from honed.v1 import common_pb2
+from honed.v1 import common_pb2, reward_pb2
 
 pytestmark = pytest.mark.redis
 
@@ -263,6 +268,30 @@ async def test_a_scorer_that_is_away_costs_no_rollout_a_delivery(rig: Rig, error
     assert reason == "scorer 'fake' (v1) failed: ValueError: this one never", "the one that the scorer itself refuses"
     assert rig.pauses[:6] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
     assert max(rig.pauses) == 5.0
+
+
+async def test_a_remote_scorer_that_is_away_costs_no_rollout_a_delivery(rig: Rig) -> None:
+    def scored(request: reward_pb2.ScoreRequest, context: grpc.ServicerContext) -> reward_pb2.ScoreResponse:
+        return reward_pb2.ScoreResponse(results=[{"id": item.id, "reward": float(item.text)} for item in request.items])
+
+    handler = grpc.unary_unary_rpc_method_handler(scored, reward_pb2.ScoreRequest.FromString, lambda m: m.SerializeToString())
+    service = grpc.method_handlers_generic_handler("honed.v1.RewardService", {"Score": handler})
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{reserved.getsockname()[1]}"
+        async with rig.worker(RemoteScorer("there", target, RemoteOptions(deadline_s=0.2))):
+            await rig.source.put([rollout(i) for i in range(20)])
+            async with asyncio.timeout(30):
+                while len(rig.pauses) < 4:  # max_deliveries is 2
+                    await asyncio.sleep(0.005)
+            server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[service])
+            server.add_insecure_port(target)
+            server.start()
+            done = await rig.scored(20)
+            server.stop(0).wait()
+    assert {(s.rollout.group_id, s.reward) for _, s in done} == {(str(i), 2.0 * i) for i in range(20)}
+    assert (await rig.source.stats()).dead == 0
 
 
 async def test_a_rollout_that_fails_alone_is_told_from_an_outage_by_one_that_scored_before(rig: Rig) -> None:

@@ -113,6 +113,10 @@ REFUSED: list[tuple[str, Any, str, str]] = [
      "set HONED_PREFERENCE__DATABASE_URL from a Secret"),
     ("reward.scorers", [{"name": "m", "kind": "reward_model", "source": "models/rm"}], "reward.scorers.0.source",
      "name a model directory, or write trained or artifact:NAME/VERSION under /data"),
+    ("reward.scorers", [{"name": "e", "kind": "ensemble", "options": {"members": ["artifact:trained/0.1", "models/rm"]}}],
+     "reward.scorers.0.options.members.1", "under /data"),
+    ("reward.scorers", [{"name": "r", "kind": "remote", "source": "there:1", "options": {"token_file": "/home/t"}}],
+     "reward.scorers.r.options.token_file", "under /etc/honed"),
     ("reward.allowed_roots", ["/home"], "reward.allowed_roots.0", "under /data"),
     ("security.tls", {"authority": "/etc/honed/tls/a", "certificate": "/home/c", "key": "/etc/honed/tls/k"},
      "security.tls.certificate", "name a certificate under /etc/honed/tls"),
@@ -213,6 +217,12 @@ def test_what_a_cluster_cannot_honour_is_refused_by_its_key(
             "reward.scorers",
             [{"name": "own", "kind": "function", "source": "own"}],
             "must be installed in the image honed-reward",
+        ),
+        ("reward.scorers", [{"name": "r", "kind": "remote", "source": "there:1"}], "the overlay needs the component scorers"),
+        (
+            "reward.scorers",
+            [{"name": "j", "kind": "function", "source": "llm_judge", "options": {"base_url": "https://h/v1", "model": "m"}}],
+            "the overlay needs the component scorers",
         ),
     ],
 )

@@ -9,7 +9,6 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -22,6 +21,7 @@ from honed.reward.function_scorer import Sample
 from honed.reward.judge.endpoint import ChatEndpoint, Refused
 from honed.reward.judge.prompt import SYSTEM, TEMPLATE, digest, fill, places
 from honed.reward.judge.reading import Unparsable, expected_value, json_field, last_number
+from honed.reward.judge.together import together
 from honed.settings import Section
 
 _KEPT: Final = 4096
@@ -135,21 +135,15 @@ class LlmJudge(Section):
         """Asks for all ratings; keeps those that come, then raises what went wrong."""
         end, failed = time.monotonic() + self.deadline_s, list[Exception]()
 
-        def rated(sample: Sample) -> float | None:
+        def rate(key: str) -> None:
             if any(isinstance(error, Refused) for error in failed):
-                return None
+                return
             try:
-                return self._rating(sample, end)
-            except (FailedPrecondition, Unavailable, Unparsable) as error:
+                self._known[key] = self._rating(fresh[key], end)
+            except Exception as error:  # told below; a thread has nobody to tell
                 failed.append(error)
-                return None
 
-        if not fresh:
-            return
-        with ThreadPoolExecutor(min(len(fresh), self.concurrency), "judge") as pool:
-            for key, rating in zip(fresh, pool.map(rated, fresh.values()), strict=True):
-                if rating is not None:
-                    self._known[key] = rating
+        together(rate, fresh, self.concurrency)
         if failed:  # an outage comes before what a single sample is to blame for
             raise next((error for error in failed if isinstance(error, Unavailable)), failed[0])
 
