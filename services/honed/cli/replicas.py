@@ -210,8 +210,8 @@ def _reward(source: Replicas, replica: Replica) -> dict[str, Any]:
     stub = reward_pb2_grpc.RewardServiceStub(peer.channel)
     listed = peer.unary(stub.ListScorers, reward_pb2.ListScorersRequest(), _TIMEOUT_S).scorers
     serving = [scorer for scorer in listed if scorer.state == reward_pb2.SCORER_STATE_SERVING]
-    digests = ("reward_model", "ensemble")
-    short = {scorer.name: scorer.version[:8] if scorer.kind in digests else scorer.version for scorer in serving}
+    readable = ("function", "remote")  # the others have digests
+    short = {scorer.name: scorer.version if scorer.kind in readable else scorer.version[:8] for scorer in serving}
     row: dict[str, Any] = {"version": ", ".join(f"{name} {version}" for name, version in short.items())}
     if at := source.metrics(replica):
         read = read_metrics(at)
