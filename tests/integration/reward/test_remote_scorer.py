@@ -97,7 +97,7 @@ def lengths(request: reward_pb2.ScoreRequest, context: grpc.ServicerContext) -> 
 
 
 def remote(target: str, *, sees_prompt: bool = True, **options: Any) -> RemoteScorer:
-    return RemoteScorer("there", target, RemoteOptions.model_validate({"deadline_s": 5.0, **options}), sees_prompt=sees_prompt)
+    return RemoteScorer("there", target, RemoteOptions.model_validate({"deadline_s": 30.0, **options}), sees_prompt=sees_prompt)
 
 
 def token(directory: Path) -> Path:

@@ -32,7 +32,7 @@ def serve() -> Iterator[Serve]:
 
 def judge(server: Server | str, **options: Any) -> LlmJudge:
     url = server if isinstance(server, str) else server.url
-    return LlmJudge.model_validate({"base_url": url, "model": "m", "tries": 1, "deadline_s": 5, **options})
+    return LlmJudge.model_validate({"base_url": url, "model": "m", "tries": 1, "deadline_s": 30, **options})
 
 
 def scorer(**options: Any) -> FunctionScorer:
