@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from honed.phases import impossible_phases, serves_reward
-from honed.reward.settings import REMOTE_DEADLINE_S
 
 if TYPE_CHECKING:  # the tree itself asks here
     from honed.config import RunSettings

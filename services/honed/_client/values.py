@@ -287,6 +287,15 @@ def _spans(messages: Iterable[common_pb2.VersionSpan]) -> tuple[Span, ...]:
 
 def _scores(messages: Iterable[common_pb2.Score]) -> tuple[ScorerValue, ...]:
     return tuple(
-        ScorerValue(s.scorer, s.scorer_version, s.value, s.weight, s.truncated_tokens, tuple(s.members), s.deviation)
+        ScorerValue(
+            s.scorer,
+            s.scorer_version,
+            s.value,
+            s.weight,
+            s.truncated_tokens,
+            tuple(s.members),
+            s.deviation,
+            tuple(s.token_values),
+        )
         for s in messages
     )
