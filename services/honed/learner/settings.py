@@ -18,11 +18,16 @@ class KlSettings(Section):
     horizon: Positive = Field(10_000, description="Episodes.")
 
 
-class PreferencePairSettings(Section):
+class DirectPreferenceSettings(Section):
     """What an algorithm that learns from preferences directly reads: the judgements of the preference service."""
 
     refresh: bool = Field(True, description="After each pass over the judgements, read those that have come meanwhile too.")
     append_end: bool = Field(True, description="A response ends with the end-of-text token, which is learned too.")
+    rating_threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5,
+        description="Where single responses are learned from: ratings above this share of their scale call one good, those "
+        "below it bad; one that is exactly there says nothing.",
+    )
 
 
 class PretrainingMixSettings(Section):
@@ -67,7 +72,7 @@ class LearnerSettings(ServerSettings):
     reward_normalisation: Literal["reference", "running", "none"] = "reference"
     kl: KlSettings = KlSettings()
     ptx: PretrainingMixSettings | None = Field(None, description="What is mixed into each update; null: nothing.")
-    preferences: PreferencePairSettings = PreferencePairSettings()
+    preferences: DirectPreferenceSettings = DirectPreferenceSettings()
     max_staleness: Annotated[int, Field(ge=0)] = Field(2, description="Versions; older rollouts are dropped and counted.")
     group_timeout_s: Seconds = Field(
         600.0, description="Where responses to one prompt train together, the rest of them is waited for so long."

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Final
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.data.judgement import Judgement, Ranking, Rating
+from honed.learner.data.judgement import Judgement, Ranking, Rating, Tokens
+from honed.learner.data.labelled import Labelled
 from honed.learner.data.pair import Pair
 from honed.models.tokenizer import TextTokenizer
 from honed.v1 import preference_pb2
+
+_TOO_LONG: Final = "longer than generation.max_model_tokens"
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,32 @@ def read_pairs(judgement: preference_pb2.Judgement) -> list[Judged]:
     return [judged] if judged is not None and judged.rating is None else []
 
 
+def read_labels(judgement: preference_pb2.Judgement) -> list[Judged]:
+    """What a judgement says of single responses, as ratings: thumbs and complaints are the ends of the scale.
+
+    So are the two sides of a comparison, and the best and the worst of a ranking; those between are neither good nor bad.
+    """
+    texts = [response.text for response in judgement.responses]
+    match judgement.WhichOneof("verdict"):
+        case "thumbs":
+            rated = {judgement.thumbs.response: float(judgement.thumbs.up)}
+        case "flag":
+            rated = {judgement.flag.response: 0.0}
+        case "pairwise" if not judgement.pairwise.tie:
+            rated = {judgement.pairwise.preferred: 1.0, judgement.pairwise.other: 0.0}
+        case "ranking":
+            ranks = judgement.ranking.ranks
+            best, worst = min(ranks), max(ranks)
+            ends = {place: rank for place, rank in enumerate(ranks) if rank in (best, worst)}
+            rated = {place: float(rank == best) for place, rank in ends.items() if best != worst}
+        case "rating":
+            single = read_judgement(judgement)
+            return [single] if single is not None else []
+        case _:
+            rated = {}
+    return [Judged(judgement.prompt, (texts[place],), value) for place, value in rated.items()]
+
+
 def encode(tokenizer: TextTokenizer, rows: Sequence[Judged], *, sees_prompt: bool) -> list[Judgement]:
     """Judgements as token ids, in their order.
 
@@ -99,26 +129,63 @@ def encode_pairs(
     Raises:
         InvalidArgument: A text stands alone, and the tokenizer has no token that could stand before it; or none that ends it.
     """
+    pairs: list[Pair] = []
+    left: Counter[str] = Counter()
+    for number, (prompt, (chosen, rejected)) in enumerate(_continuations(tokenizer, rows, append_end=append_end)):
+        if not chosen or not rejected or chosen == rejected:
+            left["nothing to tell apart"] += 1
+        elif len(prompt) + max(len(chosen), len(rejected)) > longest:
+            left[_TOO_LONG] += 1
+        else:
+            pairs.append(Pair(f"pair-{number}", prompt, chosen, rejected))
+    return pairs, dict(left)
+
+
+def encode_labelled(
+    tokenizer: TextTokenizer, rows: Sequence[Judged], *, threshold: float, longest: int, append_end: bool
+) -> tuple[list[Labelled], dict[str, int]]:
+    """Responses that were called good or bad as the policy reads them, in their order, and how many were left out, by reason.
+
+    Args:
+        tokenizer: Of the policy.
+        rows: Ratings; see `read_labels`.
+        threshold: Ratings above it are good, those below it bad.
+        longest: See `encode_pairs`.
+        append_end: See `encode_pairs`.
+
+    Raises:
+        InvalidArgument: See `encode_pairs`.
+    """
+    found: list[Labelled] = []
+    left: Counter[str] = Counter()
+    for number, (prompt, [response]) in enumerate(_continuations(tokenizer, rows, append_end=append_end)):
+        rating = rows[number].rating
+        if rating is None or rating == threshold:
+            left["neither good nor bad"] += 1
+        elif not response:
+            left["empty"] += 1
+        elif len(prompt) + len(response) > longest:
+            left[_TOO_LONG] += 1
+        else:
+            found.append(Labelled(f"response-{number}", prompt, response, rating > threshold))
+    return found, dict(left)
+
+
+def _continuations(
+    tokenizer: TextTokenizer, rows: Sequence[Judged], *, append_end: bool
+) -> Iterator[tuple[Tokens, list[Tokens]]]:
+    """Prompt and responses of each row as the policy reads them."""
     end, first = tokenizer.end, tokenizer.prefix or ((tokenizer.end,) if tokenizer.end is not None else ())
     if append_end and end is None:
         raise InvalidArgument("learner.preferences.append_end", "the tokenizer has no end-of-text token: set it to false")
     prompts = {text: tuple(tokenizer.encode(text, special_tokens=True)) for text in {row.prompt for row in rows} if text}
     encoded = iter(tokenizer.encode_all(_texts(rows)))
     tail = (end,) if append_end and end is not None else ()
-    pairs: list[Pair] = []
-    left: Counter[str] = Counter()
-    for number, row in enumerate(rows):
-        chosen, rejected = ((*next(encoded), *tail) for _ in range(2))
+    for row in rows:
         prompt = prompts.get(row.prompt) or first
         if not prompt:
             raise InvalidArgument("judgements", "some have no prompt, and the tokenizer has no token that begins a text")
-        if not chosen or not rejected or chosen == rejected:
-            left["nothing to tell apart"] += 1
-        elif len(prompt) + max(len(chosen), len(rejected)) > longest:
-            left["longer than generation.max_model_tokens"] += 1
-        else:
-            pairs.append(Pair(f"pair-{number}", prompt, chosen, rejected))
-    return pairs, dict(left)
+        yield prompt, [(*next(encoded), *tail) for _ in row.responses]
 
 
 def _texts(rows: Iterable[Judged]) -> list[str]:
