@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from honed.settings import Count, Positive, Rate, Seconds, Section, ServerSettings, Share
+from honed.settings import Count, Positive, Rate, Seconds, Section, ServerSettings, Share, Weight
 
 
 class KlSettings(Section):
@@ -141,6 +141,15 @@ class RewardTrainingSettings(Section):
     objective: Literal["ranked_pairs", "best_of_k"] = Field(
         "ranked_pairs", description="All pairs of a ranking (InstructGPT), or its best against the rest (lm-human-preferences)."
     )
+    margin: Weight = Field(
+        0.0,
+        description="How far apart the scores of two responses should at least be of which people called one much better; a "
+        "third and two thirds of it for slightly better and better. Llama 2 took 1 and 3.",
+    )
+    annotator_weights: dict[str, Weight] = Field(
+        {}, description="How much the judgements of an annotator count, by name; 1 for those that are not named, 0 leaves out."
+    )
+    source_weights: dict[str, Weight] = Field({}, description="The same by the source of judgements; both are multiplied.")
     batch_texts: Annotated[int, Field(ge=2)] = Field(32, description="Different texts of one optimizer step.")
     microbatch_tokens: Positive = Field(2048, description="Tokens of one forward and backward pass at most; it bounds memory.")
     gradient_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
@@ -153,3 +162,7 @@ class RewardTrainingSettings(Section):
         256, description="Samples of the reference policy that set gain and bias."
     )
     threads: Positive = Field(1, description="The generation service runs beside it.")
+
+    def weight(self, annotator: str, source: str) -> float:
+        """How much a judgement of somebody counts."""
+        return self.annotator_weights.get(annotator, 1.0) * self.source_weights.get(source, 1.0)

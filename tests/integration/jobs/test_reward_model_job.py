@@ -127,6 +127,13 @@ async def test_the_trained_model_prefers_what_people_preferred(rig: Rig) -> None
     assert rig.figures["agreement"] == 1.0
 
 
+async def test_weights_that_leave_nobody_are_an_error_that_names_them(rig: Rig) -> None:
+    with pytest.raises(FailedPrecondition, match=r"reward_training\.annotator_weights"):
+        await rig.run(reward_training={"annotator_weights": {"somebody": 0}})
+    with pytest.raises(FailedPrecondition, match="annotator_weights and source_weights"):
+        await rig.run(reward_training={"source_weights": {"test": 0}})
+
+
 async def test_the_same_judgements_and_settings_train_nothing_again(rig: Rig) -> None:
     await rig.run()
     figures = rig.figures

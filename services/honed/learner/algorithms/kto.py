@@ -8,21 +8,19 @@ over all responses of a minibatch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from honed.kit.errors import InvalidArgument
 from honed.learner import objectives
 from honed.learner.algorithms.base import Needs, OnLabelled, ResponseLosses, algorithm
-from honed.settings import Rate, Section
+from honed.settings import Rate, Section, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from honed.learner.settings import LearnerSettings
-
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Options(Section):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from math import fsum
 from typing import Final
 
 from honed.kit.errors import InvalidArgument
 from honed.learner.data.judgement import Judgement, Ranking, Rating, Tokens
 from honed.learner.data.labelled import Labelled
 from honed.learner.data.pair import Pair
+from honed.learner.settings import RewardTrainingSettings
 from honed.models.tokenizer import TextTokenizer
 from honed.v1 import preference_pb2
 
+_STRONGEST: Final = 3  # "much better", of `PairwiseJudgement.strength`
 _TOO_LONG: Final = "longer than generation.max_model_tokens"
 
 
@@ -26,30 +29,49 @@ class Judged:
         prompt: Empty for texts that stand alone.
         responses: Best first; the rated one alone for a rating.
         rating: From 0 to 1; None for an order.
+        ranks: Of each response, rising, equal where they tie; empty where all differ.
+        strength: How much better the first of two is, of the most that can be said: 0 to 1, 0 where nobody was asked.
+        weight: How much it counts.
     """
 
     prompt: str
     responses: tuple[str, ...]
     rating: float | None = None
+    ranks: tuple[int, ...] = ()
+    strength: float = 0.0
+    weight: float = 1.0
 
 
 def read_judgement(judgement: preference_pb2.Judgement) -> Judged | None:
-    """What a judgement says; None where it says nothing of an order or a rating.
-
-    Ties say nothing of an order and are left out, as InstructGPT leaves them out.
-    """
-    texts = [response.text for response in judgement.responses]
+    """What a judgement says; None where it says nothing of an order or a rating, as ties of all responses do."""
+    prompt, texts = judgement.prompt, [response.text for response in judgement.responses]
     match judgement.WhichOneof("verdict"):
         case "pairwise" if not judgement.pairwise.tie:
-            return Judged(judgement.prompt, (texts[judgement.pairwise.preferred], texts[judgement.pairwise.other]))
-        case "ranking" if len(set(judgement.ranking.ranks)) == len(texts):
+            pair = judgement.pairwise
+            return Judged(prompt, (texts[pair.preferred], texts[pair.other]), strength=pair.strength / _STRONGEST)
+        case "ranking" if len(set(judgement.ranking.ranks)) > 1:
             ranks = judgement.ranking.ranks
-            return Judged(judgement.prompt, tuple(texts[i] for i in sorted(range(len(texts)), key=lambda i: ranks[i])))
+            order = sorted(range(len(texts)), key=lambda place: ranks[place])
+            ties = len(set(ranks)) < len(ranks)
+            return Judged(prompt, tuple(texts[i] for i in order), ranks=tuple(ranks[i] for i in order) if ties else ())
         case "rating":
             rating = judgement.rating
             value = (rating.value - rating.low) / (rating.high - rating.low)
-            return Judged(judgement.prompt, (texts[rating.response],), value)
+            return Judged(prompt, (texts[rating.response],), value)
     return None
+
+
+def weighed(judgements: Iterable[preference_pb2.Judgement], section: RewardTrainingSettings) -> Iterator[Judged]:
+    """What judgements say to a reward model, by the weights of those who judged; without what says nothing, or weighs nothing.
+
+    Where the best of a ranking is all that is learned, one with several that are best says nothing.
+    """
+    for judgement in judgements:
+        weight = section.weight(judgement.annotator, judgement.source)
+        row = read_judgement(judgement) if weight else None
+        if row is None or (section.objective == "best_of_k" and row.ranks and row.ranks[0] == row.ranks[1]):
+            continue
+        yield replace(row, weight=weight)
 
 
 def read_pairs(judgement: preference_pb2.Judgement) -> list[Judged]:
@@ -93,25 +115,31 @@ def read_labels(judgement: preference_pb2.Judgement) -> list[Judged]:
     return [Judged(judgement.prompt, (texts[place],), value) for place, value in rated.items()]
 
 
-def encode(tokenizer: TextTokenizer, rows: Sequence[Judged], *, sees_prompt: bool) -> list[Judgement]:
-    """Judgements as token ids, in their order.
+def encode(tokenizer: TextTokenizer, rows: Sequence[Judged], *, sees_prompt: bool, margin: float = 0.0) -> list[Judgement]:
+    """Judgements as token ids, in their order. Weights get a mean of 1, so that those that are all the same change nothing.
 
     Args:
-        tokenizer: Of the policy.
+        tokenizer: Of the model that reads them.
         rows: What people said.
         sees_prompt: Whether the scorer reads the prompt too; without it each response stands alone, behind the special
             tokens that begin a text.
+        margin: Of a comparison of full strength; that of a weaker one is as much less.
     """
     prefix = tokenizer.prefix
     prompts = {"": prefix}
     if sees_prompt:
         prompts |= {text: tuple(tokenizer.encode(text, special_tokens=True)) for text in {row.prompt for row in rows} if text}
     encoded = iter(tokenizer.encode_all(_texts(rows)))
+    mean = fsum(row.weight for row in rows) / max(1, len(rows))
     judgements: list[Judgement] = []
     for row in rows:
         head = prompts.get(row.prompt, prefix)
         responses = tuple(tuple(next(encoded)) for _ in row.responses)
-        judgements.append(Ranking(head, responses) if row.rating is None else Rating(head, responses[0], row.rating))
+        weight = row.weight / mean
+        if row.rating is None:
+            judgements.append(Ranking(head, responses, row.ranks, margin * row.strength, weight))
+        else:
+            judgements.append(Rating(head, responses[0], row.rating, weight))
     return judgements
 
 

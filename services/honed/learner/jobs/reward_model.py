@@ -29,7 +29,7 @@ from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import FailedPrecondition, root_cause
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner.build import choose_device
-from honed.learner.data.judged import Judged, encode, read_judgement, read_pairs
+from honed.learner.data.judged import Judged, encode, read_judgement, read_pairs, weighed
 from honed.learner.data.judgement import Judgement, Ranking
 from honed.learner.jobs.home import job_home
 from honed.learner.jobs.samples import BASE, reference_samples
@@ -161,7 +161,13 @@ class _Training:
     ) -> list[Judgement]:
         request = preference_pb2.ExportJudgementsRequest(snapshot_id=snapshot.snapshot_id)
         stream = stub.ExportJudgements(request, timeout=600)
-        rows = [row async for message in stream if (row := read_judgement(message.judgement)) is not None]
+        section = self._settings.reward_training
+        exported = [message.judgement async for message in stream]
+        rows = list(weighed(exported, section))
+        if not rows and any(read_judgement(judgement) is not None for judgement in exported):
+            raise FailedPrecondition(
+                "reward_training.annotator_weights and source_weights leave no judgement: give somebody who judged a weight"
+            )
         if not rows:
             raise FailedPrecondition(
                 "the preference service holds no comparison, ranking or rating: import some by `honed judge import`, or name "
@@ -170,7 +176,8 @@ class _Training:
         return await asyncio.to_thread(self._encoded, tokenizer, rows)
 
     def _encoded(self, tokenizer: TextTokenizer, rows: Sequence[Judged]) -> list[Judgement]:
-        return encode(tokenizer, rows, sees_prompt=_sees_prompt(self._settings))
+        margin = self._settings.reward_training.margin
+        return encode(tokenizer, rows, sees_prompt=_sees_prompt(self._settings), margin=margin)
 
     def _trained(
         self, base: Path, tokenizer: TextTokenizer, judgements: list[Judgement], samples: list[list[int]]

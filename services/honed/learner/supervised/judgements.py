@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from honed.kit.errors import InvalidArgument
 from honed.learner.data.judgement import Judgement, Ranking, SharedTexts, Tokens, batch_judgements
 from honed.learner.models.trained import Trained
-from honed.learner.objectives.preference import best_of_k, ranked_pairs, scalar_rating
+from honed.learner.objectives.preference import best_of_k, bradley_terry, ranked_pairs, scalar_rating
 from honed.learner.settings import RewardTrainingSettings
 from honed.learner.sources.epochs import Epochs
 from honed.learner.train.algorithm import State, UpdateContext
@@ -170,24 +170,32 @@ class _Minibatch:
 
 
 def summed_loss(scores: Tensor, shared: SharedTexts, objective: Literal["ranked_pairs", "best_of_k"]) -> Tensor:
-    """Sum of losses over judgements, each with the same weight.
+    """Sum of losses over judgements, each by its weight.
 
     Args:
         scores: `[len(shared.texts)]`.
-        shared: the judgements.
-        objective: see `RewardTrainingSettings`.
+        shared: the judgements; with "best_of_k" one response is the best of each.
+        objective: see `RewardTrainingSettings`. Two responses are a comparison by Bradley-Terry with either.
     """
     total = scores.new_zeros(())
-    for size in sorted({len(places) for places in shared.rankings}):
-        ranked = scores[torch.tensor([places for places in shared.rankings if len(places) == size], device=scores.device)]
-        if objective == "ranked_pairs":
-            loss = ranked_pairs(ranked)
+    for size in sorted({len(places) for places, _ in shared.rankings}):
+        places, rankings = zip(*(each for each in shared.rankings if len(each[0]) == size), strict=True)
+        ranked = scores[torch.tensor(places, device=scores.device)]
+        weights = scores.new_tensor([ranking.weight for ranking in rankings])
+        if size == 2:
+            margins = scores.new_tensor([ranking.margin for ranking in rankings])
+            loss = bradley_terry(ranked[:, 0], ranked[:, 1], margins, weights=weights)
+        elif objective == "ranked_pairs":
+            ranks = torch.tensor([ranking.ranks or range(size) for ranking in rankings], device=scores.device)
+            loss = ranked_pairs(ranked, ranks, weights=weights)
         else:
-            loss = best_of_k(ranked, torch.zeros(len(ranked), dtype=torch.int64, device=scores.device))
-        total = total + loss * len(ranked)
+            loss = best_of_k(ranked, torch.zeros(len(ranked), dtype=torch.int64, device=scores.device), weights=weights)
+        total = total + loss * weights.sum()
     if shared.ratings:
         rated = scores[torch.tensor([place for place, _ in shared.ratings], device=scores.device)]
-        total = total + scalar_rating(rated, scores.new_tensor([value for _, value in shared.ratings])) * len(rated)
+        values = scores.new_tensor([rating.value for _, rating in shared.ratings])
+        weights = scores.new_tensor([rating.weight for _, rating in shared.ratings])
+        total = total + scalar_rating(rated, values, weights=weights) * weights.sum()
     return total
 
 
