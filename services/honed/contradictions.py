@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the tree itself asks here
     from honed.config import RunSettings
 
 _KL_CLIP: Final = 0.2  # `learner.objectives.kl.AdaptiveKL`
+_OF_STEPS: Final = ("learning_rate", "warmup", "batch_texts", "gradient_norm", "embedding_dropout", "weight_decay", "seconds")
 _SHORTEST_LEASE_S: Final = 0.5  # three renewals have to arrive within it
 
 
@@ -22,6 +23,7 @@ def contradictions(settings: RunSettings) -> list[str]:
         *impossible_phases(settings),
         *_of_learner(settings),
         *_of_reward(settings),
+        *_of_reward_training(settings),
         *_of_generation(settings),
         *_of_conductor(settings),
     ]
@@ -108,6 +110,21 @@ def _of_reward(settings: RunSettings) -> Iterator[str]:
             f"reward.truncate.not_before: position {truncate.not_before} is behind every response of at most "
             f"conductor.response_tokens = {longest}, which would all get missing_score: take a smaller one"
         )
+
+
+def _of_reward_training(settings: RunSettings) -> Iterator[str]:
+    section = settings.reward_training
+    highest = max(section.read_layers, default=0)
+    if section.layers is not None and section.layers < highest:
+        yield f"reward_training.read_layers: layer {highest} is none of the first {section.layers} that `layers` keeps"
+    without_meaning = _OF_STEPS if section.train == "head" else ("ridge",)
+    for name in without_meaning:
+        if getattr(section, name) != type(section).model_fields[name].default:
+            yield (
+                f"reward_training.{name}: means nothing where train is {section.train}, "
+                + ("a head is solved for and takes no steps" if section.train == "head" else "take weight_decay")
+                + ": remove it"
+            )
 
 
 def _of_generation(settings: RunSettings) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from honed.settings import Count, Positive, Rate, Seconds, Section, ServerSettings, Share, Weight
 
@@ -135,6 +135,23 @@ class FineTuningSettings(Section):
 class RewardTrainingSettings(Section):
     """Reward-model training on the judgements of the preference service."""
 
+    start_from: str | None = Field(
+        None, description="Hugging Face model directory whose body the reward model is made of; null: the run's base model."
+    )
+    train: Literal["all", "head"] = Field(
+        "all",
+        description="head: the body stays as it is and reads each text once; the best head is solved for, without a learning "
+        "rate. Minutes on little data, and more is left of what a large model knew.",
+    )
+    read: Literal["last", "mean"] = Field(
+        "last", description="What the head reads: the state at the last token, or the mean of those of all tokens."
+    )
+    read_layers: tuple[Positive, ...] = Field(
+        (), description="Layers, counted from 1, whose states the head reads side by side; empty: the last one that is kept."
+    )
+    ridge: Weight = Field(
+        0.01, description="Of the head alone: penalty on half its squared weights, of features with deviation 1."
+    )
     seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
     learning_rate: Rate = 1e-5
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Share of the training in which the rate rises.")
@@ -157,11 +174,20 @@ class RewardTrainingSettings(Section):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the computation; weights stay float32.")
     embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Of matrices.")
-    layers: Positive | None = Field(None, description="How many layers of the language model to keep; null keeps all.")
+    layers: Positive | None = Field(
+        None, description="How many layers of the language model to keep; null keeps all that the head reads."
+    )
     normalising_samples: Annotated[int, Field(ge=2)] = Field(
         256, description="Samples of the reference policy that set gain and bias."
     )
     threads: Positive = Field(1, description="The generation service runs beside it.")
+
+    @field_validator("read_layers")
+    @classmethod
+    def _different(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(layers)) < len(layers):
+            raise ValueError("names a layer twice")
+        return layers
 
     def weight(self, annotator: str, source: str) -> float:
         """How much a judgement of somebody counts."""

@@ -10,8 +10,9 @@ from transformers import AutoModelForSequenceClassification
 from honed.kit.errors import DataLoss, InvalidArgument
 from honed.learner.data.judgement import Ranking, Rating, SharedTexts, batch_judgements
 from honed.learner.supervised.fit import Budget, Checkpoints, Fit
-from honed.learner.supervised.judgements import accuracy, judgement_batches, reward_rate, reward_trainer, summed_loss
+from honed.learner.supervised.judgements import accuracy, judgement_batches, reward_rate, reward_trainer
 from honed.learner.supervised.language_model import ModelShape, new_language_model, save_language_model
+from honed.learner.supervised.loss import SummedLoss
 from honed.models.reward_model import RewardModel
 from honed.models.tokenizer import TextTokenizer
 
@@ -125,6 +126,10 @@ def test_a_text_passes_once_for_all_judgements_of_a_batch():
     assert [places for places, _ in third.rankings] == [
         (0, 1, 2, 3)
     ]  # a judgement with more texts than a batch may have goes alone
+
+
+def summed_loss(scores, shared, objective):
+    return SummedLoss(shared, objective, scores.device)(scores)
 
 
 def test_the_loss_of_a_mixed_batch_weighs_each_judgement_alike():
