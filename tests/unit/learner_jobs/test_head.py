@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from tests.unit.learner_jobs.conftest import REWARD_TRAINING, TEXTS, Killed
 
 from honed.kit.errors import DataLoss, InvalidArgument
-from honed.learner.data.judgement import Ranking, Rating, SharedTexts
+from honed.learner.data.judgement import Ranking, SharedTexts
 from honed.learner.jobs.samples import as_scored
 from honed.learner.supervised.features import features_of
 from honed.learner.supervised.head import solve, train_head
