@@ -36,13 +36,17 @@ def _of_learner(settings: RunSettings) -> Iterator[str]:
     learner, kl = settings.learner, settings.learner.kl
     try:
         group = make_algorithm(learner).needs.group
-        unread = find_algorithm(learner.algorithm).unread
+        found = find_algorithm(learner.algorithm)
+        unread, pairs = found.unread, found.learns_from == "preferences"
     except InvalidArgument as error:
         yield str(error)
-        group, unread = 1, frozenset()
+        group, unread, pairs = 1, frozenset(), False
     for name, field in type(learner).model_fields.items():
         if name in unread and getattr(learner, name) != field.default:
             yield f"learner.{name}: {learner.algorithm} does not read it: leave it out"
+    threshold = type(learner.preferences).model_fields["rating_threshold"].default
+    if pairs and learner.preferences.rating_threshold != threshold:
+        yield f"learner.preferences.rating_threshold: {learner.algorithm} learns from pairs and does not read it: leave it out"
     samples = settings.conductor.samples_per_prompt
     if samples < group:
         yield (

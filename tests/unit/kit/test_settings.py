@@ -83,6 +83,10 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
             "learner: {algorithm: kto, options: {desirable_weight: 0, undesirable_weight: 0}}",
             r"learner\.options\.desirable_weight",
         ),
+        (
+            "learner: {algorithm: dpo, preferences: {rating_threshold: 0.6}}",
+            r"rating_threshold: dpo learns from pairs",
+        ),
         ("learner: {algorithm: kto, batch: 1}", r"learner\.batch: kto judges each response against others"),
         ("reward: {truncate: {token_text: '.', not_before: 256}}", r"truncate\.not_before: position 256 is behind every"),
         ("reward: {truncate: {token_text: ''}}", r"token_text: String should have at least 1 character"),

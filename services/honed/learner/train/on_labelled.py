@@ -53,6 +53,9 @@ class _Batch:
         self._padding, self._tokens = 0.0, 0
         self._log_ratios: list[Tensor] = []
 
+    def __len__(self) -> int:
+        return len(self.batch)
+
     def minibatch(self, chosen: Sequence[int]) -> _Minibatch:
         """See `Prepared`."""
         policy = self.updates.policy
