@@ -103,9 +103,9 @@ async def test_a_learner_killed_again_and_again_ends_with_the_same_bits(
         assert (stats.dead, stats.dropped, stats.balance) == (1, {"stale": STALE}, 0)
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", "kto"])
+@pytest.mark.parametrize(("algorithm", "kills"), [("dpo", (1, 4, 5)), ("kto", (4,))])
 async def test_a_learner_of_judgements_killed_again_and_again_ends_with_the_same_bits(
-    redis_server: Server, tmp_path: Path, services: Services, algorithm: str
+    redis_server: Server, tmp_path: Path, services: Services, algorithm: str, kills: Sequence[int]
 ) -> None:
     """Each pass over the judgements has a snapshot of its own; more are made while the learners train."""
     preference = services.preference
@@ -118,7 +118,7 @@ async def test_a_learner_of_judgements_killed_again_and_again_ends_with_the_same
         for learner in (steady, killed):
             learner.tree["preference"] = {"port": services.port}
             learner.write()
-        ends = await asyncio.gather(undisturbed(steady), disturbed(killed, (1, 4, 5)))
+        ends = await asyncio.gather(undisturbed(steady), disturbed(killed, kills))
     the_same(steady, killed, ends)
     passes = [update.rollout_ids for update in read_updates(steady.place.learner)]
     assert len({example for update in passes[:2] for example in update}) == 2 * BATCH, "none comes twice in a pass"

@@ -57,12 +57,13 @@ class Pooling:
             raise DataLoss(f"{where}: reward_layers has {max(layers)}, and the model {depth} layers")
         return cls(read, tuple(layers))
 
-    def to_config(self) -> dict[str, Any]:
-        """The fields of a configuration; none where a head reads as transformers' own does."""
-        return {
-            **({"reward_read": self.read} if self.read != "last" else {}),
-            **({"reward_layers": list(self.layers)} if self.layers else {}),
-        }
+    def write(self, config: Any) -> None:
+        """Puts it into a configuration of transformers, in the place of what that said: nothing, where heads read as usual."""
+        for name, value, usual in (("reward_read", self.read, "last"), ("reward_layers", list(self.layers), [])):
+            if value != usual:
+                setattr(config, name, value)
+            elif hasattr(config, name):
+                delattr(config, name)
 
     def width(self, hidden_size: int) -> int:
         """How many numbers the head reads."""

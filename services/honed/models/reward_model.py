@@ -143,7 +143,8 @@ class RewardModel:
         try:
             with torch.no_grad():
                 head.mul_(self.gain)
-            self.classifier.config.update({"reward_bias": self.bias, **self.pooling.to_config()})
+            self.pooling.write(self.classifier.config)
+            self.classifier.config.reward_bias = self.bias
             self.classifier.save_pretrained(directory)
             copy_tokenizer(base, directory)
         except OSError as error:

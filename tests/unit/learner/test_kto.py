@@ -91,8 +91,8 @@ def test_a_policy_that_is_the_reference_is_at_the_reference_point():
 
 
 def test_it_learns_which_responses_are_good():
-    learning = trainer(seeds=(1, 1), epochs=4, minibatches=2)
-    figures = [learning.update(BATCH) for _ in range(20)][-1]
+    learning = trainer(seeds=(1, 1), epochs=2, minibatches=2)
+    figures = [learning.update(BATCH) for _ in range(12)][-1]
     assert figures["accuracy"] == 1.0
     assert figures["desirable_reward"] > 0.1 > -0.1 > figures["undesirable_reward"]
 

@@ -88,6 +88,9 @@ def test_it_is_served_as_it_was_trained(model, rankings, language_model, tmp_pat
     scorer = ModelScorer("rm", tmp_path / "rm", policy)
     asked = [ScorerInput(policy, prompt_tokens=tuple(ids[:1]), response_tokens=tuple(ids[1:])) for ids in SEQUENCES]
     assert [output.value for output in scorer.score(asked)] == pytest.approx(model.rewards(SEQUENCES), abs=1e-5)
+    again = RewardModel.from_language_model(tmp_path / "rm", rng=rng())
+    again.save(tmp_path / "usual", language_model)
+    assert RewardModel.load(tmp_path / "usual").pooling == Pooling(), "a body may be a reward model's; its head is another"
     wide = load_file(tmp_path / "rm" / "model.safetensors")
     save_file({**wide, "score.weight": torch.zeros(1, 7)}, tmp_path / "rm" / "model.safetensors")
     with pytest.raises(DataLoss, match=r"'score.weight' has shape \(1, 7\)"):

@@ -1,6 +1,7 @@
 """What a configuration may say of what a reward model's head reads."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,11 +13,15 @@ HERE = Path("model")
 
 @pytest.mark.parametrize("pooling", [Pooling(), Pooling("mean"), Pooling("last", (2, 1)), Pooling("mean", (3,))])
 def test_what_is_written_is_read(pooling):
-    assert Pooling.of_config({"num_hidden_layers": 3, "reward_bias": 0.5, **pooling.to_config()}, HERE) == pooling
+    config = SimpleNamespace(num_hidden_layers=3, reward_bias=0.5, reward_read="mean", reward_layers=[1])
+    pooling.write(config)
+    assert Pooling.of_config(vars(config), HERE) == pooling
 
 
 def test_a_model_of_transformers_own_kind_has_no_such_fields_and_needs_none():
-    assert Pooling().to_config() == {}
+    config = SimpleNamespace(reward_read="mean")
+    Pooling().write(config)
+    assert vars(config) == {}
     assert Pooling.of_config({}, HERE) == Pooling()
     assert (Pooling().width(8), Pooling("mean", (1, 2)).width(8)) == (8, 16)
 
