@@ -150,7 +150,9 @@ class RewardTrainingSettings(Section):
         (), description="Layers, counted from 1, whose states the head reads side by side; empty: the last one that is kept."
     )
     ridge: Weight = Field(
-        0.01, description="Of the head alone: penalty on half its squared weights, of features with deviation 1."
+        1e-3,
+        description="Of the head alone: penalty on half its squared weights, of features with deviation 1. More for a wide head "
+        "on few texts.",
     )
     seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
     learning_rate: Rate = 1e-5

@@ -23,7 +23,7 @@ from honed.learner.supervised.features import features_of
 from honed.learner.supervised.loss import SummedLoss
 from honed.models.reward_model import RewardModel
 
-_ITERATIONS: Final = 300
+_ITERATIONS: Final = 1000
 _READING: Final = 0.95  # of the work
 _TOLERANCE: Final = 1e-6
 _SMALLEST_DEVIATION: Final = 1e-6
