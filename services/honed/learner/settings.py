@@ -151,8 +151,8 @@ class RewardTrainingSettings(Section):
     )
     ridge: Weight = Field(
         1e-3,
-        description="Of the head alone: penalty on half its squared weights, of features with deviation 1. More for a wide head "
-        "on few texts.",
+        description="Of the head alone: penalty on half its squared weights, of features with deviation 1. A wide head on few "
+        "texts needs more.",
     )
     seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
     learning_rate: Rate = 1e-5
