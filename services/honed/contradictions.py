@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the tree itself asks here
     from honed.reward.settings import RewardSettings, ScorerSettings
 
 _KL_CLIP: Final = 0.2  # `learner.objectives.kl.AdaptiveKL`
+_OF_STEPS: Final = ("learning_rate", "warmup", "batch_texts", "gradient_norm", "embedding_dropout", "weight_decay", "seconds")
 _SHORTEST_LEASE_S: Final = 0.5  # three renewals have to arrive within it
 
 
@@ -23,6 +24,7 @@ def contradictions(settings: RunSettings) -> list[str]:
         *impossible_phases(settings),
         *_of_learner(settings),
         *_of_reward(settings),
+        *_of_reward_training(settings),
         *_of_generation(settings),
         *_of_conductor(settings),
     ]
@@ -35,13 +37,17 @@ def _of_learner(settings: RunSettings) -> Iterator[str]:
     learner, kl = settings.learner, settings.learner.kl
     try:
         group = make_algorithm(learner).needs.group
-        unread = find_algorithm(learner.algorithm).unread
+        found = find_algorithm(learner.algorithm)
+        unread, pairs = found.unread, found.learns_from == "preferences"
     except InvalidArgument as error:
         yield str(error)
-        group, unread = 1, frozenset()
+        group, unread, pairs = 1, frozenset(), False
     for name, field in type(learner).model_fields.items():
         if name in unread and getattr(learner, name) != field.default:
             yield f"learner.{name}: {learner.algorithm} does not read it: leave it out"
+    threshold = type(learner.preferences).model_fields["rating_threshold"].default
+    if pairs and learner.preferences.rating_threshold != threshold:
+        yield f"learner.preferences.rating_threshold: {learner.algorithm} learns from pairs and does not read it: leave it out"
     samples = settings.conductor.samples_per_prompt
     if samples < group:
         yield (
@@ -135,6 +141,21 @@ def _of_remotes(reward: RewardSettings) -> Iterator[str]:
             yield f"reward.scorers: {scorer.name} has the source {scorer.source}: write host:port, without http"
         if scorer.source == reward.target and reward.port:
             yield f"reward.scorers: {scorer.name} asks {scorer.source}, which is this reward service itself"
+
+
+def _of_reward_training(settings: RunSettings) -> Iterator[str]:
+    section = settings.reward_training
+    highest = max(section.read_layers, default=0)
+    if section.layers is not None and section.layers < highest:
+        yield f"reward_training.read_layers: layer {highest} is none of the first {section.layers} that `layers` keeps"
+    without_meaning = _OF_STEPS if section.train == "head" else ("ridge",)
+    for name in without_meaning:
+        if getattr(section, name) != type(section).model_fields[name].default:
+            yield (
+                f"reward_training.{name}: means nothing where train is {section.train}, "
+                + ("a head is solved for and takes no steps" if section.train == "head" else "take weight_decay")
+                + ": remove it"
+            )
 
 
 def _of_generation(settings: RunSettings) -> Iterator[str]:

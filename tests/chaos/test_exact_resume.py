@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,31 @@ def bits(directory: Path) -> Mapping[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
 
 
+async def undisturbed(learner: Learner) -> Path:
+    """The last checkpoint of a learner that nobody kills."""
+    async with learner.process() as process:
+        return await learner.checkpointed(STEPS, process)
+
+
+async def disturbed(learner: Learner, steps: Sequence[int]) -> Path:
+    """That of one that is killed after these updates, wherever it is then: in an update, a checkpoint, an export, a push."""
+    for step in steps:
+        async with learner.process() as process:
+            await learner.updated(step, process)
+            process.kill()
+            await process.wait()
+    return await undisturbed(learner)
+
+
+def the_same(steady: Learner, killed: Learner, ends: Sequence[Path]) -> None:
+    """Both end with the same bits, after the same updates, each once."""
+    assert bits(ends[0]).keys() >= {"model.safetensors", "optimizer.safetensors", "generator.safetensors"}
+    assert bits(ends[0]) == bits(ends[1])
+    updates = [read_updates(learner.place.learner) for learner in (steady, killed)]
+    assert [update.rollout_ids for update in updates[0]] == [update.rollout_ids for update in updates[1]]
+    assert [update.step for update in updates[1]] == list(range(1, STEPS + 1))
+
+
 @pytest.mark.parametrize(("every", "algorithm"), [(1, "ppo"), (4, "ppo"), (4, "grpo")])
 async def test_a_learner_killed_again_and_again_ends_with_the_same_bits(
     link: RedisLink, redis_server: Server, tmp_path: Path, every: int, algorithm: str
@@ -71,63 +96,30 @@ async def test_a_learner_killed_again_and_again_ends_with_the_same_bits(
         )
         queues = [await stream(link, name, algorithm) for name in names]
 
-        async def undisturbed() -> Path:
-            async with steady.process() as process:
-                return await steady.checkpointed(STEPS, process)
-
-        async def disturbed() -> Path:
-            for step in (2, 6):  # wherever the learner is just then: in an update, a checkpoint, an export, a push
-                async with killed.process() as process:
-                    await killed.updated(step, process)
-                    process.kill()
-                    await process.wait()
-            async with killed.process() as process:
-                return await killed.checkpointed(STEPS, process)
-
-        ends = await asyncio.gather(undisturbed(), disturbed())
-    assert bits(ends[0]).keys() >= {"model.safetensors", "optimizer.safetensors", "generator.safetensors"}
-    assert bits(ends[0]) == bits(ends[1])
-    updates = [read_updates(learner.place.learner) for learner in (steady, killed)]
-    assert [update.rollout_ids for update in updates[0]] == [update.rollout_ids for update in updates[1]]
-    assert [update.step for update in updates[1]] == list(range(1, STEPS + 1))
+        ends = await asyncio.gather(undisturbed(steady), disturbed(killed, (2, 6)))
+    the_same(steady, killed, ends)
     for queue in queues:
         stats = await queue.stats()
         assert (stats.dead, stats.dropped, stats.balance) == (1, {"stale": STALE}, 0)
 
 
+@pytest.mark.parametrize(("algorithm", "kills"), [("dpo", (1, 4, 5)), ("kto", (4,))])
 async def test_a_learner_of_judgements_killed_again_and_again_ends_with_the_same_bits(
-    redis_server: Server, tmp_path: Path, services: Services
+    redis_server: Server, tmp_path: Path, services: Services, algorithm: str, kills: Sequence[int]
 ) -> None:
     """Each pass over the judgements has a snapshot of its own; more are made while the learners train."""
     preference = services.preference
-    for number in range(20):
+    for number in range(20 if algorithm == "dpo" else 10):  # a comparison is one pair, or two single responses
         preference.compare(f"good {number}", f"bad {number * 7}", prompt=f"film {number % 3}")
     async with a_generator() as (_, address):
-        names = ["steady-dpo", "killed-dpo"]
-        section: dict[str, Any] = {"batch": BATCH, "steps": STEPS, "checkpoint_every": 3, "algorithm": "dpo"}
+        names = [f"steady-{algorithm}", f"killed-{algorithm}"]
+        section: dict[str, Any] = {"batch": BATCH, "steps": STEPS, "checkpoint_every": 3, "algorithm": algorithm}
         steady, killed = (Learner(tmp_path / name, name, redis_server.url, [address], **section) for name in names)
         for learner in (steady, killed):
             learner.tree["preference"] = {"port": services.port}
             learner.write()
-
-        async def undisturbed() -> Path:
-            async with steady.process() as process:
-                return await steady.checkpointed(STEPS, process)
-
-        async def disturbed() -> Path:
-            for step in (1, 4, 5):
-                async with killed.process() as process:
-                    await killed.updated(step, process)
-                    process.kill()
-                    await process.wait()
-            async with killed.process() as process:
-                return await killed.checkpointed(STEPS, process)
-
-        ends = await asyncio.gather(undisturbed(), disturbed())
-    assert bits(ends[0]).keys() >= {"model.safetensors", "optimizer.safetensors", "generator.safetensors"}
-    assert bits(ends[0]) == bits(ends[1])
-    updates = [read_updates(learner.place.learner) for learner in (steady, killed)]
-    assert [update.rollout_ids for update in updates[0]] == [update.rollout_ids for update in updates[1]]
-    passes = [update.rollout_ids for update in updates[0]]
-    assert len({pair for update in passes[:2] for pair in update}) == 2 * BATCH, "no pair comes twice in a pass"
+        ends = await asyncio.gather(undisturbed(steady), disturbed(killed, kills))
+    the_same(steady, killed, ends)
+    passes = [update.rollout_ids for update in read_updates(steady.place.learner)]
+    assert len({example for update in passes[:2] for example in update}) == 2 * BATCH, "none comes twice in a pass"
     assert steady.store.manifest(steady.store.versions()[-1]).lineage.preference_snapshot

@@ -11,12 +11,14 @@ from typing import Any
 
 from honed.check.findings import BadLines, Report
 from honed.check.model import BaseModel
+from honed.check.weights import WeightCheck
 from honed.conductor.settings import JudgementsFile
 from honed.config import RunSettings
 from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import HonedError, InvalidArgument
 from honed.models.prompt_rows import ROW, check_row, row_reference, row_response
 from honed.models.prompts import PromptEncoder, render_messages
+from honed.v1 import preference_pb2
 
 Advance = Callable[[int], None]
 FAST_LINES = 200
@@ -58,8 +60,11 @@ class DataCheck:
         if data.evaluation.prompts is not None:
             self._prompts("data.evaluation.prompts", data.evaluation.prompts)
         trained: set[bytes] = set()
+        weights = WeightCheck(self._settings.reward_training)
         for number, source in enumerate(data.judgements):
-            trained |= self._judgements(f"data.judgements.{number}", source)
+            trained |= self._judgements(f"data.judgements.{number}", source, weights.add)
+        if self._settings.goes_through("reward_model"):
+            weights.tell(report, whole=not self._fast)
         if data.evaluation.judgements is not None:
             where = "data.evaluation.judgements"
             held_out = self._judgements(where, data.evaluation.judgements)
@@ -145,7 +150,9 @@ class DataCheck:
             return error.reason if error.field == ROW else str(error), 0
         return "", 0
 
-    def _judgements(self, where: str, source: JudgementsFile) -> set[bytes]:
+    def _judgements(
+        self, where: str, source: JudgementsFile, see: Callable[[preference_pb2.Judgement], None] = lambda _: None
+    ) -> set[bytes]:
         seen: set[bytes] = set()
         count = cut = read = 0
         report, limit = self._report, self._settings.generation.max_model_tokens
@@ -158,6 +165,7 @@ class DataCheck:
                 )
                 for entry in entries:
                     count += 1
+                    see(entry.judgement)
                     texts = [response.text for response in entry.judgement.responses]
                     seen.add(_digest([entry.judgement.prompt, sorted(texts)]))
                     if self._tokenizer is not None:

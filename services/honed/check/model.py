@@ -43,6 +43,59 @@ def check_model(settings: RunSettings, report: Report, *, fast: bool) -> BaseMod
         report.figures["parameters"] = parameters
         return BaseModel(parameters)
     where, directory = "conductor.start_from", Path(start_from)
+    facts = _check_directory(where, directory, report)
+    if facts is None:
+        return None
+    try:
+        facts.check_length(settings.generation.max_model_tokens)
+    except HonedError as error:
+        report.error("generation.max_model_tokens", str(error))
+    if not settings.conductor.fixed_length and not facts.end_token_ids:
+        report.warning(
+            where, f"{directory} names no end-of-sequence token: every response has conductor.response_tokens tokens"
+        )
+    template = tokenizer = None
+    try:
+        template = ChatTemplate.read(directory)
+        if not fast and (directory / "tokenizer.json").is_file():
+            tokenizer = read_tokenizer(directory)
+    except DataLoss as error:
+        report.error(where, str(error))
+    parameters = _parameters(where, directory, report)
+    if not fast and not report.errors:
+        _check_family(where, directory, report)
+    report.figures["parameters"] = parameters
+    report.figures["model_type"] = facts.model_type
+    return BaseModel(parameters, directory, template, tokenizer)
+
+
+def check_body(settings: RunSettings, report: Report, *, fast: bool) -> None:
+    """Checks the model whose body a reward model is made of, where it is not the run's own. `fast` leaves transformers out."""
+    section = settings.reward_training
+    if not settings.goes_through("reward_model"):
+        return
+    start_from = section.start_from or settings.conductor.start_from
+    depth = settings.pretrain.layers
+    if section.start_from is not None:
+        where, directory = "reward_training.start_from", Path(section.start_from)
+        if _check_directory(where, directory, report) is None:
+            return
+        _parameters(where, directory, report)
+        if not fast and not report.errors:
+            _check_family(where, directory, report)
+    if start_from is not None:
+        try:
+            config = read_json(Path(start_from) / "config.json")
+        except DataLoss:
+            return  # a finding of the model's
+        depth = int(config.get("num_hidden_layers", config.get("n_layer", 0)))
+    for name, wanted in (("layers", section.layers or 0), ("read_layers", max(section.read_layers, default=0))):
+        if wanted > depth:
+            report.error(f"reward_training.{name}", f"{wanted} is more than the {depth} layers of the model")
+
+
+def _check_directory(where: str, directory: Path, report: Report) -> ModelFacts | None:
+    """What a model directory says of itself; None where nothing can be read of it."""
     if not directory.is_dir():
         report.error(where, f"there is no directory {directory}: name a Hugging Face model directory on this machine")
         return None
@@ -51,38 +104,18 @@ def check_model(settings: RunSettings, report: Report, *, fast: bool) -> BaseMod
     except DataLoss as error:
         report.error(where, f"{error}: download the model again")
         return None
-    try:
-        facts.check_length(settings.generation.max_model_tokens)
-    except HonedError as error:
-        report.error("generation.max_model_tokens", str(error))
     if read_json(directory / "config.json").get("auto_map"):
         report.error(where, f"{directory} needs code of its own (auto_map), which is never run: take a family of transformers")
-    if not settings.conductor.fixed_length and not facts.end_token_ids:
-        report.warning(
-            where, f"{directory} names no end-of-sequence token: every response has conductor.response_tokens tokens"
-        )
     if not (directory / "tokenizer.json").is_file():
         report.error(where, f"{directory} holds no tokenizer.json: save the tokenizer as a fast one (`use_fast=True`)")
-    template = tokenizer = None
-    try:
-        template = ChatTemplate.read(directory)
-        if not fast and (directory / "tokenizer.json").is_file():
-            tokenizer = read_tokenizer(directory)
-    except DataLoss as error:
-        report.error(where, str(error))
-    parameters = _parameters(directory, report)
-    if not fast and not report.errors:
-        _check_family(directory, report)
-    report.figures["parameters"] = parameters
-    report.figures["model_type"] = facts.model_type
-    return BaseModel(parameters, directory, template, tokenizer)
+    return facts
 
 
-def _parameters(directory: Path, report: Report) -> int:
+def _parameters(where: str, directory: Path, report: Report) -> int:
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         report.error(
-            "conductor.start_from",
+            where,
             f"{directory} holds no safetensors file, and pickled weights are never read: save it by "
             "`model.save_pretrained(directory, safe_serialization=True)`",
         )
@@ -91,29 +124,25 @@ def _parameters(directory: Path, report: Report) -> int:
         try:
             count += sum(math.prod(entry.shape) for entry in read_tensor_entries(file, str(file)))
         except (DataLoss, OSError) as error:
-            report.error("conductor.start_from", f"{error}: download the model again")
+            report.error(where, f"{error}: download the model again")
     return count
 
 
-def _check_family(directory: Path, report: Report) -> None:
+def _check_family(where: str, directory: Path, report: Report) -> None:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        report.error("conductor.start_from", f"transformers does not know the model in {directory}: {error}")
+        report.error(where, f"transformers does not know the model in {directory}: {error}")
         return
     if config.get_text_config() is not config:
-        report.error(
-            "conductor.start_from", f"{directory} holds a {config.model_type} model of more than text: take a text model"
-        )
+        report.error(where, f"{directory} holds a {config.model_type} model of more than text: take a text model")
     elif config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        report.error("conductor.start_from", f"{config.model_type} is no causal language model: take one that generates text")
+        report.error(where, f"{config.model_type} is no causal language model: take one that generates text")
     if getattr(config, "quantization_config", None):
-        report.error(
-            "conductor.start_from", f"{directory} holds quantized weights: training needs float32, bfloat16 or float16"
-        )
+        report.error(where, f"{directory} holds quantized weights: training needs float32, bfloat16 or float16")
 
 
 def _pretrained(section: PretrainSettings, longest: int) -> int:

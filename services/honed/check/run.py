@@ -7,7 +7,7 @@ from collections.abc import Callable
 from honed.check.data import DataCheck
 from honed.check.findings import Report
 from honed.check.machine import check_machine
-from honed.check.model import check_model
+from honed.check.model import check_body, check_model
 from honed.config import RunSettings
 
 
@@ -21,6 +21,7 @@ def check_run(settings: RunSettings, advance: Callable[[int], None] = lambda _: 
     """
     report = Report()
     model = check_model(settings, report, fast=fast)
+    check_body(settings, report, fast=fast)
     DataCheck(settings, report, model, advance, fast=fast).run()
     check_machine(settings, report, model)
     return report

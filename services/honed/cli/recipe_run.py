@@ -43,7 +43,7 @@ class RecipeFigures:
         kl_nats: Of the trained policy's continuations to the base policy, nats a response.
         distinct2_ratio: Distinct word pairs after, as a share of those before; None for a rule's short answers.
         updates: Of the learner.
-        examples: Episodes, or pairs, that were trained on.
+        examples: Episodes, pairs or labelled responses that were trained on.
         versions_pushed: Into the running generator.
         seconds: From the data to the last measure.
         seconds_training: Of the loop alone.
@@ -134,7 +134,7 @@ def _figures(
         kl_nats=measures.kl_to_base(run.workspace.base_model, after, run.settings.conductor.temperature),
         distinct2_ratio=None if data is None else measures.distinct2_ratio(before, after),
         updates=updates[-1].step,
-        examples=round(sum(update.values.get("episodes", update.values.get("pairs", 0.0)) for update in updates)),
+        examples=round(sum(update.values.get(kind, 0.0) for update in updates for kind in ("episodes", "pairs", "responses"))),
         versions_pushed=sum(push.committed > 0 and not push.failures for push in pushes),
         seconds=time.monotonic() - started,
         seconds_training=(run.state.loop_ended_at or 0.0) - (run.state.loop_started_at or 0.0),

@@ -23,6 +23,7 @@ from honed.learner.supervised.language_model import NextToken
 from honed.learner.train import rng
 from honed.learner.train.algorithm import Algorithm
 from honed.learner.train.mixture import MixedIn, Mixture
+from honed.learner.train.on_labelled import OnLabelledUpdates
 from honed.learner.train.on_pairs import OnPairUpdates
 from honed.learner.train.on_policy import OnPolicyUpdates
 from honed.learner.train.on_scored_pairs import OnScoredPairs
@@ -63,10 +64,13 @@ def build_trainer(settings: RunSettings, base: Path) -> Trainer[Any, PolicyModel
 
 def updates_of(section: LearnerSettings, policy: PolicyModel, reference: ReferenceModel | None) -> Algorithm[Any]:
     """The algorithm of the settings, around its models."""
-    algorithm = make_algorithm(section)
+    algorithm: Any = make_algorithm(section)
+    learns_from = find_algorithm(section.algorithm).learns_from
     if isinstance(algorithm, OnPairs):
         updates = OnPairUpdates(algorithm, policy, reference)
-        return updates if find_algorithm(section.algorithm).learns_from == "preferences" else OnScoredPairs(updates)
+        return updates if learns_from == "preferences" else OnScoredPairs(updates)
+    if learns_from == "labels":
+        return OnLabelledUpdates(algorithm, policy, reference)
     return OnPolicyUpdates(
         algorithm, policy, reference, section, kl=kl_controller(section.kl), normaliser=reward_normaliser(section)
     )

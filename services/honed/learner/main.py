@@ -39,7 +39,7 @@ from honed.learner.loop.training import Training
 from honed.learner.models.policy import PolicyModel
 from honed.learner.service import LearnerService, LoadedLearner
 from honed.learner.sources.choose import opened
-from honed.learner.sources.preferences import PreferencePairs
+from honed.learner.sources.preferences import PreferenceExamples
 from honed.learner.status import AnnouncedPromotions, LearnerStatus, Reporter
 from honed.learner.train.trainer import Trainer
 from honed.models.loader import load_language_model
@@ -157,7 +157,7 @@ class LearnerProcess:
             generators = self._generators()
             stack.push_async_callback(generators.close)
             snapshot = await asyncio.to_thread(_snapshot, settings)
-            judgements = (lambda: source.snapshot) if isinstance(source, PreferencePairs) else (lambda: snapshot)
+            judgements = (lambda: source.snapshot) if isinstance(source, PreferenceExamples) else (lambda: snapshot)
             release = self._release(trainer, base, generators, journal, lease, judgements)
             training = Training(
                 trainer, self._checkpoints, timeout_s=section.update_timeout_s, stop_within_s=section.drain_s / 2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from honed.settings import Count, Positive, Rate, Seconds, Section, ServerSettings, Share
+from honed.settings import Count, Positive, Rate, Seconds, Section, ServerSettings, Share, Weight
 
 
 class KlSettings(Section):
@@ -18,11 +18,16 @@ class KlSettings(Section):
     horizon: Positive = Field(10_000, description="Episodes.")
 
 
-class PreferencePairSettings(Section):
+class DirectPreferenceSettings(Section):
     """What an algorithm that learns from preferences directly reads: the judgements of the preference service."""
 
     refresh: bool = Field(True, description="After each pass over the judgements, read those that have come meanwhile too.")
     append_end: bool = Field(True, description="A response ends with the end-of-text token, which is learned too.")
+    rating_threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5,
+        description="Where single responses are learned from: ratings above this share of their scale call one good, those "
+        "below it bad; one that is exactly there says nothing.",
+    )
 
 
 class PretrainingMixSettings(Section):
@@ -67,7 +72,7 @@ class LearnerSettings(ServerSettings):
     reward_normalisation: Literal["reference", "running", "none"] = "reference"
     kl: KlSettings = KlSettings()
     ptx: PretrainingMixSettings | None = Field(None, description="What is mixed into each update; null: nothing.")
-    preferences: PreferencePairSettings = PreferencePairSettings()
+    preferences: DirectPreferenceSettings = DirectPreferenceSettings()
     max_staleness: Annotated[int, Field(ge=0)] = Field(2, description="Versions; older rollouts are dropped and counted.")
     group_timeout_s: Seconds = Field(
         600.0, description="Where responses to one prompt train together, the rest of them is waited for so long."
@@ -130,12 +135,40 @@ class FineTuningSettings(Section):
 class RewardTrainingSettings(Section):
     """Reward-model training on the judgements of the preference service."""
 
+    start_from: str | None = Field(
+        None, description="Hugging Face model directory whose body the reward model is made of; null: the run's base model."
+    )
+    train: Literal["all", "head"] = Field(
+        "all",
+        description="head: the body stays as it is and reads each text once; the best head is solved for, without a learning "
+        "rate. Minutes on little data, and more is left of what a large model knew.",
+    )
+    read: Literal["last", "mean"] = Field(
+        "last", description="What the head reads: the state at the last token, or the mean of those of all tokens."
+    )
+    read_layers: tuple[Positive, ...] = Field(
+        (), description="Layers, counted from 1, whose states the head reads side by side; empty: the last one that is kept."
+    )
+    ridge: Weight = Field(
+        1e-3,
+        description="Of the head alone: penalty on half its squared weights, of features with deviation 1. A wide head on few "
+        "texts needs more.",
+    )
     seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
     learning_rate: Rate = 1e-5
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Share of the training in which the rate rises.")
     objective: Literal["ranked_pairs", "best_of_k"] = Field(
         "ranked_pairs", description="All pairs of a ranking (InstructGPT), or its best against the rest (lm-human-preferences)."
     )
+    margin: Weight = Field(
+        0.0,
+        description="How far apart the scores of two responses should at least be of which people called one much better; a "
+        "third and two thirds of it for slightly better and better. Llama 2 took 1 and 3.",
+    )
+    annotator_weights: dict[str, Weight] = Field(
+        {}, description="How much the judgements of an annotator count, by name; 1 for those that are not named, 0 leaves out."
+    )
+    source_weights: dict[str, Weight] = Field({}, description="The same by the source of judgements; both are multiplied.")
     batch_texts: Annotated[int, Field(ge=2)] = Field(32, description="Different texts of one optimizer step.")
     microbatch_tokens: Positive = Field(2048, description="Tokens of one forward and backward pass at most; it bounds memory.")
     gradient_norm: Rate = Field(1.0, description="Gradients are scaled down to this norm.")
@@ -143,8 +176,21 @@ class RewardTrainingSettings(Section):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the computation; weights stay float32.")
     embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Of matrices.")
-    layers: Positive | None = Field(None, description="How many layers of the language model to keep; null keeps all.")
+    layers: Positive | None = Field(
+        None, description="How many layers of the language model to keep; null keeps all that the head reads."
+    )
     normalising_samples: Annotated[int, Field(ge=2)] = Field(
         256, description="Samples of the reference policy that set gain and bias."
     )
     threads: Positive = Field(1, description="The generation service runs beside it.")
+
+    @field_validator("read_layers")
+    @classmethod
+    def _different(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(layers)) < len(layers):
+            raise ValueError("names a layer twice")
+        return layers
+
+    def weight(self, annotator: str, source: str) -> float:
+        """How much a judgement of somebody counts."""
+        return self.annotator_weights.get(annotator, 1.0) * self.source_weights.get(source, 1.0)

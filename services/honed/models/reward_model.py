@@ -1,7 +1,8 @@
-"""A reward model in Hugging Face form: a language model's body, one head at the last token.
+"""A reward model in Hugging Face form: a language model's body, one linear head on its states.
 
-It is transformers' own `...ForSequenceClassification` with one label. transformers finds a text's
-last token by looking for a pad token, and misses it when a policy samples that id; here the lengths
+Where the head reads the last token of the last layer, as it does unless `models.pooling` says otherwise,
+it is transformers' own `...ForSequenceClassification` with one label. transformers finds a text's last
+token by looking for a pad token, and misses it when a policy samples that id; here the lengths
 decide, and a model needs no pad token. Padding stands on the right of causal attention, so it
 changes no score. The model stays in evaluation mode: its only dropout is that of `raw_scores`.
 
@@ -9,8 +10,7 @@ A reward is `gain * head + bias`. When saved, the gain is multiplied into the he
 head has no bias, so that goes into the configuration as `reward_bias`. A reader that leaves it out
 gets the same rewards up to a constant.
 
-The reward is read at the last token and the head drawn as in lm-human-preferences (Ziegler et al.
-2019).
+A new head is drawn as in lm-human-preferences (Ziegler et al. 2019).
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from honed.models.attention import Precision, use_float32_attention
 from honed.models.facts import ModelFacts, read_json
 from honed.models.loader import load_classifier
 from honed.models.packing import pack
+from honed.models.pooling import Pooling
 from honed.models.tokenizer import copy_tokenizer
 
 # What decides a score. A README or a training log beside them changes no version.
 _DECIDING: Final = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json")
 _PASS_TOKENS: Final = 8192
 _CPU = torch.device("cpu")
+_AT_LAST: Final = Pooling()
 
 
 class RewardModel:
@@ -49,6 +51,7 @@ class RewardModel:
         bias: float = 0.0,
         max_tokens: int = 0,
         precision: Precision = "float32",
+        pooling: Pooling = _AT_LAST,
     ) -> None:
         """Takes over a sequence classifier with one label and a linear head named `score`.
 
@@ -58,11 +61,13 @@ class RewardModel:
             bias: See the module.
             max_tokens: The most tokens that it can read; 0 for no limit.
             precision: What the body computes in; weights and scores are float32.
+            pooling: What the head reads.
         """
         self.classifier = classifier.eval()
         self.gain = gain
         self.bias = bias
         self.max_tokens = max_tokens
+        self.pooling = pooling
         self.vocabulary_size = int(classifier.config.vocab_size)
         self._precision = precision
         if precision == "bfloat16" and self.device.type == "cpu":
@@ -77,29 +82,35 @@ class RewardModel:
         layers: int | None = None,
         device: torch.device = _CPU,
         precision: Precision = "float32",
+        pooling: Pooling = _AT_LAST,
     ) -> RewardModel:
         """Body of the language model in `directory`, head drawn from N(0, 1/sqrt(d+1)).
 
         Args:
             directory: A Hugging Face directory with a causal language model.
             rng: Of the head; on the host.
-            layers: Keep the body's first so many layers and drop the rest; None keeps all. On
-                little data fewer generalise as well and train faster.
+            layers: Keep the body's first so many layers and drop the rest; None keeps all that the
+                head reads. On little data fewer generalise as well and train faster.
             device: Where it computes.
             precision: See `RewardModel`.
+            pooling: See `RewardModel`.
 
         Raises:
             DataLoss: Files or weights are missing or damaged.
             FailedPrecondition: The model cannot carry such a head.
             InvalidArgument: It has fewer layers.
         """
-        classifier = load_classifier(directory, device=device, new_head=True)
-        if layers is not None:
-            _keep_layers(classifier, layers)
+        classifier = load_classifier(directory, device=device, new_head=True, head_width=pooling.width)
+        highest = max(pooling.layers, default=None)
+        if (kept := highest if layers is None else layers) is not None:
+            _keep_layers(classifier, kept)
+        if highest is not None and kept is not None and highest > kept:
+            raise InvalidArgument("reward_training.read_layers", f"there is no layer {highest} of the {kept} that are kept")
         with torch.no_grad():
             weight = classifier.score.weight
             weight.copy_(torch.empty(weight.shape).normal_(0.0, 1.0 / math.sqrt(weight.shape[1] + 1), generator=rng))
-        return cls(classifier, max_tokens=ModelFacts.read(directory).longest_sequence or 0, precision=precision)
+        longest = ModelFacts.read(directory).longest_sequence or 0
+        return cls(classifier, max_tokens=longest, precision=precision, pooling=pooling)
 
     @classmethod
     def load(cls, directory: Path, *, device: torch.device = _CPU) -> RewardModel:
@@ -116,8 +127,10 @@ class RewardModel:
         bias = config.get("reward_bias", 0.0)
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
             raise DataLoss(f"{directory}/config.json: reward_bias is {bias!r}, it must be a finite number")
-        classifier = load_classifier(directory, device=device)
-        return cls(classifier, bias=float(bias), max_tokens=ModelFacts.read(directory).longest_sequence or 0)
+        pooling = Pooling.of_config(config, directory)
+        classifier = load_classifier(directory, device=device, head_width=pooling.width)
+        longest = ModelFacts.read(directory).longest_sequence or 0
+        return cls(classifier, bias=float(bias), max_tokens=longest, pooling=pooling)
 
     def save(self, directory: Path, base: Path) -> None:
         """Writes configuration, float32 safetensors and the tokenizer files of `base`.
@@ -130,6 +143,7 @@ class RewardModel:
         try:
             with torch.no_grad():
                 head.mul_(self.gain)
+            self.pooling.write(self.classifier.config)
             self.classifier.config.reward_bias = self.bias
             self.classifier.save_pretrained(directory)
             copy_tokenizer(base, directory)
@@ -164,7 +178,14 @@ class RewardModel:
     def raw_scores(
         self, sequences: Sequence[Sequence[int]], *, dropout: float = 0.0, rng: torch.Generator | None = None
     ) -> Tensor:
-        """The head's value at the last token of each sequence, `[n]` float32, in one pass.
+        """The head's value of each sequence, `[n]` float32, in one pass; see `features`."""
+        scores: Tensor = self.classifier.score(self.features(sequences, dropout=dropout, rng=rng)).squeeze(-1)
+        return scores
+
+    def features(
+        self, sequences: Sequence[Sequence[int]], *, dropout: float = 0.0, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """What the head reads of each sequence, `[n, width]` float32, in one pass.
 
         Args:
             sequences: Token ids, none empty; prompt and response together.
@@ -185,10 +206,7 @@ class RewardModel:
             kept = (torch.rand(embedded.shape, generator=rng) >= dropout).to(self.device)
             read = {"inputs_embeds": embedded * kept / (1.0 - dropout)}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
-            hidden = self.classifier.base_model(**read, use_cache=False).last_hidden_state
-        at_last = hidden[torch.arange(len(sequences), device=self.device), (lengths - 1).to(self.device)]
-        scores: Tensor = self.classifier.score(at_last.float()).squeeze(-1)
-        return scores
+            return self.pooling.pooled(self.classifier.base_model, read, lengths.to(self.device))
 
     @torch.no_grad()
     def rewards(self, sequences: Sequence[Sequence[int]], *, pass_tokens: int = _PASS_TOKENS) -> list[float]:

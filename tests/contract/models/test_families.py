@@ -29,6 +29,7 @@ from honed.learner.train.optimizer import build_optimizer
 from honed.learner.train.trainer import Trainer, TrainSettings
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
+from honed.models.pooling import Place, Pooling
 from honed.models.reward_model import RewardModel
 
 TEXT = tuple(range(40, 64))
@@ -142,6 +143,21 @@ def test_a_reward_model_trains_on_the_body_and_scores_as_transformers_does(
     assert read.rewards(SEQUENCES) == pytest.approx(alone, abs=1e-4)
     assert read.max_tokens == POSITIONS
     assert (tmp_path / "rm" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("read", ["last", "mean"])
+def test_a_head_reads_the_layers_and_tokens_that_it_is_told_to(base: Path, read: Place, tmp_path: Path) -> None:
+    model = RewardModel.from_language_model(base, rng=rng.generator(1), pooling=Pooling(read, (3, 1)))
+    model.save(tmp_path / "rm", base)
+    features = RewardModel.load(tmp_path / "rm").features(SEQUENCES)
+    body = own(base).base_model
+    for ids, found in zip(SEQUENCES, features, strict=True):
+        with torch.no_grad():
+            hidden = body(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        states = torch.cat([hidden[3][0], hidden[1][0]], dim=-1)
+        torch.testing.assert_close(found, states[-1] if read == "last" else states.mean(0), atol=1e-4, rtol=1e-4)
+    short = RewardModel.from_language_model(base, rng=rng.generator(1), pooling=Pooling(read, (1, 2)))
+    assert short.classifier.config.num_hidden_layers == 2, "what is above is not read"
 
 
 def test_more_layers_than_there_are_is_refused(base: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from google.protobuf import json_format
+from safetensors.torch import load_file
 from tests.integration.jobs.conftest import Services, comparison
 from tests.support.tiny import make_tiny_model
 
@@ -34,6 +36,7 @@ class Rig:
 
     def __init__(self, root: Path, services: Services) -> None:
         self.root, self.services = root, services
+        self.tree: dict[str, Any] = {}
         self.prompts = [[60 + i, 70 + i] for i in range(8)]
         (root / "prompts.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in self.prompts))
         held_out = [comparison(GOOD[3], BAD[3]), comparison(GOOD[0], BAD[3]), self.tie(), self.ranking()]
@@ -76,6 +79,7 @@ class Rig:
                 "evaluation": {"judgements": {"file": str(self.root / "held-out.jsonl")}},
             },
         }
+        tree |= self.tree
         for name, section in changes.items():
             tree[name] = {**tree.get(name, {}), **section}
         return RunSettings.model_validate(tree)
@@ -125,6 +129,30 @@ async def test_the_trained_model_prefers_what_people_preferred(rig: Rig) -> None
                 rig.services.preference.compare(good, bad)
     await rig.run(reward_training={"learning_rate": 1e-3, "normalising_samples": 6, "layers": 1, "batch_texts": 2})
     assert rig.figures["agreement"] == 1.0
+
+
+async def test_weights_that_leave_nobody_are_an_error_that_names_them(rig: Rig) -> None:
+    with pytest.raises(FailedPrecondition, match=r"reward_training\.annotator_weights"):
+        await rig.run(reward_training={"annotator_weights": {"somebody": 0}})
+    with pytest.raises(FailedPrecondition, match="annotator_weights, source_weights and"):
+        await rig.run(reward_training={"source_weights": {"test": 0}})
+
+
+async def test_the_head_alone_is_trained_on_the_body_of_another_model(rig: Rig, tmp_path: Path) -> None:
+    body = make_tiny_model(tmp_path / "body", seed=2)
+    section = {"start_from": str(body), "train": "head", "read": "mean", "read_layers": [1], "normalising_samples": 6}
+    rig.tree["reward_training"] = section
+    assert await rig.run() == ["0.1"]
+    made = rig.store.fetch(VersionId(0, 1), tmp_path / "copy")
+    config = json.loads((made / "config.json").read_text())
+    assert (config["reward_read"], config["reward_layers"], config["num_hidden_layers"]) == ("mean", [1], 1)
+    weights, own = load_file(made / "model.safetensors"), load_file(body / "model.safetensors")
+    assert all(torch.equal(weights[name], own[name]) for name in weights.keys() & own.keys())
+    assert rig.figures["agreement"] > 0.5
+    assert await rig.run() == ["0.1"]
+    edited = json.loads((body / "config.json").read_text()) | {"another": "model"}
+    (body / "config.json").write_text(json.dumps(edited))
+    assert await rig.run() == ["0.1", "0.2"], "another body makes another reward model"
 
 
 async def test_the_same_judgements_and_settings_train_nothing_again(rig: Rig) -> None:

@@ -135,6 +135,32 @@ def test_held_out_judgements_that_are_trained_on_are_noticed(tree: dict[str, Any
     assert any("1 of 1 judgements are also trained on" in line for line in texts_of(check_run(settings_of(tree))))
 
 
+def test_weights_that_nobody_has_are_noticed(tree: dict[str, Any], tmp_path: Path) -> None:
+    jsonl(tmp_path / "pairs.jsonl", {"prompt": "", "chosen": "good", "rejected": "bad"})
+    tree["data"]["judgements"] = [{"file": str(tmp_path / "pairs.jsonl"), "format": "trl", "annotator": "ann"}]
+    tree["reward"] = {"scorers": [{"name": "people", "kind": "reward_model", "source": "trained"}]}
+    tree["reward_training"] = {"annotator_weights": {"ann": 0, "bob": 1}}
+    found = texts_of(check_run(settings_of(tree)))
+    assert any(line.startswith("error reward_training.annotator_weights: with source_weights, leave no") for line in found)
+    assert any(line.startswith("warning reward_training.annotator_weights: bob: nothing") for line in found)
+    tree["reward_training"] = {"annotator_weights": {"ann": 0.5}}
+    assert not any("weights" in line for line in texts_of(check_run(settings_of(tree))))
+
+
+def test_the_body_of_a_reward_model_is_checked_as_the_policy_is(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["reward"] = {"scorers": [{"name": "people", "kind": "reward_model", "source": "trained"}]}
+    tree["reward_training"] = {"start_from": str(tmp_path / "nowhere"), "train": "head"}
+    assert any(
+        line.startswith("error reward_training.start_from: there is no") for line in texts_of(check_run(settings_of(tree)))
+    )
+    tree["reward_training"] = {"start_from": str(tmp_path / "model"), "read_layers": [1, 9]}
+    found = [line for line in texts_of(check_run(settings_of(tree))) if "reward_training" in line]
+    assert len(found) == 1
+    assert found[0].startswith("error reward_training.read_layers: 9 is more than the ")
+    tree["reward_training"] = {"layers": 7}
+    assert any(line.startswith("error reward_training.layers: 7 is more") for line in texts_of(check_run(settings_of(tree))))
+
+
 def test_all_that_is_wrong_with_a_run_is_found_at_once(tree: dict[str, Any], tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

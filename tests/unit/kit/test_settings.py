@@ -96,6 +96,22 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
         ),
         ("reward: {port: 7, scorers: [{name: a, kind: remote, source: '127.0.0.1:7'}]}", "which is this reward service itself"),
         ("reward: {scorers: [{name: a, kind: remote, source: 'a:1', options: {tls: {key: k}}}]}", r"options\.tls\.authority"),
+        (
+            "reward_training: {train: head, learning_rate: 1.0e-3}",
+            r"reward_training\.learning_rate: means nothing where train is head",
+        ),
+        ("reward_training: {train: head, seconds: 60}", r"reward_training\.seconds: means nothing"),
+        ("reward_training: {ridge: 1.0}", r"reward_training\.ridge: means nothing where train is all, take weight_decay"),
+        ("reward_training: {layers: 2, read_layers: [1, 3]}", r"reward_training\.read_layers: layer 3"),
+        (
+            "learner: {algorithm: kto, options: {desirable_weight: 0, undesirable_weight: 0}}",
+            r"learner\.options\.desirable_weight",
+        ),
+        (
+            "learner: {algorithm: dpo, preferences: {rating_threshold: 0.6}}",
+            r"rating_threshold: dpo learns from pairs",
+        ),
+        ("learner: {algorithm: kto, batch: 1}", r"learner\.batch: kto judges each response against others"),
         ("reward: {truncate: {token_text: '.', not_before: 256}}", r"truncate\.not_before: position 256 is behind every"),
         ("reward: {truncate: {token_text: ''}}", r"token_text: String should have at least 1 character"),
         ("generation: {max_queued: 19}", r"generation\.max_queued: 19 leave applications room for 15 samples .* at least 20"),
@@ -123,6 +139,7 @@ def test_settings_that_would_fail_or_mislead_later_are_refused_with_what_to_do(t
         "generation: {application_share: 1, max_num_seqs: 1, rollout_concurrency: 1}",
         "learner: {batch: 1, reward_normalisation: none}",
         "learner: {batch: 512, kl: {controller: fixed, horizon: 1}}",
+        "reward_training: {train: head, ridge: 0, read: mean, read_layers: [2, 1], layers: 2, objective: best_of_k}",
         "learner: {batch: 4, minibatches: 4}",
     ],
 )

@@ -126,7 +126,7 @@ def test_settings_that_compare_a_response_with_itself_or_ask_for_what_is_not_the
     RunSettings.model_validate(tree(4, algorithm="grpo", batch=64))
     with pytest.raises(ValueError, match=r"conductor\.samples_per_prompt: 1, and grpo compares responses to one prompt"):
         RunSettings.model_validate(tree(1, algorithm="grpo"))
-    with pytest.raises(ValueError, match=r"learner\.algorithm: there is no 'grop'; there are a2c, dpo, grpo, online_dpo, ppo"):
+    with pytest.raises(ValueError, match=r"learner\.algorithm: there is no 'grop'; there are a2c, dpo, grpo, kto, online_dpo"):
         RunSettings.model_validate(tree(4, algorithm="grop"))
     with pytest.raises(ValueError, match=r"learner\.options\.skale: .* grpo has the options: scale, ratio, surrogate"):
         RunSettings.model_validate(tree(4, algorithm="grpo", options={"skale": "none"}))

@@ -33,6 +33,13 @@ def test_a_ranking_of_three_counts_its_three_pairs_alike():
     assert loss.item() == pytest.approx((softplus(-2.0) + softplus(-1.0) + softplus(1.0)) / 3)
 
 
+def test_ties_of_a_ranking_are_no_pairs():
+    scores = torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    loss = ranked_pairs(scores, torch.tensor([[0, 0, 5], [0, 1, 1]]))
+    assert loss.item() == pytest.approx(((softplus(-1.0) + softplus(1.0)) / 2 + (softplus(1.0) + softplus(2.0)) / 2) / 2)
+    assert torch.equal(ranked_pairs(scores, torch.tensor([[0, 1, 2]] * 2)), ranked_pairs(scores))
+
+
 def test_scalar_losses_by_hand():
     assert scalar_rating(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 3.0])).item() == pytest.approx(0.5)
     loss = scalar_compare(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]), torch.tensor([2.0, 3.0]))

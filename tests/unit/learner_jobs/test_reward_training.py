@@ -10,8 +10,9 @@ from transformers import AutoModelForSequenceClassification
 from honed.kit.errors import DataLoss, InvalidArgument
 from honed.learner.data.judgement import Ranking, Rating, SharedTexts, batch_judgements
 from honed.learner.supervised.fit import Budget, Checkpoints, Fit
-from honed.learner.supervised.judgements import accuracy, judgement_batches, reward_rate, reward_trainer, summed_loss
+from honed.learner.supervised.judgements import accuracy, judgement_batches, reward_rate, reward_trainer
 from honed.learner.supervised.language_model import ModelShape, new_language_model, save_language_model
+from honed.learner.supervised.loss import SummedLoss
 from honed.models.reward_model import RewardModel
 from honed.models.tokenizer import TextTokenizer
 
@@ -119,9 +120,16 @@ def test_a_text_passes_once_for_all_judgements_of_a_batch():
     batches = batch_judgements(judgements, texts=3)
     assert [judgement for batch in batches for judgement in batch] == judgements
     first, second, third = map(SharedTexts.of, batches)
-    assert (first.texts, first.rankings, first.ratings) == ((a, b, c), ((0, 1), (2, 0)), ((1, 2.0),))
+    assert first.texts == (a, b, c)
+    assert (first.rankings, first.ratings) == ((((0, 1), judgements[0]), ((2, 0), judgements[1])), ((1, judgements[2]),))
     assert second.texts == (d, e)
-    assert third.rankings == ((0, 1, 2, 3),)  # a judgement with more texts than a batch may have goes alone
+    assert [places for places, _ in third.rankings] == [
+        (0, 1, 2, 3)
+    ]  # a judgement with more texts than a batch may have goes alone
+
+
+def summed_loss(scores, shared, objective):
+    return SummedLoss(shared, objective, scores.device)(scores)
 
 
 def test_the_loss_of_a_mixed_batch_weighs_each_judgement_alike():
@@ -134,6 +142,24 @@ def test_the_loss_of_a_mixed_batch_weighs_each_judgement_alike():
     pair, squared = worse(1.0), (3.0 - 2.0) ** 2
     all_pairs = (worse(-3.0) + worse(-1.0) + worse(2.0)) / 3
     best = -math.log(math.exp(0) / (math.exp(0) + math.exp(3) + math.exp(1)))
+    assert summed_loss(scores, shared, "ranked_pairs").item() == pytest.approx(pair + all_pairs + squared, rel=1e-5)
+    assert summed_loss(scores, shared, "best_of_k").item() == pytest.approx(pair + best + squared, rel=1e-5)
+
+
+def test_margins_ties_and_weights_reach_the_loss():
+    def worse(x):
+        return math.log1p(math.exp(-x))
+
+    scores = torch.tensor([1.0, 0.0, 3.0])
+    first, second, third = (1,), (2,), (3,)
+    shared = SharedTexts.of([
+        Ranking((0,), (first, second), margin=0.5, weight=2.0),
+        Ranking((0,), (first, second, third), ranks=(0, 1, 1), weight=0.25),
+        Rating((0,), third, 2.0, weight=0.75),
+    ])  # fmt: skip
+    pair, squared = 2.0 * worse(1.0 - 0.5), 0.75 * (3.0 - 2.0) ** 2
+    all_pairs = 0.25 * (worse(1.0) + worse(-2.0)) / 2
+    best = -0.25 * math.log(math.exp(1) / (math.exp(0) + math.exp(3) + math.exp(1)))
     assert summed_loss(scores, shared, "ranked_pairs").item() == pytest.approx(pair + all_pairs + squared, rel=1e-5)
     assert summed_loss(scores, shared, "best_of_k").item() == pytest.approx(pair + best + squared, rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""The source of pairs: which batch an update gets follows from the snapshot, the seed and its number."""
+"""The source of examples out of judgements: which batch an update gets follows from the snapshot, the seed and its number."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from honed.kit.errors import InvalidArgument, Unavailable
 from honed.learner.data.pair import Pair
 from honed.learner.loop.checkpoint_files import Progress
 from honed.learner.sources import preferences
-from honed.learner.sources.preferences import PreferencePairs
+from honed.learner.sources.preferences import PreferenceExamples
 from honed.learner.sources.trained import TrainedIds
 
 
 class Recorded:
     """A record of pairs that grows; a key gives what was there when it was used first."""
+
+    wanted = "pair"
 
     def __init__(self, count: int = 0) -> None:
         self.pairs_now: list[Pair] = []
@@ -33,7 +35,7 @@ class Recorded:
             raise self.failing.pop()
         return f"digest of {len(self.frozen.setdefault(key, list(self.pairs_now)))}"
 
-    async def pairs(self, key: str) -> list[Pair]:
+    async def examples(self, key: str) -> list[Pair]:
         if self.failing:
             raise self.failing.pop()
         return self.frozen[key]
@@ -46,7 +48,7 @@ def _no_pauses(monkeypatch):
 
 
 def source(recorded, *, refresh=True):
-    return PreferencePairs("run", recorded, seed=7, refresh=refresh)
+    return PreferenceExamples("run", recorded, seed=7, refresh=refresh)
 
 
 async def trained(pairs, updates, *, size=3, first=0):
@@ -120,13 +122,14 @@ async def test_fewer_pairs_than_a_batch_are_a_batch():
     assert [len(batch) for batch in await trained(source(Recorded(2)), 2)] == [2, 2]
 
 
-async def test_it_waits_for_judgements_and_for_the_service():
+async def test_it_waits_for_judgements_and_for_the_service(caplog):
     recorded = Recorded()
     recorded.failing = [Unavailable("down"), Unavailable("down")]
     pairs = source(recorded)
     waiting = asyncio.ensure_future(pairs.collect(3, 0))
     await asyncio.sleep(0.05)
     assert not waiting.done()
+    assert caplog.records[-1].reason.startswith("there is no pair yet")
     recorded.add(3)
     assert len(await asyncio.wait_for(waiting, 5)) == 3
 

@@ -63,6 +63,19 @@ class PairLosses:
     per_pair: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ResponseLosses:
+    """Losses of one micro-batch of labelled responses.
+
+    Attributes:
+        loss: Of each response, `[P]`, with gradient.
+        per_response: Figures of each response, `[P]`, without gradient, whose means over the update are told.
+    """
+
+    loss: Tensor
+    per_response: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 class OnPolicy(Protocol):
     """An algorithm that learns from sampled responses. Rows are `[B, T]`, T the longest response, zero where none is."""
 
@@ -111,11 +124,30 @@ class OnPairs(Protocol):
         """
 
 
-M = TypeVar("M", bound=Callable[..., OnPolicy | OnPairs])
+class OnLabelled(Protocol):
+    """An algorithm that learns from single responses that somebody called good or bad. `[P]` is of P responses."""
+
+    needs: Needs
+    """What has to be there, by the settings."""
+
+    def losses(self, log_ratios: Tensor, desirable: Tensor, mismatched: Tensor) -> ResponseLosses:
+        """The losses of a micro-batch.
+
+        Args:
+            log_ratios: `logp - ref_logp` of the responses, sums over their tokens, `[P]`, nats, with gradient; `logp` alone
+                without a reference.
+            desirable: Which were called good, `[P]`, boolean.
+            mismatched: Log ratios of the whole minibatch's prompts with responses to others, without gradient.
+        """
+
+
+AnyAlgorithm = OnPolicy | OnPairs | OnLabelled
+M = TypeVar("M", bound=Callable[..., AnyAlgorithm])
 _FOUND: dict[str, Entry] = {}
 
-LearnsFrom = Literal["rollouts", "preferences"]
-"""What a batch is made of: the run's own scored rollouts, or judgements of the preference service."""
+LearnsFrom = Literal["rollouts", "preferences", "labels"]
+"""What a batch is made of: the run's own scored rollouts, or judgements of the preference service: those that order two
+responses, or those that call one good or bad."""
 
 
 _OF_SCORES: Final = frozenset({"kl", "importance_cap", "max_ratio", "reward_clip", "reward_normalisation"})
@@ -136,7 +168,7 @@ class Entry:
     """
 
     options: type[Section]
-    make: Callable[[LearnerSettings, Any], OnPolicy | OnPairs]
+    make: Callable[[LearnerSettings, Any], AnyAlgorithm]
     learns_from: LearnsFrom
     reads: frozenset[str]
     epochs: int
@@ -154,7 +186,7 @@ def algorithm(
     """Makes a class known under a name, which must be its file's; see `Entry` for the rest.
 
     One that learns from rollouts is `OnPolicy`, or `OnPairs` of the best and the worst response to each prompt; one that learns
-    from preferences is `OnPairs`.
+    from preferences is `OnPairs`, one that learns from labels `OnLabelled`.
     """
 
     def register(make: M) -> M:
@@ -184,7 +216,7 @@ def find_algorithm(name: str) -> Entry:
     return _FOUND[name]
 
 
-def make_algorithm(learner: LearnerSettings) -> OnPolicy | OnPairs:
+def make_algorithm(learner: LearnerSettings) -> AnyAlgorithm:
     """The algorithm of the settings.
 
     Raises:

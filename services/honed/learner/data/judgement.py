@@ -18,10 +18,16 @@ class Ranking:
         prompt: its token ids with what the tokenizer puts in front of a text; that alone for texts
             that stand alone.
         responses: token ids of each response, without special tokens.
+        ranks: of each response, rising, equal where they tie; empty where all differ.
+        margin: how far apart the scores of two should at least be.
+        weight: how much it counts.
     """
 
     prompt: Tokens
     responses: tuple[Tokens, ...]
+    ranks: tuple[int, ...] = ()
+    margin: float = 0.0
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Checks that there is something to compare."""
@@ -36,11 +42,12 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Rating:
-    """One judgement: a response and the number that a person gave it."""
+    """One judgement: a response and the number that a person gave it; `weight` is how much it counts."""
 
     prompt: Tokens
     response: Tokens
     value: float
+    weight: float = 1.0
 
     @property
     def texts(self) -> list[Tokens]:
@@ -53,23 +60,25 @@ Judgement = Ranking | Rating
 
 @dataclass(frozen=True)
 class SharedTexts:
-    """Judgements and their different texts; `rankings` and `ratings` point into `texts`."""
+    """Judgements and their different texts; each judgement with where its texts stand in `texts`."""
 
     texts: tuple[Tokens, ...]
-    rankings: tuple[tuple[int, ...], ...]
-    ratings: tuple[tuple[int, float], ...]
+    rankings: tuple[tuple[tuple[int, ...], Ranking], ...]
+    ratings: tuple[tuple[int, Rating], ...]
 
     @classmethod
     def of(cls, judgements: Sequence[Judgement]) -> SharedTexts:
         """Finds the texts, in the order in which they come first."""
         index: dict[Tokens, int] = {}
-        places = [tuple(index.setdefault(text, len(index)) for text in judgement.texts) for judgement in judgements]
-        pairs = list(zip(places, judgements, strict=True))
-        return cls(
-            tuple(index),
-            tuple(place for place, judgement in pairs if isinstance(judgement, Ranking)),
-            tuple((place[0], judgement.value) for place, judgement in pairs if isinstance(judgement, Rating)),
-        )
+        rankings: list[tuple[tuple[int, ...], Ranking]] = []
+        ratings: list[tuple[int, Rating]] = []
+        for judgement in judgements:
+            places = tuple(index.setdefault(text, len(index)) for text in judgement.texts)
+            if isinstance(judgement, Ranking):
+                rankings.append((places, judgement))
+            else:
+                ratings.append((places[0], judgement))
+        return cls(tuple(index), tuple(rankings), tuple(ratings))
 
 
 def batch_judgements(judgements: Iterable[Judgement], *, texts: int) -> list[list[Judgement]]:

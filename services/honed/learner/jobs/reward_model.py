@@ -29,13 +29,15 @@ from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import FailedPrecondition, root_cause
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner.build import choose_device
-from honed.learner.data.judged import Judged, encode, read_judgement, read_pairs
+from honed.learner.data.judged import Judged, encode, read_judgement, read_pairs, weighed
 from honed.learner.data.judgement import Judgement, Ranking
 from honed.learner.jobs.home import job_home
-from honed.learner.jobs.samples import BASE, reference_samples
+from honed.learner.jobs.samples import BASE, as_scored, reference_samples
 from honed.learner.supervised.fit import Budget, Checkpoints, Fit, Standing
+from honed.learner.supervised.head import train_head
 from honed.learner.supervised.judgements import accuracy, judgement_batches, reward_rate, reward_trainer
 from honed.learner.train import rng
+from honed.models.pooling import Pooling
 from honed.models.reward_model import RewardModel, reward_model_version
 from honed.models.tokenizer import TextTokenizer, load_tokenizer
 from honed.runtime import internal_channel
@@ -68,7 +70,7 @@ async def run(settings: RunSettings) -> None:
     progress.report(JobProgress(0.0, "judgements from the preference service"), final=True)
     store = RewardModelStore(settings.policy_url, settings.run, TRAINED)
     base = await asyncio.to_thread(PolicyStore(settings.policy_url, settings.run).manifest, BASE)
-    digest = _settings_digest(settings, base)
+    digest = await asyncio.to_thread(_settings_digest, settings, base)
     async with internal_channel(settings, settings.preference.target) as channel:
         stub = preference_pb2_grpc.PreferenceServiceStub(channel)
         with job_home(Workspace(settings.directory).unfinished(NAME), {"settings": digest}) as home:
@@ -102,9 +104,11 @@ def _key(home: Path, run: str) -> str:
 
 
 def _settings_digest(settings: RunSettings, base: Manifest) -> str:
-    """Digest of the base model and the settings that decide what a reward model learns."""
+    """Digest of the models and the settings that decide what a reward model learns."""
+    start_from = settings.reward_training.start_from
     tree = {
         "base": base.digest,
+        **({} if start_from is None else {"body": reward_model_version(Path(start_from))}),
         "seed": settings.seed,
         "reward_training": settings.reward_training.model_dump(mode="json", exclude={"threads", "device", "microbatch_tokens"}),
         "sampling": settings.conductor.model_dump(mode="json", include={"temperature", "response_tokens", "fixed_length"}),
@@ -133,25 +137,20 @@ class _Training:
         torch.set_num_threads(settings.reward_training.threads)
         policies = PolicyStore(settings.policy_url, settings.run)
         base = await asyncio.to_thread(policies.fetch, BASE, Workspace(settings.directory).jobs / NAME)
-        tokenizer = load_tokenizer(base)
+        body = base if settings.reward_training.start_from is None else Path(settings.reward_training.start_from)
+        policy_tokenizer, tokenizer = load_tokenizer(base), load_tokenizer(body)
         try:
             async with asyncio.TaskGroup() as group:  # the generation service may still be starting
                 sampling = group.create_task(
-                    reference_samples(
-                        settings,
-                        base,
-                        tokenizer,
-                        sees_prompt=_sees_prompt(settings),
-                        rng=self._generator,
-                        report=self._waits_for,
-                    )
+                    reference_samples(settings, base, policy_tokenizer, rng=self._generator, report=self._waits_for)
                 )
                 exporting = group.create_task(self._exported(stub, snapshot, tokenizer))
         except ExceptionGroup as failed:
             raise root_cause(failed) from failed
-        model = await asyncio.to_thread(self._trained, base, tokenizer, exporting.result(), sampling.result())
+        samples = as_scored(sampling.result(), policy_tokenizer, tokenizer, sees_prompt=_sees_prompt(settings))
+        model = await asyncio.to_thread(self._trained, body, tokenizer, exporting.result(), samples)
         figures = {"judgements": float(len(exporting.result())), **await asyncio.to_thread(self._agreement, model, tokenizer)}
-        return await asyncio.to_thread(self._publish, model, base, snapshot, settings_digest, figures)
+        return await asyncio.to_thread(self._publish, model, body, snapshot, settings_digest, figures)
 
     def _waits_for(self, what: str) -> None:
         self._progress.report(JobProgress(0.0, what), final=True)
@@ -161,7 +160,14 @@ class _Training:
     ) -> list[Judgement]:
         request = preference_pb2.ExportJudgementsRequest(snapshot_id=snapshot.snapshot_id)
         stream = stub.ExportJudgements(request, timeout=600)
-        rows = [row async for message in stream if (row := read_judgement(message.judgement)) is not None]
+        section = self._settings.reward_training
+        exported = [message.judgement async for message in stream]
+        rows = list(weighed(exported, section))
+        if not rows and any(read_judgement(judgement) is not None for judgement in exported):
+            raise FailedPrecondition(
+                "reward_training.annotator_weights, source_weights and objective leave no judgement: give somebody who judged "
+                "a weight, or learn from ranked_pairs, which needs no single best response"
+            )
         if not rows:
             raise FailedPrecondition(
                 "the preference service holds no comparison, ranking or rating: import some by `honed judge import`, or name "
@@ -170,42 +176,62 @@ class _Training:
         return await asyncio.to_thread(self._encoded, tokenizer, rows)
 
     def _encoded(self, tokenizer: TextTokenizer, rows: Sequence[Judged]) -> list[Judgement]:
-        return encode(tokenizer, rows, sees_prompt=_sees_prompt(self._settings))
+        margin = self._settings.reward_training.margin
+        return encode(tokenizer, rows, sees_prompt=_sees_prompt(self._settings), margin=margin)
 
     def _trained(
-        self, base: Path, tokenizer: TextTokenizer, judgements: list[Judgement], samples: list[list[int]]
+        self, body: Path, tokenizer: TextTokenizer, judgements: list[Judgement], samples: list[list[int]]
     ) -> RewardModel:
         section = self._settings.reward_training
         model = RewardModel.from_language_model(
-            base,
+            body,
             rng=self._generator,
             layers=section.layers,
             device=choose_device(section.device, setting="reward_training.device"),
             precision=section.precision,
+            pooling=Pooling(section.read, section.read_layers),
         )
         samples = [model.fitted(ids, tokenizer.prefix)[0] for ids in samples]
-        # So that the penalty for leaving the reference keeps its meaning: reward gain and bias are set on the reference
-        # policy's own samples, before and after (lm-human-preferences).
+        # Judgements that somebody has erased meanwhile are not gone on with: what is left of them has another digest.
+        kept = self._directory / f"{_CHECKPOINTS}-{_digest(judgements)}"
+        if section.train == "head":
+            train_head(model, judgements, section, kept, prefix=tokenizer.prefix, report=self._reports)
+        else:
+            self._train_all(model, tokenizer, judgements, samples, kept)
+        # So that the penalty for leaving the reference keeps its meaning: gain and bias are set on the reference policy's own
+        # samples (lm-human-preferences).
         model.normalise(samples)
+        return model
+
+    def _reports(self, done: float, doing: str) -> None:
+        self._progress.report(JobProgress(done, doing))
+
+    def _train_all(
+        self,
+        model: RewardModel,
+        tokenizer: TextTokenizer,
+        judgements: list[Judgement],
+        samples: list[list[int]],
+        kept: Path,
+    ) -> None:
+        section = self._settings.reward_training
+        model.normalise(samples)  # before, too: rewards of deviation 1 are where the learning rate begins
         model.fold_gain()
+        source = judgement_batches(judgements, section, seed=self._settings.seed)
 
         def report(at: Standing) -> None:
             self._progress.report(
                 JobProgress(at.done, f"step {at.step} of {source.batches}", {"loss": at.loss}, "reward_model", at.step)
             )
 
-        source = judgement_batches(judgements, section, seed=self._settings.seed)
         Fit(
             reward_trainer(model, section, rng=self._generator, prefix=tokenizer.prefix),
             source,
             Budget(source.batches, lambda batch: 1, section.seconds),
             reward_rate(section),
-            # Judgements that somebody has erased meanwhile are not gone on with: what is left of them has another digest.
-            checkpoints=Checkpoints(self._directory / f"{_CHECKPOINTS}-{_digest(judgements)}"),
+            checkpoints=Checkpoints(kept),
             progress=report,
         ).run()
-        model.normalise(samples)
-        return model
 
     def _agreement(self, model: RewardModel, tokenizer: TextTokenizer) -> dict[str, float]:
         """The share of held-out pairs that the model orders as people did, and how many pairs there are; none without data."""
@@ -222,12 +248,12 @@ class _Training:
         return {"agreement": accuracy(model, rankings, tokenizer.prefix), "held_out": float(len(rankings))}
 
     def _publish(
-        self, model: RewardModel, base: Path, snapshot: _Snapshot, settings_digest: str, figures: dict[str, float]
+        self, model: RewardModel, body: Path, snapshot: _Snapshot, settings_digest: str, figures: dict[str, float]
     ) -> Manifest:
         settings = self._settings
         directory = self._directory / "model"
         shutil.rmtree(directory, ignore_errors=True)
-        model.save(directory, base)
+        model.save(directory, body)
         lineage = Lineage(
             parent=BASE.label,
             config_hash=settings_digest,

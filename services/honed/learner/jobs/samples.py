@@ -51,22 +51,17 @@ async def reference_samples(
     base: Path,
     tokenizer: TextTokenizer,
     *,
-    sees_prompt: bool,
     rng: torch.Generator,
     report: Callable[[str], None],
-) -> list[list[int]]:
-    """Samples of the reference policy, as the scorer will see those of the policy.
+) -> Sampled:
+    """Samples of the reference policy, truncated as the run truncates.
 
     Args:
         settings: The run's.
         base: Model directory of the reference policy.
         tokenizer: Its own.
-        sees_prompt: Whether the scorer sees the prompt, and not the response alone.
         rng: Draws what this process samples.
         report: Is told what the work waits for.
-
-    Returns:
-        Token ids.
 
     Raises:
         FailedPrecondition: The run has too few prompts.
@@ -79,9 +74,25 @@ async def reference_samples(
     if truncate is not None:
         token = _single_token(tokenizer, truncate.token_text)
         pairs = [(prompt, _cut(response, token, truncate.not_before)) for prompt, response in pairs]
-    if sees_prompt:
-        return [prompt + response for prompt, response in pairs]
-    return [[*tokenizer.prefix, *response] for _, response in pairs]
+    return pairs
+
+
+def as_scored(samples: Sampled, policy: TextTokenizer, scorer: TextTokenizer, *, sees_prompt: bool) -> list[list[int]]:
+    """Token ids of samples as a scorer will see those of the policy (`honed.reward.model_scorer`).
+
+    Args:
+        samples: Of the policy.
+        policy: Its tokenizer.
+        scorer: The scorer's; where it is another one, the text is tokenised again.
+        sees_prompt: Whether the scorer sees the prompt, and not the response alone.
+    """
+    if scorer.digest == policy.digest:
+        return [[*(prompt if sees_prompt else scorer.prefix), *response] for prompt, response in samples]
+    found = []
+    for prompt, response in samples:
+        head = scorer.encode(policy.decode(prompt), special_tokens=True) if sees_prompt else []
+        found.append([*(head or scorer.prefix), *scorer.encode(policy.decode(response), special_tokens=False)])
+    return [ids for ids in found if ids]
 
 
 async def _sampled(

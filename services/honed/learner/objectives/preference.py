@@ -39,16 +39,20 @@ def best_of_k(scores: Tensor, best: Tensor, *, weights: Tensor | None = None) ->
     return _mean(functional.cross_entropy(scores, best, reduction="none"), weights)
 
 
-def ranked_pairs(ranked: Tensor, *, weights: Tensor | None = None) -> Tensor:
-    """Mean over prompts of the mean of -log sigmoid(better - worse) over all C(K, 2) pairs of a ranking.
+def ranked_pairs(ranked: Tensor, ranks: Tensor | None = None, *, weights: Tensor | None = None) -> Tensor:
+    """Mean over prompts of the mean of -log sigmoid(better - worse) over all C(K, 2) pairs of a ranking, less its ties.
 
     Args:
         ranked: `[n, K]` scores in the order of the ranking, best first; K at least 2.
+        ranks: `[n, K]`, rising, equal where responses tie; in each row some differ. None: all differ.
         weights: `[n]`, how much each ranking counts.
     """
     better, worse = torch.triu_indices(ranked.shape[1], ranked.shape[1], offset=1, device=ranked.device)
     losses = -functional.logsigmoid(ranked[:, better] - ranked[:, worse])
-    return losses.mean() if weights is None else _mean(losses.mean(1), weights)
+    if ranks is None:
+        return _mean(losses.mean(1), weights)
+    ordered = ranks[:, better] < ranks[:, worse]
+    return _mean((losses * ordered).sum(1) / ordered.sum(1), weights)
 
 
 def scalar_rating(scores: Tensor, ratings: Tensor, *, weights: Tensor | None = None) -> Tensor:

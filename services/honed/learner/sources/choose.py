@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from honed.config import RunSettings
 from honed.learner.algorithms.base import find_algorithm, make_algorithm
 from honed.learner.data.episode import Vocabulary
-from honed.learner.sources.preferences import PreferencePairs
-from honed.learner.sources.recorded import RecordedJudgements
+from honed.learner.sources.preferences import PreferenceExamples
+from honed.learner.sources.recorded import Reading, RecordedJudgements, as_labelled, as_pairs
 from honed.learner.sources.scored_stream import Intake, IntakeSettings
 from honed.learner.sources.trained import TrainedIds
 from honed.models.tokenizer import load_tokenizer
@@ -22,7 +23,7 @@ from honed.runtime import internal_channel
 @asynccontextmanager
 async def opened(
     settings: RunSettings, queue: WorkQueue, base: Path, vocabulary: Vocabulary, promoted: Callable[[], Mapping[str, str]]
-) -> AsyncIterator[Intake | PreferencePairs]:
+) -> AsyncIterator[Intake | PreferenceExamples[Any]]:
     """The source of the run; it ends with the block.
 
     Args:
@@ -33,7 +34,8 @@ async def opened(
         promoted: The version of each scorer whose scores are trained on.
     """
     section = settings.learner
-    if find_algorithm(section.algorithm).learns_from == "rollouts":
+    learns_from = find_algorithm(section.algorithm).learns_from
+    if learns_from == "rollouts":
         async with holding(queue) as leases:
             intake = Intake(queue, leases, vocabulary, intake_settings(settings), TrainedIds(settings.run), promoted)
             try:
@@ -41,14 +43,11 @@ async def opened(
             finally:
                 await intake.close()
         return
+    reading: Callable[..., Reading[Any]] = as_pairs if learns_from == "preferences" else as_labelled
     async with internal_channel(settings, settings.preference.target) as channel:
-        judgements = RecordedJudgements(
-            channel,
-            load_tokenizer(base),
-            longest=settings.generation.max_model_tokens,
-            append_end=section.preferences.append_end,
-        )
-        yield PreferencePairs(settings.run, judgements, seed=settings.seed, refresh=section.preferences.refresh)
+        made = reading(load_tokenizer(base), section.preferences, longest=settings.generation.max_model_tokens)
+        judgements = RecordedJudgements(channel, made)
+        yield PreferenceExamples(settings.run, judgements, seed=settings.seed, refresh=section.preferences.refresh)
 
 
 def intake_settings(settings: RunSettings) -> IntakeSettings:

@@ -1,7 +1,7 @@
-"""Pairs of responses out of the preference service, for algorithms that learn from what people preferred directly.
+"""Examples out of the preference service, for algorithms that learn from what people said directly: pairs, or single responses.
 
 The batch of an update follows from a snapshot of the judgements, the seed and the update's number alone: a learner that
-resumes, or is let go back, reads the very pairs again that come next. After each pass the next snapshot is taken, with the
+resumes, or is let go back, reads the very examples again that come next. After each pass the next snapshot is taken, with the
 judgements that have come meanwhile.
 """
 
@@ -11,12 +11,11 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 import grpc
 
 from honed.kit.errors import HonedError, may_pass
-from honed.learner.data.pair import Pair
 from honed.learner.loop.checkpoint_files import Progress
 from honed.learner.sources.source import InHand
 from honed.learner.sources.trained import TrainedIds
@@ -28,6 +27,18 @@ logger = logging.getLogger(__name__)
 _POLL_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
+
+
+class Example(Protocol):
+    """What an algorithm reads of judgements."""
+
+    @property
+    def rollout_id(self) -> str:
+        """Names it in the journal."""
+
+
+E = TypeVar("E", bound=Example)
+E_co = TypeVar("E_co", bound=Example, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -50,16 +61,16 @@ class Place:
 
 
 @dataclass(frozen=True)
-class HeldPair:
-    """A pair in the learner's hands. Implements `InHand`."""
+class HeldExample(Generic[E]):
+    """An example in the learner's hands. Implements `InHand`."""
 
-    example: Pair
+    example: E
     delivery: Delivery | None = None
     scorers: dict[str, str] = field(default_factory=dict)
 
     @property
     def rollout_id(self) -> str:
-        """The pair's."""
+        """The example's."""
         return self.example.rollout_id
 
     def staleness(self, step: int) -> int:
@@ -67,20 +78,23 @@ class HeldPair:
         return 0
 
 
-class Judgements(Protocol):
-    """The preference service, as far as the source needs it. Both raise an error that may pass while it does not answer."""
+class Judgements(Protocol[E_co]):
+    """The preference service, as far as the source needs it. Calls raise an error that may pass while it does not answer."""
+
+    wanted: str
+    """Which judgements examples are made of, in words."""
 
     async def freeze(self, key: str) -> str:
         """The judgements of now under a key, or those of then if the key was used; returns the digest of what they are."""
 
-    async def pairs(self, key: str) -> list[Pair]:
-        """The pairs of a frozen state, in an order that does not change."""
+    async def examples(self, key: str) -> Sequence[E_co]:
+        """The examples of a frozen state, in an order that does not change."""
 
 
-class PreferencePairs:
+class PreferenceExamples(Generic[E]):
     """Implements `Source`. Nothing has to be acknowledged: what does not train comes again by itself."""
 
-    def __init__(self, run: str, judgements: Judgements, *, seed: int, refresh: bool) -> None:
+    def __init__(self, run: str, judgements: Judgements[E], *, seed: int, refresh: bool) -> None:
         """Reads nothing yet.
 
         Args:
@@ -93,11 +107,11 @@ class PreferencePairs:
         self.rollbacks: tuple[tuple[int, int], ...] = ()
         self.trained = TrainedIds(run)
         self._place = Place()
-        self._pairs: list[Pair] = []
+        self._examples: Sequence[E] = ()
         self._empty = 0
-        """Snapshots without a pair so far: the next one needs a key of its own."""
+        """Snapshots without an example so far: the next one needs a key of its own."""
         self._loaded = ""
-        """The key of the snapshot that `_pairs` are of."""
+        """The key of the snapshot that `_examples` are of."""
 
     @property
     def waiting(self) -> int:
@@ -131,14 +145,14 @@ class PreferencePairs:
     async def take_over(self, predecessors: Iterable[str]) -> None:
         """Nothing: they held nothing."""
 
-    async def collect(self, size: int, step: int) -> list[HeldPair]:
-        """See `Source`. Waits while there are no pairs, and while the preference service does not answer."""
+    async def collect(self, size: int, step: int) -> list[HeldExample[E]]:
+        """See `Source`. Waits while there are no examples, and while the preference service does not answer."""
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 if batch := await self._batch(size, step):
                     return batch
-                reason = "there is no comparison and no ranking yet: `honed judge import` brings some"
+                reason = f"there is no {self._judgements.wanted} yet: `honed judge import` brings some"
             except (HonedError, grpc.aio.AioRpcError) as error:
                 if not may_pass(error):
                     raise
@@ -147,13 +161,13 @@ class PreferencePairs:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def put_back(self, held: Sequence[HeldPair]) -> None:
+    def put_back(self, held: Sequence[HeldExample[E]]) -> None:
         """Nothing: the same update gives the same batch."""
 
-    async def acknowledge(self, held: Sequence[HeldPair]) -> None:
+    async def acknowledge(self, held: Sequence[HeldExample[E]]) -> None:
         """Nothing."""
 
-    async def drop(self, held: Sequence[HeldPair], reason: str) -> None:
+    async def drop(self, held: Sequence[HeldExample[E]], reason: str) -> None:
         """Passes the batch over."""
         self._place = Place(**{**asdict(self._place), "skipped": self._place.skipped + 1})
 
@@ -171,22 +185,22 @@ class PreferencePairs:
     async def close(self) -> None:
         """Nothing."""
 
-    async def _batch(self, size: int, step: int) -> list[HeldPair]:
-        """The batch of the update that follows `step`; empty if there are no pairs to make one of."""
+    async def _batch(self, size: int, step: int) -> list[HeldExample[E]]:
+        """The batch of the update that follows `step`; empty if there are no examples to make one of."""
         place = self._place if self._place.key else await self._next_pass(step)
-        pairs = await self._load(place)
+        examples = await self._load(place)
         number = step - place.first + place.skipped
-        # What does not fill the last batch waits for the next pass; fewer pairs than one batch are a batch. Before the pass is
-        # where a learner is that was let go back to published weights.
-        if not 0 <= number < (len(pairs) // size or min(1, len(pairs))):
+        # What does not fill the last batch waits for the next pass; fewer examples than one batch are a batch. Before the pass
+        # is where a learner is that was let go back to published weights.
+        if not 0 <= number < (len(examples) // size or min(1, len(examples))):
             place = await self._next_pass(step)
-            pairs, number = await self._load(place), 0
-        if not pairs:
+            examples, number = await self._load(place), 0
+        if not examples:
             self._empty += 1
             return []
         self._place = place
-        order = rng.order(len(pairs), self._seed, place.number)
-        return [HeldPair(pairs[i]) for i in order[number * size : (number + 1) * size]]
+        order = rng.order(len(examples), self._seed, place.number)
+        return [HeldExample(examples[i]) for i in order[number * size : (number + 1) * size]]
 
     async def _next_pass(self, step: int) -> Place:
         before = self._place
@@ -198,9 +212,9 @@ class PreferencePairs:
         key = f"{self._run}/learner/{fence}/{step}/{number}/{self._empty}"
         return Place(key, await self._judgements.freeze(key), step, 0, number)
 
-    async def _load(self, place: Place) -> list[Pair]:
+    async def _load(self, place: Place) -> Sequence[E]:
         if self._loaded != place.key:
-            self._pairs = await self._judgements.pairs(place.key)
+            self._examples = await self._judgements.examples(place.key)
             self._loaded = place.key
-            logger.info("pairs of people's judgements", extra={"pairs": len(self._pairs), "pass": place.number})
-        return self._pairs
+            logger.info("examples out of judgements", extra={"examples": len(self._examples), "pass": place.number})
+        return self._examples

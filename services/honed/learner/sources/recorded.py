@@ -1,15 +1,21 @@
-"""The judgements of the preference service as pairs of the policy's tokens."""
+"""The judgements of the preference service as examples of the policy's tokens."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Generic
 
 import grpc
 
-from honed.learner.data.judged import encode_pairs, read_pairs
+from honed.learner.data.judged import Judged, encode_labelled, encode_pairs, read_labels, read_pairs
+from honed.learner.data.labelled import Labelled
 from honed.learner.data.pair import Pair
+from honed.learner.settings import DirectPreferenceSettings
+from honed.learner.sources.preferences import E
 from honed.models.tokenizer import TextTokenizer
 from honed.v1 import preference_pb2, preference_pb2_grpc
 
@@ -19,26 +25,48 @@ _FREEZE_S: Final = 60.0
 _EXPORT_S: Final = 600.0
 
 
-class RecordedJudgements:
+@dataclass(frozen=True)
+class Reading(Generic[E]):
+    """How examples are made of judgements.
+
+    Attributes:
+        wanted: Which judgements have any, in words.
+        read: What a judgement says.
+        encode: What they all say as examples, in an order that does not change, and how many are left out, by reason.
+    """
+
+    wanted: str
+    read: Callable[[preference_pb2.Judgement], list[Judged]]
+    encode: Callable[[Sequence[Judged]], tuple[list[E], dict[str, int]]]
+
+
+def as_pairs(tokenizer: TextTokenizer, section: DirectPreferenceSettings, *, longest: int) -> Reading[Pair]:
+    """Two responses of which one was preferred; `longest` tokens at most. Nobody else may use the tokenizer."""
+    encode = partial(encode_pairs, tokenizer, longest=longest, append_end=section.append_end)
+    return Reading("comparison and no ranking", read_pairs, encode)
+
+
+def as_labelled(tokenizer: TextTokenizer, section: DirectPreferenceSettings, *, longest: int) -> Reading[Labelled]:
+    """Single responses that were called good or bad; see `as_pairs`."""
+    encode = partial(
+        encode_labelled, tokenizer, threshold=section.rating_threshold, longest=longest, append_end=section.append_end
+    )
+    return Reading("thumb, rating, comparison or ranking", read_labels, encode)
+
+
+class RecordedJudgements(Generic[E]):
     """Implements `Judgements`. Calls end in `AioRpcError`."""
 
-    def __init__(self, channel: grpc.aio.Channel, tokenizer: TextTokenizer, *, longest: int, append_end: bool) -> None:
-        """Asks nothing yet.
-
-        Args:
-            channel: To the preference service.
-            tokenizer: Of the policy; nobody else may use it.
-            longest: Tokens that prompt and response may have together.
-            append_end: Whether a response ends with the end-of-text token.
-        """
-        self._stub, self._tokenizer = preference_pb2_grpc.PreferenceServiceStub(channel), tokenizer
-        self._longest, self._append_end = longest, append_end
+    def __init__(self, channel: grpc.aio.Channel, reading: Reading[E]) -> None:
+        """Asks nothing yet; `channel` leads to the preference service."""
+        self._stub, self._reading = preference_pb2_grpc.PreferenceServiceStub(channel), reading
+        self.wanted = reading.wanted
 
     async def freeze(self, key: str) -> str:
         """See `Judgements`."""
         return (await self._frozen(key)).content_sha256
 
-    async def pairs(self, key: str) -> list[Pair]:
+    async def examples(self, key: str) -> Sequence[E]:
         """See `Judgements`.
 
         Raises:
@@ -46,13 +74,11 @@ class RecordedJudgements:
         """
         request = preference_pb2.ExportJudgementsRequest(snapshot_id=(await self._frozen(key)).snapshot_id)
         stream = self._stub.ExportJudgements(request, timeout=_EXPORT_S)
-        rows = [pair async for message in stream for pair in read_pairs(message.judgement)]
-        pairs, left = await asyncio.to_thread(
-            encode_pairs, self._tokenizer, rows, longest=self._longest, append_end=self._append_end
-        )
+        rows = [row async for message in stream for row in self._reading.read(message.judgement)]
+        examples, left = await asyncio.to_thread(self._reading.encode, rows)
         for reason, count in left.items():
-            logger.warning("pairs left out", extra={"reason": reason, "pairs": count})
-        return pairs
+            logger.warning("judgements left out", extra={"reason": reason, "examples": count})
+        return examples
 
     async def _frozen(self, key: str) -> preference_pb2.CreateSnapshotResponse:
         return await self._stub.CreateSnapshot(preference_pb2.CreateSnapshotRequest(idempotency_key=key), timeout=_FREEZE_S)

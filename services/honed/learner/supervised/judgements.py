@@ -4,13 +4,13 @@ The recipe is that of lm-human-preferences (Ziegler et al. 2019): the head start
 1/sqrt(d+1)), the learning rate falls linearly to 0, and gain and bias make the rewards of the
 reference policy's samples mean 0, deviation 1, before and after. A text that occurs several times
 in one batch passes through the model once: judgements that share texts and stand near each other
-cost less. Nothing here reads a rating file: judgements come as token ids.
+cost less. Nothing here reads a rating file: judgements come as token ids. The head alone
+is trained by `supervised.head`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from honed.kit.errors import InvalidArgument
 from honed.learner.data.judgement import Judgement, Ranking, SharedTexts, Tokens, batch_judgements
 from honed.learner.models.trained import Trained
-from honed.learner.objectives.preference import best_of_k, ranked_pairs, scalar_rating
 from honed.learner.settings import RewardTrainingSettings
 from honed.learner.sources.epochs import Epochs
+from honed.learner.supervised.loss import SummedLoss
 from honed.learner.train.algorithm import State, UpdateContext
 from honed.learner.train.optimizer import decayed_matrices
 from honed.learner.train.schedule import Rate, warmup_then_linear
@@ -94,9 +94,9 @@ class FromJudgements:
         """To read a micro-batch again."""
         return self._rng.get_state()
 
-    def loss(self, scores: Tensor, shared: SharedTexts) -> Tensor:
-        """The sum of losses over judgements, with gradient."""
-        return summed_loss(scores, shared, self._section.objective)
+    def loss(self, shared: SharedTexts) -> SummedLoss:
+        """The sum of losses over judgements."""
+        return SummedLoss(shared, self._section.objective, self.model.device)
 
 
 class _Batch:
@@ -125,9 +125,10 @@ class _Minibatch:
 
     def __init__(self, algorithm: FromJudgements, batch: _Batch, judgements: Batch, context: UpdateContext) -> None:
         self._algorithm, self._batch, self._context = algorithm, batch, context
-        self._shared = SharedTexts.of(judgements)
+        shared = SharedTexts.of(judgements)
         self.denominators = {"judgements": len(judgements)}
-        self._texts = [algorithm.fitted(text) for text in self._shared.texts]
+        self._loss = algorithm.loss(shared)
+        self._texts = [algorithm.fitted(text) for text in shared.texts]
         groups = pack([len(ids) for ids in self._texts], context.microbatch_tokens)
         self._order = torch.tensor([place for group in groups for place in group], device=algorithm.model.device).argsort()
         fits = sum(len(group) * len(self._texts[group[-1]]) for group in groups) <= context.microbatch_tokens
@@ -140,7 +141,7 @@ class _Minibatch:
         """See `Minibatch`. A micro-batch is groups of texts, each of one pass: all groups, or one that is read again."""
         if not self._again:
             scores = torch.cat([self._algorithm.read(self._of(group)) for group in micro])[self._order]
-            loss = self._algorithm.loss(scores, self._shared)
+            loss = self._loss(scores)
             self._batch.loss += float(loss.detach())
             return {"judgements": loss}
         [group] = micro
@@ -162,33 +163,11 @@ class _Minibatch:
                 states.append(self._algorithm.dropout_state())
                 parts.append(self._algorithm.read(self._of(group)))
         scores = torch.cat(parts)[self._order].requires_grad_()
-        loss = self._algorithm.loss(scores, self._shared)
+        loss = self._loss(scores)
         self._batch.loss += float(loss.detach())
         (gradient,) = torch.autograd.grad(loss, [scores])
         for group, state in zip(groups, states, strict=True):
             self._again[group[0]] = (state, gradient[torch.tensor(group, device=gradient.device)])
-
-
-def summed_loss(scores: Tensor, shared: SharedTexts, objective: Literal["ranked_pairs", "best_of_k"]) -> Tensor:
-    """Sum of losses over judgements, each with the same weight.
-
-    Args:
-        scores: `[len(shared.texts)]`.
-        shared: the judgements.
-        objective: see `RewardTrainingSettings`.
-    """
-    total = scores.new_zeros(())
-    for size in sorted({len(places) for places in shared.rankings}):
-        ranked = scores[torch.tensor([places for places in shared.rankings if len(places) == size], device=scores.device)]
-        if objective == "ranked_pairs":
-            loss = ranked_pairs(ranked)
-        else:
-            loss = best_of_k(ranked, torch.zeros(len(ranked), dtype=torch.int64, device=scores.device))
-        total = total + loss * len(ranked)
-    if shared.ratings:
-        rated = scores[torch.tensor([place for place, _ in shared.ratings], device=scores.device)]
-        total = total + scalar_rating(rated, scores.new_tensor([value for _, value in shared.ratings])) * len(rated)
-    return total
 
 
 def judgement_batches(judgements: Sequence[Judgement], section: RewardTrainingSettings, *, seed: int) -> Epochs[Batch]:

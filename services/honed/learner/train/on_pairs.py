@@ -6,22 +6,17 @@ A pair's two responses are read in one pass, so that its loss has both; the refe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from honed.learner.algorithms.base import OnPairs
-from honed.learner.data.batches import MicroBatch, pack_on, padding_share
-from honed.learner.data.continuation import Demonstration
+from honed.learner.data.batches import padding_share
 from honed.learner.data.pair import Pair
 from honed.learner.models.policy import PolicyModel, ReferenceModel, TokenModel
 from honed.learner.train.algorithm import State, UpdateContext
 from honed.learner.train.means import MeanOverTokens
-from honed.models.packing import pack
-
-_ALL: Final = 1 << 40
+from honed.learner.train.responses import MicroExamples, micro_examples, response_logprobs
 
 
 class OnPairUpdates:
@@ -36,19 +31,14 @@ class OnPairUpdates:
         """See `Algorithm`: one pass of the reference."""
         reference = torch.zeros(2, len(batch), device=self.policy.device)
         if self.reference is not None:
-            for micro in micro_pairs(batch, range(len(batch)), context.microbatch_tokens, self.policy.device):
+            for micro in micro_examples(batch, range(len(batch)), context.microbatch_tokens, self.policy.device):
                 context.stop_if_asked()
-                reference[:, micro.pairs] = self.of_responses(self.reference, micro)
+                reference[:, micro.examples] = self.of_responses(self.reference, micro)
         return _Batch(self, batch, context, reference)
 
-    def of_responses(self, model: TokenModel, micro: MicroPairs) -> Tensor:
+    def of_responses(self, model: TokenModel, micro: MicroExamples) -> Tensor:
         """Log-probability of each response, `[2, P]`, the better ones first: sum over its tokens, or mean."""
-        tokens = model.logprobs(micro.batch)
-        row = torch.div(micro.batch.slots, micro.width, rounding_mode="floor")
-        sums = torch.zeros(2 * len(micro.pairs), device=tokens.device).index_add(0, row, tokens)
-        if self.algorithm.mean:
-            sums = sums / torch.bincount(row, minlength=len(sums))
-        return sums.view(-1, 2).t()
+        return response_logprobs(model, micro, mean=self.algorithm.mean)
 
     def state(self) -> State:
         """Nothing."""
@@ -56,42 +46,6 @@ class OnPairUpdates:
 
     def load_state(self, state: State) -> None:
         """Nothing."""
-
-
-@dataclass(frozen=True)
-class MicroPairs:
-    """Pairs that a model reads at once.
-
-    Attributes:
-        pairs: Their indices in the batch, `[P]`.
-        batch: Their 2 P continuations, a better one before its worse one.
-        width: Of the rows that `batch.slots` lead into.
-    """
-
-    pairs: Tensor
-    batch: MicroBatch
-    width: int
-
-
-def micro_pairs(batch: Sequence[Pair], chosen: Sequence[int], max_tokens: int, device: torch.device) -> list[MicroPairs]:
-    """Packs pairs of similar length; one that is longer than the budget is read alone.
-
-    Args:
-        batch: All pairs.
-        chosen: Indices of those to read.
-        max_tokens: Most tokens, padding included, of one pass.
-        device: Of the model.
-    """
-    ordered = sorted(chosen)
-    lengths = [2 * (len(batch[i].prompt) + max(len(batch[i].chosen), len(batch[i].rejected)) - 1) for i in ordered]
-    found = []
-    for group in pack(lengths, max_tokens):
-        places = [ordered[place] for place in group]
-        sides: list[Demonstration] = [side for place in places for side in batch[place].sides]
-        width = max(len(side.response) for side in sides)
-        [packed] = pack_on(device, sides, range(len(sides)), max_tokens=_ALL)
-        found.append(MicroPairs(torch.tensor(places, device=device), packed, width))
-    return found
 
 
 class _Batch:
@@ -108,7 +62,7 @@ class _Batch:
 
     def minibatch(self, chosen: Sequence[int]) -> _Minibatch:
         """See `Prepared`."""
-        packed = micro_pairs(self.pairs, chosen, self._context.microbatch_tokens, self.updates.policy.device)
+        packed = micro_examples(self.pairs, chosen, self._context.microbatch_tokens, self.updates.policy.device)
         self._padding = padding_share([micro.batch for micro in packed])
         self._tokens += sum(len(micro.batch.targets) for micro in packed)
         return _Minibatch(self, packed)
@@ -130,14 +84,14 @@ class _Batch:
 class _Minibatch:
     """Implements `Minibatch`."""
 
-    def __init__(self, batch: _Batch, packed: Sequence[MicroPairs]) -> None:
+    def __init__(self, batch: _Batch, packed: Sequence[MicroExamples]) -> None:
         self._batch, self.micro_batches = batch, packed
-        self.denominators = {"pairs": sum(len(micro.pairs) for micro in packed)}
+        self.denominators = {"pairs": sum(len(micro.examples) for micro in packed)}
 
-    def losses(self, micro: MicroPairs) -> Mapping[str, Tensor]:
+    def losses(self, micro: MicroExamples) -> Mapping[str, Tensor]:
         """See `Minibatch`."""
         updates = self._batch.updates
-        now = updates.of_responses(updates.policy, micro) - self._batch.reference[:, micro.pairs]
+        now = updates.of_responses(updates.policy, micro) - self._batch.reference[:, micro.examples]
         found = updates.algorithm.losses(now[0], now[1])
         self._batch.means.add(loss=found.loss, **found.per_pair)
         return {"pairs": found.loss.sum()}
