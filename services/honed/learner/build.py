@@ -13,6 +13,7 @@ import torch
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.learner.algorithms.base import OnPairs, find_algorithm, make_algorithm
+from honed.learner.critic_start import CriticStart
 from honed.learner.data.episode import Vocabulary
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.objectives.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
@@ -33,8 +34,13 @@ from honed.models.loader import load_language_model
 from honed.settings import ServerSettings
 
 
-def build_trainer(settings: RunSettings, base: Path) -> Trainer[Any, PolicyModel]:
+def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None = None) -> Trainer[Any, PolicyModel]:
     """A trainer that starts from the model at `base`, which is also the reference.
+
+    Args:
+        settings: Of the run.
+        base: A model directory.
+        critic: What a separate critic starts from; None: `base`.
 
     Raises:
         FailedPrecondition: the device is not there.
@@ -47,11 +53,14 @@ def build_trainer(settings: RunSettings, base: Path) -> Trainer[Any, PolicyModel
     if device.type == "cpu":
         torch.set_num_threads(section.threads)
     make_deterministic(device, section.deterministic)
-    policy = PolicyModel(load_language_model(base, device=device), precision=section.precision)
+    values = None
+    if section.critic == "separate":
+        values = (critic or CriticStart(base, is_reward_model=False)).load(device, section.precision)
+    policy = PolicyModel(load_language_model(base, device=device), precision=section.precision, critic=values)
     reference = None
     if make_algorithm(section).needs.reference:
         reference = ReferenceModel(load_language_model(base, device=device), precision=section.precision)
-    optimizer = build_optimizer(section.optimizer, policy.trainable().values(), lr=section.learning_rate)
+    optimizer = build_optimizer(section.optimizer, parameter_groups(section, policy), lr=section.learning_rate)
     updates = updates_of(section, policy, reference)
     if section.ptx is not None:
         mixed_in = MixedIn(
@@ -59,6 +68,17 @@ def build_trainer(settings: RunSettings, base: Path) -> Trainer[Any, PolicyModel
         )
         updates = Mixture(updates, NextToken(policy), mixed_in)
     return Trainer(policy, updates, optimizer, settings=train_settings(section), generator=rng.generator(settings.seed))
+
+
+def parameter_groups(section: LearnerSettings, policy: PolicyModel) -> list[dict[str, Any]]:
+    """What the optimizer moves: a separate critic may do so at a rate of its own."""
+    trainable = policy.trainable()
+    critics = [parameter for name, parameter in trainable.items() if name.startswith("critic.")]
+    others = [parameter for name, parameter in trainable.items() if not name.startswith("critic.")]
+    if not critics:
+        return [{"params": others}]
+    factor = (section.critic_learning_rate or section.learning_rate) / section.learning_rate
+    return [{"params": others}, {"params": critics, "rate_factor": factor}]
 
 
 def updates_of(section: LearnerSettings, policy: PolicyModel, reference: ReferenceModel | None) -> Algorithm[Any]:

@@ -60,6 +60,14 @@ class LearnerSettings(ServerSettings):
     clip_ratio: Annotated[float, Field(gt=0)] = 0.2
     clip_value: Annotated[float, Field(gt=0)] = 0.2
     value_coefficient: Annotated[float, Field(ge=0)] = 0.1
+    critic: Literal["shared", "separate"] = Field(
+        "shared",
+        description="Where values come from: a head on the policy, or a model of its own beside it. That starts from the run's "
+        "reward model, where there is one with the policy's tokenizer, else from the policy's base.",
+    )
+    critic_learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Of a separate critic, under the same schedule; null: learning_rate."
+    )
     gamma: Share = 1.0
     lam: Share = 0.95
     importance_cap: Annotated[float, Field(ge=1)] = Field(2.0, description="Cap of the behaviour weight of a token.")

@@ -36,7 +36,7 @@ class A2C(OnPolicy):
     def __init__(self, learner: LearnerSettings, options: Options) -> None:
         """See `OnPolicy`."""
         self._learner, self._options = learner, options
-        self.needs = Needs(reference=learner.kl.coefficient > 0)
+        self.needs = Needs(reference=learner.kl.coefficient > 0, values=True)
 
     def rows(self, batch: Sampled) -> Mapping[str, Tensor]:
         """Token rewards."""

@@ -32,10 +32,12 @@ class Needs:
     Attributes:
         reference: The frozen policy that the run started from.
         group: How many responses to one prompt an update must see together, at the least.
+        values: An estimate of what each state is worth, which the losses train.
     """
 
     reference: bool = True
     group: int = 1
+    values: bool = False
 
 
 @dataclass(frozen=True)

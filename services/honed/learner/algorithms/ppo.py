@@ -38,12 +38,12 @@ class Options(Section):
 
 @algorithm("ppo", Options, reads=("clip_ratio", "clip_value", "value_coefficient", "gamma", "lam"), epochs=4)
 class PPO(OnPolicy):
-    """Proximal policy optimisation with a value head on the policy's trunk."""
+    """Proximal policy optimisation."""
 
     def __init__(self, learner: LearnerSettings, options: Options) -> None:
         """See `OnPolicy`."""
         self._learner, self._options = learner, options
-        self.needs = Needs(reference=learner.kl.coefficient > 0)
+        self.needs = Needs(reference=learner.kl.coefficient > 0, values=True)
 
     def rows(self, batch: Sampled) -> Mapping[str, Tensor]:
         """Token rewards."""
