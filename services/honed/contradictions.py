@@ -149,3 +149,6 @@ def _of_conductor(settings: RunSettings) -> Iterator[str]:
                 f"pretrain.hidden_size: {pretrain.hidden_size} is no multiple of pretrain.head_size = {pretrain.head_size}: "
                 "change one of them"
             )
+        unfrozen = settings.learner.unfrozen_layers
+        if unfrozen is not None and unfrozen > pretrain.layers:
+            yield f"learner.unfrozen_layers: {unfrozen}, and pretrain.layers makes {pretrain.layers}: take fewer, or null"

@@ -181,7 +181,7 @@ def _unsaved_bytes(settings: RunSettings) -> float:
 def _learner_models(settings: RunSettings, parameters: int) -> dict[str, float]:
     """GiB of the models that the learner computes with."""
     bill = {"learner: weights, gradients, optimizer": trained_models(settings) * parameters * _OPTIMIZER / _GIB}
-    if make_algorithm(settings.learner).needs.reference:
+    if make_algorithm(settings.learner).needs.reference and settings.learner.unfrozen_layers is None:
         bill["learner: reference policy"] = parameters * 4 / _GIB
     return bill
 

@@ -55,6 +55,11 @@ def check_model(settings: RunSettings, report: Report, *, fast: bool) -> BaseMod
         facts.check_length(settings.generation.max_model_tokens)
     except HonedError as error:
         report.error("generation.max_model_tokens", str(error))
+    try:
+        if settings.learner.unfrozen_layers is not None:
+            facts.check_layers(settings.learner.unfrozen_layers)
+    except HonedError as error:
+        report.error("learner.unfrozen_layers", str(error))
     if read_json(directory / "config.json").get("auto_map"):
         report.error(where, f"{directory} needs code of its own (auto_map), which is never run: take a family of transformers")
     if not settings.conductor.fixed_length and not facts.end_token_ids:

@@ -16,6 +16,7 @@ from honed.learner.algorithms.base import OnPairs, find_algorithm, make_algorith
 from honed.learner.critic_start import CriticStart
 from honed.learner.data.episode import Vocabulary
 from honed.learner.models.policy import PolicyModel, ReferenceModel
+from honed.learner.models.upper_layers import UpperReference, freeze_lower_layers
 from honed.learner.objectives.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
 from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
 from honed.learner.settings import KlSettings, LearnerSettings
@@ -45,10 +46,14 @@ def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None 
     Raises:
         FailedPrecondition: the device is not there.
         DataLoss: `base` is damaged or incomplete.
-        InvalidArgument: the model cannot read as many tokens as the generator may sample; or what is mixed in is not there.
+        InvalidArgument: the model cannot read as many tokens as the generator may sample, or has not so many layers to train; or
+            what is mixed in is not there.
     """
     section = settings.learner
-    ModelFacts.read(base).check_length(settings.generation.max_model_tokens)
+    facts = ModelFacts.read(base)
+    facts.check_length(settings.generation.max_model_tokens)
+    if section.unfrozen_layers is not None:
+        facts.check_layers(section.unfrozen_layers)
     device = choose_device(section.device)
     if device.type == "cpu":
         torch.set_num_threads(section.threads)
@@ -56,10 +61,17 @@ def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None 
     values = None
     if section.critic == "separate":
         values = (critic or CriticStart(base, is_reward_model=False)).load(device, section.precision)
-    policy = PolicyModel(load_language_model(base, device=device), precision=section.precision, critic=values)
-    reference = None
+    language_model = load_language_model(base, device=device)
+    if section.unfrozen_layers is not None:
+        freeze_lower_layers(language_model, section.unfrozen_layers)
+    policy = PolicyModel(language_model, precision=section.precision, critic=values)
+    reference: ReferenceModel | None = None
     if make_algorithm(section).needs.reference:
-        reference = ReferenceModel(load_language_model(base, device=device), precision=section.precision)
+        reference = (
+            ReferenceModel(load_language_model(base, device=device), precision=section.precision)
+            if section.unfrozen_layers is None
+            else UpperReference(policy, section.unfrozen_layers, precision=section.precision)
+        )
     optimizer = build_optimizer(section.optimizer, parameter_groups(section, policy), lr=section.learning_rate)
     updates = updates_of(section, policy, reference)
     if section.ptx is not None:

@@ -52,6 +52,11 @@ class LearnerSettings(ServerSettings):
     )
     minibatches: Positive = 1
     microbatch_tokens: Positive = Field(8192, description="Tokens of one forward pass at most.")
+    unfrozen_layers: Positive | None = Field(
+        None,
+        description="Train the policy's last so many layers, final norm and untied output layer alone; the reference is then a "
+        "copy of just those. null: everything trains.",
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     schedule: Literal["auto", "linear", "constant"] = Field(
         "auto", description="auto: linear to 0 over `steps`; constant when the run has no end."

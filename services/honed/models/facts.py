@@ -23,6 +23,7 @@ class ModelFacts:
     Attributes:
         directory: Where it was read from.
         model_type: transformers' name of the family, such as `gpt2` or `gemma3_text`.
+        layers: Of the decoder; None if the configuration does not say.
         vocabulary_size: Token ids that the model knows, often more than its tokenizer's; None if
             the configuration does not say.
         longest_sequence: The most tokens that it can read; None if nothing limits them.
@@ -35,6 +36,7 @@ class ModelFacts:
 
     directory: Path
     model_type: str
+    layers: int | None
     vocabulary_size: int | None
     longest_sequence: int | None
     end_token_ids: frozenset[int]
@@ -57,6 +59,7 @@ class ModelFacts:
         return cls(
             directory=directory,
             model_type=str(config.get("model_type", "")),
+            layers=_positive(text.get("num_hidden_layers")) or _positive(text.get("n_layer")),
             vocabulary_size=_positive(text.get("vocab_size")),
             longest_sequence=_longest(text),
             end_token_ids=ends,
@@ -74,6 +77,19 @@ class ModelFacts:
                 setting,
                 f"is {tokens}, and the model in {self.directory} ({self.model_type}) has positions for "
                 f"{self.longest_sequence} tokens; set it to {self.longest_sequence} or less",
+            )
+
+    def check_layers(self, layers: int, setting: str = "learner.unfrozen_layers") -> None:
+        """Checks that the model has so many layers to train.
+
+        Raises:
+            InvalidArgument: It has fewer; names the setting, the model and how many it has.
+        """
+        if self.layers is not None and layers > self.layers:
+            raise InvalidArgument(
+                setting,
+                f"is {layers}, and the model in {self.directory} ({self.model_type}) has {self.layers} layers; set it to "
+                f"{self.layers} or less, or to null to train everything",
             )
 
 

@@ -137,6 +137,10 @@ class ReferenceModel(TokenModel):
         super().__init__(language_model, precision=precision)
         self.requires_grad_(False)
 
+    def beside(self, policy: PolicyModel, batch: MicroBatch) -> tuple[TokenMeasurement, Tensor]:
+        """What the policy says of a batch, and the reference's log-probabilities `[N]`, both without gradient."""
+        return policy.measure(batch), self.logprobs(batch)
+
 
 class TrainedModel(TokenModel, Trained):
     """A language model that a trainer moves, with what heads a subclass adds."""

@@ -167,7 +167,9 @@ def load_optimizer_tensors(
         name, _, slot = key.rpartition("/")
         parameter = named.get(name)
         if parameter is None:
-            raise DataLoss(f"optimizer state {key!r} belongs to no parameter of this model; was the model changed?")
+            raise DataLoss(
+                f"optimizer state {key!r} belongs to no parameter that trains: was the model changed, or what of it trains?"
+            )
         if value.dim() and value.shape != parameter.shape:
             raise DataLoss(f"optimizer state {key!r} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
         # A scalar is a step count, which torch keeps on the host.

@@ -161,9 +161,13 @@ class Trainer(Generic[B, M]):
     def restart(self, weights: Mapping[str, Tensor], *, step: int) -> None:
         """Goes on from the weights of a published version: they alone are kept of it, so the optimizer starts afresh.
 
-        Heads and what the algorithm keeps stay as they are.
+        Heads and what the algorithm keeps stay as they are, and so do weights that do not train: a version may hold them with
+        fewer digits.
         """
-        self.model.published.load_state_dict(weights)
+        own = self.model.published.state_dict(keep_vars=True)
+        self.model.published.load_state_dict(
+            {name: weights[name] if tensor.requires_grad else tensor for name, tensor in own.items()}
+        )
         self.optimizer.state.clear()
         self.step = step
 
