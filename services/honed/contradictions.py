@@ -57,6 +57,11 @@ def _of_learner(settings: RunSettings) -> Iterator[str]:
             "learner.critic_learning_rate: a value head on the policy learns at learner.learning_rate: remove it, or take "
             "learner.critic: separate"
         )
+    if learner.ema_decay is not None and learner.steps is None:
+        yield (
+            "learner.ema_decay: the average of the weights becomes the last version, and with learner.steps: null there is no "
+            "last one: set steps, or remove ema_decay"
+        )
     if learner.minibatches > learner.batch:
         yield (
             f"learner.minibatches: {learner.minibatches} cannot be filled by learner.batch = {learner.batch} rollouts: "

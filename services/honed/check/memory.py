@@ -183,6 +183,8 @@ def _learner_models(settings: RunSettings, parameters: int) -> dict[str, float]:
     bill = {"learner: weights, gradients, optimizer": trained_models(settings) * parameters * _OPTIMIZER / _GIB}
     if make_algorithm(settings.learner).needs.reference and settings.learner.unfrozen_layers is None:
         bill["learner: reference policy"] = parameters * 4 / _GIB
+    if settings.learner.ema_decay is not None:
+        bill["learner: average of the weights"] = parameters * 4 / _GIB
     return bill
 
 

@@ -24,6 +24,7 @@ from honed.learner.sources.mixed_in import examples_of
 from honed.learner.supervised.language_model import NextToken
 from honed.learner.train import rng
 from honed.learner.train.algorithm import Algorithm
+from honed.learner.train.average import WeightAverage
 from honed.learner.train.mixture import MixedIn, Mixture
 from honed.learner.train.on_pairs import OnPairUpdates
 from honed.learner.train.on_policy import OnPolicyUpdates
@@ -79,7 +80,9 @@ def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None 
             section.ptx.coefficient, section.ptx.examples, section.batch, examples_of(settings, section.ptx, base)
         )
         updates = Mixture(updates, NextToken(policy), mixed_in)
-    return Trainer(policy, updates, optimizer, settings=train_settings(section), generator=rng.generator(settings.seed))
+    average = None if section.ema_decay is None else WeightAverage(policy.published, section.ema_decay)
+    generator = rng.generator(settings.seed)
+    return Trainer(policy, updates, optimizer, settings=train_settings(section), generator=generator, average=average)
 
 
 def parameter_groups(section: LearnerSettings, policy: PolicyModel) -> list[dict[str, Any]]:

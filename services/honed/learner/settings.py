@@ -58,6 +58,11 @@ class LearnerSettings(ServerSettings):
         "copy of just those. null: everything trains.",
     )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Keep an exponential moving average of the weights after each update, with this decay an update; after the "
+        "last one it becomes the run's last version. Samples to train on come from the weights themselves. null: none.",
+    )
     schedule: Literal["auto", "linear", "constant"] = Field(
         "auto", description="auto: linear to 0 over `steps`; constant when the run has no end."
     )
