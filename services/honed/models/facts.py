@@ -110,6 +110,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
+def chat_template_source(directory: Path) -> str | None:
+    """The chat template of a model directory: chat_template.jinja, else that of tokenizer_config.json; None if there is none.
+
+    Of several named templates the one called `default` is meant.
+
+    Raises:
+        DataLoss: A file is damaged; names it.
+    """
+    own, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+    if own.is_file():
+        try:
+            return own.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataLoss(f"{own} cannot be read as text: {error}") from error
+    templates = read_json(config).get("chat_template") if config.is_file() else None
+    if isinstance(templates, list):
+        named = {row.get("name"): row.get("template") for row in templates if isinstance(row, dict)}
+        templates = named.get("default")
+    return templates if isinstance(templates, str) else None
+
+
 def _longest(config: dict[str, Any]) -> int | None:
     lengths = [length for key in _LENGTH_KEYS if (length := _positive(config.get(key))) is not None]
     if not lengths:
