@@ -29,16 +29,15 @@ def contradictions(settings: RunSettings) -> list[str]:
 
 def _of_learner(settings: RunSettings) -> Iterator[str]:
     from honed.kit.errors import InvalidArgument
-    from honed.learner.algorithms.base import Needs, find_algorithm, make_algorithm
+    from honed.learner.algorithms.base import find_algorithm, make_algorithm
 
     learner, kl = settings.learner, settings.learner.kl
     try:
-        needs = make_algorithm(learner).needs
+        group = make_algorithm(learner).needs.group
         unread = find_algorithm(learner.algorithm).unread
     except InvalidArgument as error:
         yield str(error)
-        needs, unread = Needs(values=True), frozenset()
-    group = needs.group
+        group, unread = 1, frozenset()
     for name, field in type(learner).model_fields.items():
         if name in unread and getattr(learner, name) != field.default:
             yield f"learner.{name}: {learner.algorithm} does not read it: leave it out"
@@ -48,9 +47,7 @@ def _of_learner(settings: RunSettings) -> Iterator[str]:
             f"conductor.samples_per_prompt: {samples}, and {learner.algorithm} compares responses to one prompt: take {group} "
             "or more"
         )
-    if learner.critic == "separate" and not needs.values:
-        yield f"learner.critic: {learner.algorithm} learns no values, and a critic of its own would idle: take shared"
-    if learner.critic == "separate" and needs.values and not learner.value_coefficient:
+    if learner.critic == "separate" and not learner.value_coefficient:
         yield "learner.critic: with learner.value_coefficient: 0 a separate critic learns nothing: take more, or shared"
     if learner.critic == "shared" and learner.critic_learning_rate is not None:
         yield (

@@ -47,8 +47,8 @@ def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None 
     Raises:
         FailedPrecondition: the device is not there.
         DataLoss: `base` is damaged or incomplete.
-        InvalidArgument: the model cannot read as many tokens as the generator may sample, or has not so many layers to train; or
-            what is mixed in is not there.
+        InvalidArgument: the model cannot read as many tokens as the generator may sample, or has not so many layers to train;
+            or what is mixed in is not there.
     """
     section = settings.learner
     facts = ModelFacts.read(base)

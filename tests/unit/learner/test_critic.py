@@ -166,8 +166,8 @@ def edit_config(directory: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("learner", "samples", "reason"),
     [
-        ({"critic": "separate", "algorithm": "grpo"}, 4, r"learner\.critic: grpo learns no values"),
-        ({"critic": "separate", "algorithm": "dpo"}, 1, r"learner\.critic: dpo learns no values"),
+        ({"critic": "separate", "algorithm": "grpo"}, 4, r"learner\.critic: grpo does not read it"),
+        ({"critic": "separate", "algorithm": "dpo"}, 1, r"learner\.critic: dpo does not read it"),
         ({"critic": "separate", "value_coefficient": 0.0}, 1, r"value_coefficient: 0 a separate critic learns nothing"),
         ({"critic_learning_rate": 1e-5}, 1, r"learner\.critic_learning_rate: a value head .* take learner\.critic: separate"),
     ],

@@ -32,12 +32,10 @@ class Needs:
     Attributes:
         reference: The frozen policy that the run started from.
         group: How many responses to one prompt an update must see together, at the least.
-        values: An estimate of what each state is worth, which the losses train.
     """
 
     reference: bool = True
     group: int = 1
-    values: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,10 @@ LearnsFrom = Literal["rollouts", "preferences"]
 
 
 _OF_SCORES: Final = frozenset({"kl", "importance_cap", "max_ratio", "reward_clip", "reward_normalisation"})
-_OF_SOME: Final = _OF_SCORES | {"clip_ratio", "clip_value", "value_coefficient", "gamma", "lam"}
-"""Numbers of the section `learner` that some algorithms read and others do not."""
+OF_VALUES: Final = ("value_coefficient", "critic", "critic_learning_rate")
+"""Settings that algorithms read which learn what states are worth."""
+_OF_SOME: Final = _OF_SCORES | {"clip_ratio", "clip_value", "gamma", "lam", *OF_VALUES}
+"""Settings of the section `learner` that some algorithms read and others do not."""
 
 
 @dataclass(frozen=True)
