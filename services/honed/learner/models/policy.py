@@ -138,8 +138,10 @@ class ReferenceModel(TokenModel):
         self.requires_grad_(False)
 
     def beside(self, policy: PolicyModel, batch: MicroBatch) -> tuple[TokenMeasurement, Tensor]:
-        """What the policy says of a batch, and the reference's log-probabilities `[N]`, both without gradient."""
-        return policy.measure(batch), self.logprobs(batch)
+        """What the policy says of a batch, and the reference's log-probabilities `[N]`, these without gradient."""
+        with torch.no_grad():
+            theirs = self.logprobs(batch)
+        return policy.measure(batch), theirs
 
 
 class TrainedModel(TokenModel, Trained):

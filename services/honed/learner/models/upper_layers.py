@@ -8,8 +8,8 @@ input embeddings stays as it is: moving it would move the states below.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import torch
@@ -37,40 +37,13 @@ def freeze_lower_layers(language_model: Any, unfrozen: int) -> None:
     embeddings = [module for module in language_model.modules() if isinstance(module, nn.Embedding)]
     for module in (*embeddings, *layers[: len(layers) - unfrozen]):
         module.requires_grad_(False)
-    lower = LowerLayers(language_model, unfrozen)
-    below = lower.read(lambda: language_model.base_model(input_ids=_text(language_model), use_cache=False))
-    if below.requires_grad:
+    below: list[Tensor] = []
+    with _entering(layers[-unfrozen], below.append):
+        language_model.base_model(input_ids=_text(language_model), use_cache=False)
+    if any(states.requires_grad for states in below):
         raise FailedPrecondition(
             f"{type(language_model).__name__} has weights below its layers that are no embeddings: set {_SETTING} to null"
         )
-
-
-class LowerLayers:
-    """The states that enter the first layer that trains."""
-
-    def __init__(self, language_model: Any, unfrozen: int) -> None:
-        """Changes nothing at the model."""
-        self._first = decoder_layers(language_model)[1][-unfrozen]
-
-    @contextmanager
-    def watched(self) -> Iterator[list[Tensor]]:
-        """A list that gets the states of each pass of the model inside the block."""
-        seen: list[Tensor] = []
-        with _before(self._first, lambda states: seen.append(states)):
-            yield seen
-
-    def read(self, run: Callable[[], object]) -> Tensor:
-        """The states of the pass that `run` makes; the layers above are not computed."""
-
-        def stop(states: Tensor) -> None:
-            raise _Reached(states)
-
-        try:
-            with _before(self._first, stop):
-                run()
-        except _Reached as reached:
-            return reached.states
-        raise FailedPrecondition(f"{type(self._first).__name__} is not run with the states of the layers below it")
 
 
 class UpperReference(ReferenceModel):
@@ -82,53 +55,54 @@ class UpperReference(ReferenceModel):
         Raises:
             FailedPrecondition: The copy does not say the same: the family's upper layers cannot be read apart.
         """
-        shared: dict[int, Any] = {id(p): p for p in policy.language_model.parameters() if not p.requires_grad}
-        upper = copy.deepcopy(policy.language_model, shared)
+        model = policy.language_model
+        super().__init__(_copy(model, shared=[p for p in model.parameters() if not p.requires_grad]), precision=precision)
+        upper = _copy(self.language_model, shared=list(self.language_model.parameters()))
         keep_layers(upper, slice(-unfrozen, None))
-        super().__init__(upper, precision=precision)
-        self._lower = LowerLayers(policy.language_model, unfrozen)
-        self._states_of = policy.hidden_states  # a method, not the module: its weights are not the reference's
-        self._first = (decoder_layers(upper)[1][0],)
+        # The same weights once more, without the lower layers: for a batch whose states there are known.
+        self._upper = ReferenceModel(upper, precision=precision)
         self._check(policy)
-
-    def logprobs(self, batch: MicroBatch) -> Tensor:
-        """See `TokenModel`; one pass of the policy's lower layers and the copy's upper ones."""
-        return self._above(self._lower.read(lambda: self._states_of(batch.tokens, batch.states)), batch)
 
     def beside(self, policy: PolicyModel, batch: MicroBatch) -> tuple[TokenMeasurement, Tensor]:
         """See `ReferenceModel`; the lower layers are computed once."""
-        with self._lower.watched() as seen:
+        states: list[Tensor] = []
+        with _entering(_first(policy, self._upper), states.append):
             measured = policy.measure(batch)
-        return measured, self._above(seen[0], batch)
+        with torch.no_grad(), self._entered_by(states):
+            return measured, self._upper.logprobs(batch)
 
-    @torch.no_grad()
-    def _above(self, states: Tensor, batch: MicroBatch) -> Tensor:
-        with self._entered_by(states):
-            return super().logprobs(batch)
-
-    def _entered_by(self, states: Tensor) -> Any:
-        return _before(self._first[0], lambda _: states)
+    def _entered_by(self, states: list[Tensor]) -> AbstractContextManager[None]:
+        """What enters the upper layers, pass by pass."""
+        passes = iter(states)
+        return _entering(_first(self._upper, self._upper), lambda _: next(passes))
 
     @torch.no_grad()
     def _check(self, policy: TokenModel) -> None:
         read = {"input_ids": _text(policy.language_model), "use_cache": False}
-        with self._lower.watched() as seen:
+        states: list[Tensor] = []
+        with _entering(_first(policy, self._upper), states.append):
             theirs = policy.language_model.base_model(**read).last_hidden_state
-        with self._entered_by(seen[0]):
-            own = self.language_model.base_model(**read).last_hidden_state
+        with self._entered_by(states):
+            own = self._upper.language_model.base_model(**read).last_hidden_state
         if not torch.allclose(own, theirs, rtol=1e-4, atol=1e-4):
             name = type(policy.language_model).__name__
             raise FailedPrecondition(f"the upper layers of {name} read more than the states below them: set {_SETTING} to null")
 
 
-class _Reached(Exception):  # no error: it ends a pass
-    def __init__(self, states: Tensor) -> None:
-        super().__init__()
-        self.states = states
+def _copy(model: Any, *, shared: Iterable[nn.Parameter]) -> Any:
+    """A copy of the modules around the same parameters, and copies of those that are not shared."""
+    known: dict[int, Any] = {id(parameter): parameter for parameter in shared}
+    return copy.deepcopy(model, known)
+
+
+def _first(model: TokenModel, upper: TokenModel) -> nn.Module:
+    """The first of a model's layers that `upper` has too."""
+    layers = decoder_layers(model.language_model)[1]
+    return layers[-len(decoder_layers(upper.language_model)[1])]
 
 
 @contextmanager
-def _before(layer: nn.Module, call: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def _entering(layer: nn.Module, call: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Calls with the states that enter a layer; what is returned, if anything, enters in their place."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
