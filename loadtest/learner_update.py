@@ -122,7 +122,7 @@ def measure(settings: RunSettings, model: Path, episodes: Sequence[Episode], rou
     with report.progress() as bar:
         task = bar.add_task("turns", total=rounds)
         for number in range(rounds + 1):
-            turn = Turn(passes=_timed(bare.passes), reads=_timed(bare.reads), update=_timed(update))
+            turn = Turn(passes=timed(bare.passes), reads=timed(bare.reads), update=timed(update))
             if number:
                 turns.append(turn)
                 bar.advance(task)
@@ -131,7 +131,8 @@ def measure(settings: RunSettings, model: Path, episodes: Sequence[Episode], rou
     return turns
 
 
-def _timed(work: Callable[[], None]) -> float:
+def timed(work: Callable[[], object]) -> float:
+    """Seconds, those of a GPU included."""
     _synchronise()
     start = time.perf_counter()
     work()

@@ -54,6 +54,18 @@ def _of_learner(settings: RunSettings) -> Iterator[str]:
             f"conductor.samples_per_prompt: {samples}, and {learner.algorithm} compares responses to one prompt: take {group} "
             "or more"
         )
+    if learner.critic == "separate" and not learner.value_coefficient:
+        yield "learner.critic: with learner.value_coefficient: 0 a separate critic learns nothing: take more, or shared"
+    if learner.critic == "shared" and learner.critic_learning_rate is not None:
+        yield (
+            "learner.critic_learning_rate: a value head on the policy learns at learner.learning_rate: remove it, or take "
+            "learner.critic: separate"
+        )
+    if learner.ema_decay is not None and learner.steps is None:
+        yield (
+            "learner.ema_decay: the average of the weights becomes the last version, and with learner.steps: null there is no "
+            "last one: set steps, or remove ema_decay"
+        )
     if learner.minibatches > learner.batch:
         yield (
             f"learner.minibatches: {learner.minibatches} cannot be filled by learner.batch = {learner.batch} rollouts: "
@@ -187,3 +199,6 @@ def _of_conductor(settings: RunSettings) -> Iterator[str]:
                 f"pretrain.hidden_size: {pretrain.hidden_size} is no multiple of pretrain.head_size = {pretrain.head_size}: "
                 "change one of them"
             )
+        unfrozen = settings.learner.unfrozen_layers
+        if unfrozen is not None and unfrozen > pretrain.layers:
+            yield f"learner.unfrozen_layers: {unfrozen}, and pretrain.layers makes {pretrain.layers}: take fewer, or null"

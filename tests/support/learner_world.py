@@ -45,8 +45,8 @@ class FakeGenerator:
         self.calls: list[str] = []
         self.broken: dict[str, int] = {}
         """How many more times a call fails."""
-        self.refuses: set[int] = set()
-        """Updates whose canaries do not fit."""
+        self.refuses: set[int | str] = set()
+        """Updates, or versions by label, whose canaries do not fit."""
         self.code = grpc.StatusCode.UNAVAILABLE
         self.serving = ""
         self.commit_takes_s = 0.0
@@ -58,7 +58,7 @@ class FakeGenerator:
     async def CommitVersion(self, request: Any, timeout: float) -> Any:
         await asyncio.sleep(self.commit_takes_s)
         label = self._note("commit", request)
-        if request.version.step in self.refuses:
+        if self.refuses & {request.version.step, label}:
             raise rpc_error(grpc.StatusCode.ABORTED, "the canaries do not fit")
         if label == self.serving:
             return generation_pb2.CommitVersionResponse(version=request.version)
@@ -200,6 +200,7 @@ class World:
     steps: int | None = 3
     checkpoint_every: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
+    ema_decay: float | None = None
 
     @property
     def home(self) -> Path:
@@ -216,7 +217,7 @@ class World:
         return Pusher(generators, timeout_s=5)
 
     def learner(self, *, fence: int = 1, keep: int = 100, load: bool = True, paused: bool = False) -> Learner:
-        trainer, slept, stopping = make_trainer(), [], asyncio.Event()
+        trainer, slept, stopping = make_trainer(ema_decay=self.ema_decay), [], asyncio.Event()
         status, lease = LearnerStatus(), FakeLease(fence)
         journal, checkpoints = Journal(self.home), CheckpointStore(self.home / "checkpoints")
 

@@ -45,6 +45,7 @@ def same_or_conflict(existing: Manifest, offered: Manifest) -> Manifest:
         Conflict: If the version exists with other content.
     """
     clock = replace(offered.lineage, created_at=existing.lineage.created_at)
-    if replace(offered, lineage=clock) != existing:
+    # The template follows from the files, and an earlier build found it in fewer of them.
+    if replace(offered, lineage=clock, chat_template=existing.chat_template) != existing:
         raise Conflict(f"version {existing.version} of run {existing.run} exists with other content; versions never change")
     return existing

@@ -28,6 +28,7 @@ from honed.artifacts.tensors import read_tensor_entries
 from honed.artifacts.verify import check_tensors, compare, verify_directory
 from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from honed.models.facts import chat_template_source
 
 
 class ArtifactStore:
@@ -266,7 +267,6 @@ class ArtifactStore:
     def _manifest(
         self, source: Path, draft: VersionDraft, files: tuple[FileEntry, ...], tensors: tuple[TensorEntry, ...]
     ) -> Manifest:
-        template = source / "chat_template.jinja"
         return Manifest(
             run=self.run,
             version=draft.version,
@@ -274,7 +274,7 @@ class ArtifactStore:
             tensors=tensors,
             canaries=draft.canaries,
             tokenizer_sha256=next(entry.sha256 for entry in files if entry.path == "tokenizer.json"),
-            chat_template=template.read_text(encoding="utf-8") if template.exists() else "",
+            chat_template=chat_template_source(source) or "",
             lineage=draft.lineage,
             kind=self.kind,
             name=self.name,

@@ -12,7 +12,7 @@ from typing import Final
 
 from honed.artifacts.files import open_backend
 from honed.check.findings import Report
-from honed.check.memory import BYTES, check_memory, has_gpu, rounded
+from honed.check.memory import BYTES, check_memory, has_gpu, rounded, trained_models
 from honed.check.model import BaseModel
 from honed.config import RunSettings
 from honed.kit.address import host_port, resolved
@@ -73,8 +73,9 @@ def disk_needed(settings: RunSettings, parameters: int) -> dict[str, float]:
     """GiB by use."""
     version = parameters * BYTES[settings.generation.weights_dtype] / _GIB
     learner = settings.learner
+    checkpoint = trained_models(settings) * parameters * _CHECKPOINT / _GIB
     return {
-        f"{learner.keep_checkpoints + 1} checkpoints": (learner.keep_checkpoints + 1) * parameters * _CHECKPOINT / _GIB,
+        f"{learner.keep_checkpoints + 1} checkpoints": (learner.keep_checkpoints + 1) * checkpoint,
         f"{settings.policy.keep + 2} versions": (settings.policy.keep + 2) * version,
         "versions that generators have fetched": 3 * settings.generation.replicas * version,
         "journal": learner.journal_mb / 1024,

@@ -12,6 +12,7 @@ from typing import Final
 
 from honed.check.findings import Report
 from honed.config import RunSettings
+from honed.learner.algorithms.base import make_algorithm
 
 BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 _GIB: Final = 1 << 30
@@ -39,9 +40,8 @@ def memory_needed(settings: RunSettings, parameters: int) -> dict[str, float]:
     weights = parameters * BYTES[generation.dtype] / _GIB
     models = _reward_models(settings)
     return {
-        "learner: weights, gradients, optimizer": parameters * _OPTIMIZER / _GIB,
-        "learner: reference policy": parameters * 4 / _GIB,
-        "learner: the state before an update": parameters * _CHECKPOINT / _GIB,
+        **_learner_models(settings, parameters),
+        "learner: the state before an update": trained_models(settings) * parameters * _CHECKPOINT / _GIB,
         f"generation: weights twice, {generation.replicas} times": generation.replicas * 2 * weights,
         f"generation: KV cache, {generation.replicas} times": generation.replicas * generation.kv_cache_gib,
         f"reward: {models} models, {settings.reward.replicas} times": settings.reward.replicas * models * parameters * 4 / _GIB,
@@ -68,8 +68,7 @@ def gpu_memory_needed(settings: RunSettings, parameters: int, gpus: Sequence[Gpu
             bill[f"generation: gpu_memory_share {generation.gpu_memory_share:g}, {generation.replicas} times"] = share
     learner = _gpu_of(settings.learner.device)
     if learner is not None and learner < len(gpus):
-        bills[learner]["learner: weights, gradients, optimizer"] = parameters * _OPTIMIZER / _GIB
-        bills[learner]["learner: reference policy"] = parameters * 4 / _GIB
+        bills[learner] |= _learner_models(settings, parameters)
     if models := _reward_models(settings):
         replicas = settings.reward.replicas
         bills[0][f"reward: {models} models, {replicas} times"] = replicas * models * parameters * 4 / _GIB
@@ -177,6 +176,21 @@ def _unsaved_bytes(settings: RunSettings) -> float:
     learner = settings.learner
     updates = min(learner.checkpoint_every, learner.steps or learner.checkpoint_every)
     return updates * learner.batch * (_ROLLOUT_BYTES + _TOKEN_BYTES * settings.conductor.response_tokens)
+
+
+def _learner_models(settings: RunSettings, parameters: int) -> dict[str, float]:
+    """GiB of the models that the learner computes with."""
+    bill = {"learner: weights, gradients, optimizer": trained_models(settings) * parameters * _OPTIMIZER / _GIB}
+    if make_algorithm(settings.learner).needs.reference and settings.learner.unfrozen_layers is None:
+        bill["learner: reference policy"] = parameters * 4 / _GIB
+    if settings.learner.ema_decay is not None:
+        bill["learner: average of the weights"] = parameters * 4 / _GIB
+    return bill
+
+
+def trained_models(settings: RunSettings) -> int:
+    """The policy, and a critic of its own."""
+    return 2 if settings.learner.critic == "separate" else 1
 
 
 def _reward_models(settings: RunSettings) -> int:

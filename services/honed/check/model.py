@@ -50,6 +50,11 @@ def check_model(settings: RunSettings, report: Report, *, fast: bool) -> BaseMod
         facts.check_length(settings.generation.max_model_tokens)
     except HonedError as error:
         report.error("generation.max_model_tokens", str(error))
+    try:
+        if settings.learner.unfrozen_layers is not None:
+            facts.check_layers(settings.learner.unfrozen_layers)
+    except HonedError as error:
+        report.error("learner.unfrozen_layers", str(error))
     if not settings.conductor.fixed_length and not facts.end_token_ids:
         report.warning(
             where, f"{directory} names no end-of-sequence token: every response has conductor.response_tokens tokens"

@@ -211,9 +211,11 @@ def _learner(learner: Mapping[str, Any]) -> dict[str, str]:
         return {**shown, "pace": learner["pace_error"]}
     mean, most = _number(learner["staleness_mean"], ".2f"), _number(learner["staleness_max"], ".0f")
     quality = [("score", "score_mean", "+.3f"), ("KL", "kl", ".2f"), ("entropy", "entropy", ".2f")]
-    values = ", ".join(f"{title} {_number(learner[name], form)}" for title, name, form in quality)
+    # What an algorithm does not have is not there: a KL without a price on it, an entropy of pairs.
+    values = ", ".join(f"{title} {learner[name]:{form}}" for title, name, form in quality if learner[name] is not None)
     per = _number(learner["updates_per_minute"], ".2f")
-    shown["pace"] = f"{per} updates a minute; staleness {mean} in the mean, {most} at most; {values}"
+    pace = f"{per} updates a minute; staleness {mean} in the mean, {most} at most"
+    shown["pace"] = f"{pace}; {values}" if values else pace
     if len(scores := learner["scores"]) > 1:  # one alone is the score
         shown["scores"] = ", ".join(f"{output.printable(name)} {_number(value, '+.3f')}" for name, value in scores.items())
     return shown

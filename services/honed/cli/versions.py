@@ -216,6 +216,15 @@ def _row(info: conductor_pb2.VersionInfo) -> dict[str, Any]:
         "preference_snapshot": lineage.preference_snapshot,
         "promoted": info.promoted,
         "quarantined": info.quarantined,
-        "mark": "promoted" if info.promoted else "quarantined" if info.quarantined else "",
+        "figures": dict(lineage.figures),
+        "mark": _mark(info),
         "reason": info.reason,
     }
+
+
+def _mark(info: conductor_pb2.VersionInfo) -> str:
+    """What became of a version, or else what sets it apart."""
+    if info.promoted or info.quarantined:
+        return "promoted" if info.promoted else "quarantined"
+    updates = info.lineage.figures.get("average_updates")
+    return f"average of {updates:.0f}" if updates else ""

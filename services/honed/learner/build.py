@@ -13,8 +13,10 @@ import torch
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
 from honed.learner.algorithms.base import OnPairs, find_algorithm, make_algorithm
+from honed.learner.critic_start import CriticStart
 from honed.learner.data.episode import Vocabulary
 from honed.learner.models.policy import PolicyModel, ReferenceModel
+from honed.learner.models.upper_layers import UpperReference, freeze_lower_layers
 from honed.learner.objectives.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
 from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
 from honed.learner.settings import KlSettings, LearnerSettings
@@ -22,6 +24,7 @@ from honed.learner.sources.mixed_in import examples_of
 from honed.learner.supervised.language_model import NextToken
 from honed.learner.train import rng
 from honed.learner.train.algorithm import Algorithm
+from honed.learner.train.average import WeightAverage
 from honed.learner.train.mixture import MixedIn, Mixture
 from honed.learner.train.on_labelled import OnLabelledUpdates
 from honed.learner.train.on_pairs import OnPairUpdates
@@ -34,32 +37,64 @@ from honed.models.loader import load_language_model
 from honed.settings import ServerSettings
 
 
-def build_trainer(settings: RunSettings, base: Path) -> Trainer[Any, PolicyModel]:
+def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None = None) -> Trainer[Any, PolicyModel]:
     """A trainer that starts from the model at `base`, which is also the reference.
+
+    Args:
+        settings: Of the run.
+        base: A model directory.
+        critic: What a separate critic starts from; None: `base`.
 
     Raises:
         FailedPrecondition: the device is not there.
         DataLoss: `base` is damaged or incomplete.
-        InvalidArgument: the model cannot read as many tokens as the generator may sample; or what is mixed in is not there.
+        InvalidArgument: the model cannot read as many tokens as the generator may sample, or has not so many layers to train;
+            or what is mixed in is not there.
     """
     section = settings.learner
-    ModelFacts.read(base).check_length(settings.generation.max_model_tokens)
+    facts = ModelFacts.read(base)
+    facts.check_length(settings.generation.max_model_tokens)
+    if section.unfrozen_layers is not None:
+        facts.check_layers(section.unfrozen_layers)
     device = choose_device(section.device)
     if device.type == "cpu":
         torch.set_num_threads(section.threads)
     make_deterministic(device, section.deterministic)
-    policy = PolicyModel(load_language_model(base, device=device), precision=section.precision)
-    reference = None
+    values = None
+    if section.critic == "separate":
+        values = (critic or CriticStart(base, is_reward_model=False)).load(device, section.precision)
+    language_model = load_language_model(base, device=device)
+    if section.unfrozen_layers is not None:
+        freeze_lower_layers(language_model, section.unfrozen_layers)
+    policy = PolicyModel(language_model, precision=section.precision, critic=values)
+    reference: ReferenceModel | None = None
     if make_algorithm(section).needs.reference:
-        reference = ReferenceModel(load_language_model(base, device=device), precision=section.precision)
-    optimizer = build_optimizer(section.optimizer, policy.trainable().values(), lr=section.learning_rate)
+        reference = (
+            ReferenceModel(load_language_model(base, device=device), precision=section.precision)
+            if section.unfrozen_layers is None
+            else UpperReference(policy, section.unfrozen_layers, precision=section.precision)
+        )
+    optimizer = build_optimizer(section.optimizer, parameter_groups(section, policy), lr=section.learning_rate)
     updates = updates_of(section, policy, reference)
     if section.ptx is not None:
         mixed_in = MixedIn(
             section.ptx.coefficient, section.ptx.examples, section.batch, examples_of(settings, section.ptx, base)
         )
         updates = Mixture(updates, NextToken(policy), mixed_in)
-    return Trainer(policy, updates, optimizer, settings=train_settings(section), generator=rng.generator(settings.seed))
+    average = None if section.ema_decay is None else WeightAverage(policy.published, section.ema_decay)
+    generator = rng.generator(settings.seed)
+    return Trainer(policy, updates, optimizer, settings=train_settings(section), generator=generator, average=average)
+
+
+def parameter_groups(section: LearnerSettings, policy: PolicyModel) -> list[dict[str, Any]]:
+    """What the optimizer moves: a separate critic may do so at a rate of its own."""
+    trainable = policy.trainable()
+    critics = [parameter for name, parameter in trainable.items() if name.startswith("critic.")]
+    others = [parameter for name, parameter in trainable.items() if not name.startswith("critic.")]
+    if not critics:
+        return [{"params": others}]
+    factor = (section.critic_learning_rate or section.learning_rate) / section.learning_rate
+    return [{"params": others}, {"params": critics, "rate_factor": factor}]
 
 
 def updates_of(section: LearnerSettings, policy: PolicyModel, reference: ReferenceModel | None) -> Algorithm[Any]:

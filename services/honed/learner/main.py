@@ -25,6 +25,7 @@ from honed.kit.address import host_port
 from honed.kit.errors import FailedPrecondition, HonedError, NotFound
 from honed.kit.server import Listener, Server, Servicer, serve_until_signalled
 from honed.learner.build import build_trainer, config_hash, vocabulary_of
+from honed.learner.critic_start import choose_critic_start
 from honed.learner.loop.checkpoint import CheckpointStore
 from honed.learner.loop.directory_lock import locked
 from honed.learner.loop.exporter import Exporter
@@ -147,7 +148,7 @@ class LearnerProcess:
         await asyncio.to_thread(self._remove_leftovers, lease.claim.fence)
         # The base version 0.0 is where training starts, and the reference of the KL penalty.
         base = await asyncio.to_thread(self._store.fetch, BASE, home / "base")
-        trainer = await asyncio.to_thread(build_trainer, settings, base)
+        trainer = await asyncio.to_thread(self._trainer, base)
         journal = await asyncio.to_thread(lambda: Journal(home, most_mb=section.journal_mb))
         limits = DeliverySettings(int(settings.queue.lease_s * 1000), settings.queue.max_deliveries)
         queue = WorkQueue(self._link, self._keys, SCORED, f"learner-{lease.claim.fence}", limits)
@@ -173,6 +174,11 @@ class LearnerProcess:
             await stack.enter_async_context(_beside(reporter, journal, self._stopping))
             yield LoadedLearner(loop, journal, history, pause)
         await queue.leave()
+
+    def _trainer(self, base: Path) -> Trainer[Any, PolicyModel]:
+        separate = self._settings.learner.critic == "separate"
+        critic = choose_critic_start(self._settings, base, self.home) if separate else None
+        return build_trainer(self._settings, base, critic)
 
     def _generators(self) -> RegisteredGenerators:
         section = self._settings.generation

@@ -57,7 +57,17 @@ class LearnerSettings(ServerSettings):
     )
     minibatches: Positive = 1
     microbatch_tokens: Positive = Field(8192, description="Tokens of one forward pass at most.")
+    unfrozen_layers: Positive | None = Field(
+        None,
+        description="Train the policy's last so many layers, final norm and untied output layer alone; the reference is then a "
+        "copy of just those. null: everything trains.",
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Keep an exponential moving average of the weights after each update, with this decay an update; after the "
+        "last one it becomes the run's last version. Samples to train on come from the weights themselves. null: none.",
+    )
     schedule: Literal["auto", "linear", "constant"] = Field(
         "auto", description="auto: linear to 0 over `steps`; constant when the run has no end."
     )
@@ -65,6 +75,14 @@ class LearnerSettings(ServerSettings):
     clip_ratio: Annotated[float, Field(gt=0)] = 0.2
     clip_value: Annotated[float, Field(gt=0)] = 0.2
     value_coefficient: Annotated[float, Field(ge=0)] = 0.1
+    critic: Literal["shared", "separate"] = Field(
+        "shared",
+        description="Where values come from: a head on the policy, or a model of its own beside it. That starts from the run's "
+        "reward model, where there is one with the policy's tokenizer, else from the policy's base.",
+    )
+    critic_learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Of a separate critic, under the same schedule; null: learning_rate."
+    )
     gamma: Share = 1.0
     lam: Share = 0.95
     importance_cap: Annotated[float, Field(ge=1)] = Field(2.0, description="Cap of the behaviour weight of a token.")

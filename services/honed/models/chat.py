@@ -19,7 +19,7 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from honed.kit.errors import DataLoss, InvalidArgument
-from honed.models.facts import read_json
+from honed.models.facts import chat_template_source, read_json
 
 _SPECIAL: Final = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -76,7 +76,7 @@ class ChatTemplate:
         """
         config_path, own = directory / "tokenizer_config.json", directory / "chat_template.jinja"
         config = read_json(config_path) if config_path.is_file() else {}
-        source = own.read_text(encoding="utf-8") if own.is_file() else _default(config.get("chat_template"))
+        source = chat_template_source(directory)
         if source is None:
             return None
         tokens = directory / "special_tokens_map.json"
@@ -137,14 +137,6 @@ def _to_json(
 ) -> str:
     # Jinja's own filter escapes for HTML.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _default(templates: object) -> str | None:
-    """Of tokenizer_config.json: a text, or a list of named ones of which `default` is meant."""
-    if isinstance(templates, list):
-        named = {row.get("name"): row.get("template") for row in templates if isinstance(row, dict)}
-        templates = named.get("default")
-    return templates if isinstance(templates, str) else None
 
 
 def _token_text(token: object) -> str | None:

@@ -23,6 +23,7 @@ class ModelFacts:
     Attributes:
         directory: Where it was read from.
         model_type: transformers' name of the family, such as `gpt2` or `gemma3_text`.
+        layers: Of the decoder; None if the configuration does not say.
         vocabulary_size: Token ids that the model knows, often more than its tokenizer's; None if
             the configuration does not say.
         longest_sequence: The most tokens that it can read; None if nothing limits them.
@@ -35,6 +36,7 @@ class ModelFacts:
 
     directory: Path
     model_type: str
+    layers: int | None
     vocabulary_size: int | None
     longest_sequence: int | None
     end_token_ids: frozenset[int]
@@ -57,6 +59,7 @@ class ModelFacts:
         return cls(
             directory=directory,
             model_type=str(config.get("model_type", "")),
+            layers=_positive(text.get("num_hidden_layers")) or _positive(text.get("n_layer")),
             vocabulary_size=_positive(text.get("vocab_size")),
             longest_sequence=_longest(text),
             end_token_ids=ends,
@@ -76,6 +79,19 @@ class ModelFacts:
                 f"{self.longest_sequence} tokens; set it to {self.longest_sequence} or less",
             )
 
+    def check_layers(self, layers: int, setting: str = "learner.unfrozen_layers") -> None:
+        """Checks that the model has so many layers to train.
+
+        Raises:
+            InvalidArgument: It has fewer; names the setting, the model and how many it has.
+        """
+        if self.layers is not None and layers > self.layers:
+            raise InvalidArgument(
+                setting,
+                f"is {layers}, and the model in {self.directory} ({self.model_type}) has {self.layers} layers; set it to "
+                f"{self.layers} or less, or to null to train everything",
+            )
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
@@ -92,6 +108,27 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise DataLoss(f"{path} must hold an object, not a {type(tree).__name__}")
     return tree
+
+
+def chat_template_source(directory: Path) -> str | None:
+    """The chat template of a model directory: chat_template.jinja, else that of tokenizer_config.json; None if there is none.
+
+    Of several named templates the one called `default` is meant.
+
+    Raises:
+        DataLoss: A file is damaged; names it.
+    """
+    own, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+    if own.is_file():
+        try:
+            return own.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataLoss(f"{own} cannot be read as text: {error}") from error
+    templates = read_json(config).get("chat_template") if config.is_file() else None
+    if isinstance(templates, list):
+        named = {row.get("name"): row.get("template") for row in templates if isinstance(row, dict)}
+        templates = named.get("default")
+    return templates if isinstance(templates, str) else None
 
 
 def _longest(config: dict[str, Any]) -> int | None:

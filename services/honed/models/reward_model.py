@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from honed.artifacts.files import hash_file
 from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument
 from honed.models.attention import Precision, use_float32_attention
 from honed.models.facts import ModelFacts, read_json
+from honed.models.layers import keep_layers
 from honed.models.loader import load_classifier
 from honed.models.packing import pack
 from honed.models.pooling import Pooling
@@ -103,7 +104,10 @@ class RewardModel:
         classifier = load_classifier(directory, device=device, new_head=True, head_width=pooling.width)
         highest = max(pooling.layers, default=None)
         if (kept := highest if layers is None else layers) is not None:
-            _keep_layers(classifier, kept)
+            depth = int(classifier.config.num_hidden_layers)
+            if not 1 <= kept <= depth:
+                raise InvalidArgument("reward_training.layers", f"the language model has {depth}, cannot keep {kept}")
+            keep_layers(classifier, slice(kept))
         if highest is not None and kept is not None and highest > kept:
             raise InvalidArgument("reward_training.read_layers", f"there is no layer {highest} of the {kept} that are kept")
         with torch.no_grad():
@@ -249,18 +253,3 @@ def reward_model_version(directory: Path) -> str:
     paths = sorted({*(directory / name for name in _DECIDING), *directory.glob("*.safetensors")})
     listing = "".join(f"{hash_file(path)[1]}  {path.name}\n" for path in paths if path.is_file())
     return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def _keep_layers(classifier: Any, layers: int) -> None:
-    """Drops all but the first `layers` blocks, whatever the family calls their list."""
-    body, config = classifier.base_model, classifier.config
-    depth = int(config.num_hidden_layers)
-    names = [n for n, module in body.named_children() if isinstance(module, nn.ModuleList) and len(module) == depth]
-    if len(names) != 1:
-        raise FailedPrecondition(f"{type(body).__name__} has no single list of layers; set reward_training.layers to null")
-    if not 1 <= layers <= depth:
-        raise InvalidArgument("reward_training.layers", f"the language model has {depth}, cannot keep {layers}")
-    setattr(body, names[0], getattr(body, names[0])[:layers])
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]

@@ -436,6 +436,26 @@ class Lineage(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FiguresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PARENT_FIELD_NUMBER: _builtins.int
     CONFIG_HASH_FIELD_NUMBER: _builtins.int
     REWARD_MODEL_VERSION_FIELD_NUMBER: _builtins.int
@@ -443,6 +463,7 @@ class Lineage(_message.Message):
     FIRST_ENTRY_FIELD_NUMBER: _builtins.int
     LAST_ENTRY_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The version that training started from, as `fence.step`; empty for the first."""
     config_hash: _builtins.str
@@ -459,6 +480,12 @@ class Lineage(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the version was made."""
 
+    @_builtins.property
+    def figures(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What is known of the version in numbers. Of one that is an average of the weights: `average_decay`, and `average_updates`,
+        over how many updates.
+        """
+
     def __init__(
         self,
         *,
@@ -469,10 +496,11 @@ class Lineage(_message.Message):
         first_entry: _builtins.str = ...,
         last_entry: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        figures: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_hash", b"config_hash", "created_at", b"created_at", "first_entry", b"first_entry", "last_entry", b"last_entry", "parent", b"parent", "preference_snapshot", b"preference_snapshot", "reward_model_version", b"reward_model_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_hash", b"config_hash", "created_at", b"created_at", "figures", b"figures", "first_entry", b"first_entry", "last_entry", b"last_entry", "parent", b"parent", "preference_snapshot", b"preference_snapshot", "reward_model_version", b"reward_model_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -234,6 +234,8 @@ class Conductor(conductor_pb2_grpc.ConductorServiceServicer):
             info.version.CopyFrom(common_pb2.PolicyVersion(run="demo", fence=1, step=step))
             info.lineage.parent = f"1.{step - 1}"
             info.lineage.created_at.FromJsonString("2026-01-01T00:00:00Z")
+            if step == VERSIONS:
+                info.lineage.figures.update({"average_decay": 0.992, "average_updates": 249.0})
         return response
 
     def servicer(self) -> Servicer:

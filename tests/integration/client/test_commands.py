@@ -108,6 +108,8 @@ def test_versions_are_listed_newest_first_over_all_pages(run: Run) -> None:
     listed = lines(run.honed("versions", "--limit", "0", "--json").stdout)
     assert [row["version"] for row in listed] == [f"1.{n}" for n in range(served.VERSIONS, 0, -1)]
     assert listed[0]["parent"] == "1.249"
+    assert [row["mark"] for row in listed[:2]] == ["average of 249", ""]
+    assert listed[0]["figures"] == {"average_decay": 0.992, "average_updates": 249.0}
 
 
 def test_generate_shows_the_best_with_its_scores(run: Run) -> None:

@@ -44,3 +44,20 @@ def test_an_alarm_is_told_once() -> None:
     assert _alarms({"alarms": ["learner: the disk is full"]}, learner) == ["learner: the disk is full"]
     assert _alarms({"alarms": []}, learner) == ["the disk is full"]
     assert _alarms({"error": "away"}, {"error": "away"}) == []
+
+
+@pytest.mark.parametrize(
+    ("figures", "shown"),
+    [
+        ({"score_mean": 1.0, "kl": 3.5, "entropy": 2.0}, "1 at most; score +1.000, KL 3.50, entropy 2.00"),
+        ({"score_mean": 1.0, "kl": None, "entropy": 2.0}, "1 at most; score +1.000, entropy 2.00"),
+        ({"score_mean": None, "kl": None, "entropy": None}, "1 at most"),
+    ],
+)
+def test_what_the_algorithm_does_not_measure_is_not_shown(figures: dict[str, float | None], shown: str) -> None:
+    learner = {
+        "state": "training", "version": "1.2", "target_steps": 9, "rollouts_trained": 4, "rollouts_dropped": {},
+        "served_version": "1.2", "versions_pushed": 2, "pushes_failed": 0, "updates_per_minute": 6.0,
+        "staleness_mean": 0.5, "staleness_max": 1.0, **figures,
+    }  # fmt: skip
+    assert _learner(learner)["pace"].endswith(shown)

@@ -18,6 +18,7 @@ from honed.learner.objectives.kl import AdaptiveKL, KLController
 from honed.learner.objectives.normalise import GainBias, RewardNormaliser
 from honed.learner.settings import LearnerSettings
 from honed.learner.train import rng
+from honed.learner.train.average import WeightAverage
 from honed.learner.train.on_policy import OnPolicyUpdates, PolicyTrainer
 from honed.learner.train.optimizer import OptimizerKind, build_optimizer
 from honed.learner.train.trainer import Trainer, TrainSettings
@@ -73,6 +74,7 @@ def make_trainer(
     kl: KLController | None = None,
     normaliser: RewardNormaliser | None = None,
     optimizer: OptimizerKind = "adam_tf",
+    ema_decay: float | None = None,
 ) -> PolicyTrainer:
     """A trainer on a tiny model whose reference differs from the policy, so that the KL is not zero."""
     policy = PolicyModel(tiny_llama(seed))
@@ -94,5 +96,6 @@ def make_trainer(
         build_optimizer(optimizer, policy.trainable().values(), lr=settings.learning_rate),
         settings=settings,
         generator=rng.generator(seed),
+        average=None if ema_decay is None else WeightAverage(policy.published, ema_decay),
         clock=lambda: 0.0,
     )

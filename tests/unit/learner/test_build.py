@@ -13,6 +13,7 @@ from tests.support.run import run_tree, settings_of
 from honed.config import RunSettings
 from honed.kit.errors import InvalidArgument
 from honed.learner.build import build_trainer, make_deterministic, train_settings, vocabulary_of
+from honed.learner.models.upper_layers import UpperReference
 from honed.learner.objectives.normalise import FittedOnFirstBatch
 from honed.learner.settings import LearnerSettings
 
@@ -47,6 +48,17 @@ def test_a_base_that_cannot_read_what_the_generator_may_sample_is_refused_before
     settings = settings_of(run_tree(tmp_path, generation={"max_model_tokens": 600}))
     with pytest.raises(InvalidArgument, match=r"generation\.max_model_tokens: is 600, .* positions for 512 tokens"):
         build_trainer(settings, tmp_path / "model")
+
+
+def test_the_upper_layers_train_alone_where_the_run_says_so(tmp_path: Path) -> None:
+    trainer = build_trainer(settings_of(run_tree(tmp_path, learner={"unfrozen_layers": 1})), tmp_path / "model")
+    assert isinstance(trainer.algorithm.reference, UpperReference)
+    frozen = {name for name, p in trainer.model.named_parameters() if not p.requires_grad}
+    assert {name.split(".")[2] for name in frozen} == {"embed_tokens", "layers"}
+    with pytest.raises(InvalidArgument, match=r"learner\.unfrozen_layers: is 3, and the model in .* \(llama\) has 2 layers"):
+        build_trainer(settings_of(run_tree(tmp_path, learner={"unfrozen_layers": 3})), tmp_path / "model")
+    with pytest.raises(ValueError, match=r"learner\.unfrozen_layers: 7, and pretrain\.layers makes 6"):
+        settings_of(run_tree(tmp_path, learner={"unfrozen_layers": 7}, conductor={"start_from": None}))
 
 
 def test_the_trainer_waits_for_scores_that_differ_and_knows_the_models_ends(tmp_path: Path) -> None:

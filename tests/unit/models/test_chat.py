@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tests.support.tiny import BOS, EOS, make_tokenizer
+from tokenizers import Tokenizer, processors
 
+from honed.artifacts.draft import VersionDraft
+from honed.artifacts.store import PolicyStore
+from honed.artifacts.tokenizer import fetch_tokenizer
+from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss, InvalidArgument
 from honed.models.chat import ChatMessage, ChatTemplate
+from honed.models.prompts import PromptEncoder
 from honed.models.tokenizer import load_tokenizer, render_chat
 
 CHATML = """{%- for message in messages %}
@@ -84,6 +93,81 @@ def test_a_conversation_becomes_the_text_that_the_model_was_trained_on(style: st
     assert ids == tokenizer._tokenizer.apply_chat_template(rows, add_generation_prompt=True, return_dict=False)
     if golden.startswith(BOS):
         assert ids[:2] == [1, *tokenizer.encode(golden[len(BOS) :], special_tokens=False)[:1]], "one beginning of text, not two"
+
+
+def begins_by_itself(directory: Path) -> Path:
+    """Has the tokenizer put a beginning of text before every text, as those of Llama 3 and Gemma do."""
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.mark.parametrize("style", ["llama", "gemma"])
+def test_a_tokenizer_that_begins_every_text_itself_does_not_begin_a_conversation_twice(style: str, tmp_path: Path) -> None:
+    directory = begins_by_itself(model_with(tmp_path, GOLDENS[style][0]))
+    tokenizer, encoder = load_tokenizer(directory), PromptEncoder.of_model(directory, longest=1000)
+    assert tokenizer.encode("Hi", special_tokens=True)[0] == encoder({"text": "Hi"})[0] == 1
+    ids = render_chat(tokenizer, TALK)
+    assert ids.count(1) == 1
+    assert ids[0] == 1
+    rows = [{"role": message.role, "content": message.content} for message in TALK]
+    assert encoder({"messages": rows}) == ids, "the conductor's prompts and the service's are the same tokens"
+
+
+@pytest.mark.parametrize(
+    ("style", "golden"),
+    [
+        ("chatml", "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            "llama",
+            f"{BOS}<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+    ],
+)
+def test_a_system_message_stands_before_the_first_turn(style: str, golden: str) -> None:
+    template = ChatTemplate(GOLDENS[style][0], {"bos_token": BOS})
+    assert template.render([ChatMessage("system", "Be brief."), ChatMessage("user", "Hi")]) == golden
+
+
+def test_a_conversation_that_ends_with_an_answer_is_followed_by_another_answers_beginning() -> None:
+    talk = [ChatMessage("user", "Hi"), ChatMessage("assistant", "Hello.")]
+    text = ChatTemplate(CHATML, {}).render(talk)
+    assert text.endswith("<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("own_file", [False, True])
+@pytest.mark.parametrize("style", GOLDENS)
+def test_a_version_carries_its_template_in_files_and_manifest(style: str, own_file: bool, tmp_path: Path) -> None:
+    template, golden = GOLDENS[style]
+    source = model_with(tmp_path / "source", template, own_file=own_file)
+    (source / "config.json").write_text("{}")
+    save_file({"w": torch.zeros(1)}, source / "model.safetensors")
+    store = PolicyStore(tmp_path / "store", "r")
+    manifest = store.publish(source, VersionDraft(VersionId(0, 0), ()))
+    assert manifest.chat_template == template
+    fetched = ChatTemplate.read(fetch_tokenizer(store, tmp_path / "fetched"))
+    assert fetched is not None
+    for found in (fetched, ChatTemplate(manifest.chat_template, {"bos_token": BOS})):
+        assert found.render(TALK) == golden
+
+
+def test_a_version_that_an_earlier_build_published_without_its_template_is_still_the_same(tmp_path: Path) -> None:
+    source = model_with(tmp_path / "source", CHATML)
+    (source / "config.json").write_text("{}")
+    save_file({"w": torch.zeros(1)}, source / "model.safetensors")
+    store, draft = PolicyStore(tmp_path / "store", "r"), VersionDraft(VersionId(0, 0), ())
+    earlier = dataclasses.replace(store.publish(source, draft), chat_template="")
+    (tmp_path / "store" / "r" / "0.0" / "manifest.json").write_bytes(earlier.to_bytes())
+    assert store.publish(source, draft) == earlier
+
+
+def test_a_template_that_is_no_text_is_named(tmp_path: Path) -> None:
+    directory = model_with(tmp_path, None)
+    (directory / "chat_template.jinja").write_bytes(b"\xff\xfe{{ x }}")
+    with pytest.raises(DataLoss, match=r"chat_template\.jinja cannot be read as text"):
+        ChatTemplate.read(directory)
 
 
 def test_of_several_templates_the_default_one_is_meant(tmp_path: Path) -> None:

@@ -47,3 +47,11 @@ def test_a_report_is_one_whole_page_with_the_common_style(page, title: str, tmp_
 def test_both_reports_have_the_same_head(tmp_path: Path) -> None:
     heads = [page(tmp_path).partition("</head>")[0].partition("<style>")[2] for page in (run_page, demo_page)]
     assert heads[0] == heads[1] != ""
+
+
+@pytest.mark.parametrize("kl", [None, 3.5])
+def test_a_run_without_a_price_on_the_kl_shows_none(kl: float | None, tmp_path: Path) -> None:
+    report = RunReport(run="shop", outcome="finished", kl=kl)
+    write_report(tmp_path / "report.json", tmp_path / "report.html", report, [], [])
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ("KL to the base" in text) is ("3.5 nats" in text) is (kl is not None)

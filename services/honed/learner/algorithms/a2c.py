@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from honed.learner import objectives
-from honed.learner.algorithms.base import Losses, Needs, OnPolicy, algorithm
+from honed.learner.algorithms.base import OF_VALUES, Losses, Needs, OnPolicy, algorithm
 from honed.settings import Section
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Options(Section):
     whiten: bool = Field(True, description="Advantages of a minibatch have mean 0 and deviation 1.")
 
 
-@algorithm("a2c", Options, reads=("value_coefficient", "gamma", "lam"))
+@algorithm("a2c", Options, reads=("gamma", "lam", *OF_VALUES))
 class A2C(OnPolicy):
     """Advantage actor-critic."""
 

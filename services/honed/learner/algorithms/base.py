@@ -151,8 +151,10 @@ responses, or those that call one good or bad."""
 
 
 _OF_SCORES: Final = frozenset({"kl", "importance_cap", "max_ratio", "reward_clip", "reward_normalisation"})
-_OF_SOME: Final = _OF_SCORES | {"clip_ratio", "clip_value", "value_coefficient", "gamma", "lam"}
-"""Numbers of the section `learner` that some algorithms read and others do not."""
+OF_VALUES: Final = ("value_coefficient", "critic", "critic_learning_rate")
+"""Settings that algorithms read which learn what states are worth."""
+_OF_SOME: Final = _OF_SCORES | {"clip_ratio", "clip_value", "gamma", "lam", *OF_VALUES}
+"""Settings of the section `learner` that some algorithms read and others do not."""
 
 
 @dataclass(frozen=True)

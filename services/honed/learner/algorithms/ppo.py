@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from honed.learner import objectives
-from honed.learner.algorithms.base import Losses, Needs, OnPolicy, algorithm
+from honed.learner.algorithms.base import OF_VALUES, Losses, Needs, OnPolicy, algorithm
 from honed.settings import Section
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ class Options(Section):
     )
 
 
-@algorithm("ppo", Options, reads=("clip_ratio", "clip_value", "value_coefficient", "gamma", "lam"), epochs=4)
+@algorithm("ppo", Options, reads=("clip_ratio", "clip_value", "gamma", "lam", *OF_VALUES), epochs=4)
 class PPO(OnPolicy):
-    """Proximal policy optimisation with a value head on the policy's trunk."""
+    """Proximal policy optimisation."""
 
     def __init__(self, learner: LearnerSettings, options: Options) -> None:
         """See `OnPolicy`."""

@@ -1,7 +1,8 @@
 """The files of one checkpoint: safetensors, JSON and one bitmap, each synced, and all of them digested in a manifest.
 
 The directory holds `model.safetensors`, `optimizer.safetensors`, `generator.safetensors`, `progress.json`, `trained.bin` (see
-`trained`), and `manifest.json` with the size and sha256 of each, which is written last.
+`trained`), `average.safetensors` where the weights are averaged, and `manifest.json` with the size and sha256 of each, which is
+written last.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ FORMAT = 2
 _MANIFEST = "manifest.json"
 _PROGRESS = "progress.json"
 _TRAINED = "trained.bin"
-_OF_THE_LOOP = frozenset({"version", "rollbacks", "position"})
+_AVERAGE = "average.safetensors"
+_OF_THE_LOOP = frozenset({"version", "averaged", "rollbacks", "position"})
 """What the progress file holds beside the parts of the algorithm, each under its own name."""
 
 
@@ -40,12 +42,14 @@ class Progress:
         version: Label that the weights were, or were to be, published under; empty before the first update.
         rollbacks: Fence and update of each roll-back, oldest first: what older fences made beyond it is abandoned.
         position: Where a source stands that is read in an order of its own; JSON. Empty for the scored stream.
+        averaged: Label that the average of the weights was published under; empty unless it was, after the last update.
     """
 
     trained: TrainedIds
     version: str = ""
     rollbacks: tuple[tuple[int, int], ...] = ()
     position: Mapping[str, Any] = field(default_factory=dict)
+    averaged: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,14 @@ def load(directory: Path) -> Checkpoint:
                 optimizer=load_file(directory / "optimizer.safetensors"),
                 generator=load_file(directory / "generator.safetensors")["minibatches"],
                 algorithm={part: dict(numbers) for part, numbers in progress.items() if part not in _OF_THE_LOOP},
+                average=load_file(directory / _AVERAGE) if _AVERAGE in manifest["files"] else {},
             ),
             progress=Progress(
                 trained=TrainedIds.from_bytes((directory / _TRAINED).read_bytes()),
                 version=str(progress["version"]),
                 rollbacks=tuple((int(fence), int(step)) for fence, step in progress["rollbacks"]),
                 position=dict(progress.get("position", {})),
+                averaged=str(progress.get("averaged", "")),
             ),
         )
     except (KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError) as error:
@@ -94,12 +100,15 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     _save_tensors(directory / "model.safetensors", trainer.model)
     _save_tensors(directory / "optimizer.safetensors", trainer.optimizer)
     _save_tensors(directory / "generator.safetensors", {"minibatches": trainer.generator})
+    if trainer.average:
+        _save_tensors(directory / _AVERAGE, trainer.average)
     _save_json(
         directory / _PROGRESS,
         {
             "version": progress.version,
             "rollbacks": [list(each) for each in progress.rollbacks],
             **({"position": dict(progress.position)} if progress.position else {}),
+            **({"averaged": progress.averaged} if progress.averaged else {}),
             **{part: dict(numbers) for part, numbers in trainer.algorithm.items()},
         },
     )

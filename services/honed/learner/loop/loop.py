@@ -105,7 +105,7 @@ class TrainingLoop:
         try:
             await self._run.reporter.write()
             async with self._weights:
-                await self._retry.run("publish", self._run.start_release)
+                await self._retry.run("publish", lambda: self._run.start_release(finished=self._is_finished))
             while not self._stopping.is_set():
                 await self._next()
         except Stopped:
@@ -169,13 +169,18 @@ class TrainingLoop:
             await self._retry.idle(learner_pb2.LEARNER_STATE_FAILED, self._changed.wait())
             if not self._failed:
                 async with self._weights:
-                    await self._retry.run("publish", self._run.start_release)
+                    await self._retry.run("publish", lambda: self._run.start_release(finished=self._is_finished))
         elif self._paused:
             await self._retry.idle(learner_pb2.LEARNER_STATE_PAUSED, self._changed.wait())
-        elif self._settings.steps is not None and self._run.training.step >= self._settings.steps:
+        elif self._is_finished:
             await self._finish()
         else:
             await self._turn()
+
+    @property
+    def _is_finished(self) -> bool:
+        """Whether the updates of the run are made."""
+        return self._settings.steps is not None and self._run.training.step >= self._settings.steps
 
     async def _turn(self) -> None:
         """One batch, unless something else comes first."""
@@ -276,6 +281,8 @@ class TrainingLoop:
         self._status.alarms["version"] = reason
         await self._retry.run("quarantine", lambda: self._run.release.quarantine(report))
         self._run.release.refused = None
+        if report.version == self._run.averaged:
+            return  # the weights that it is of are served, and nothing trains on it: no reason to go back
         verdict = self._refusals.failed()
         if self._settings.on_refused == "rollback" or verdict == "rollback":
             await self._retry.run("roll-back", lambda: self._back_to_last_good(reason, publish=verdict != "fail"))
@@ -304,6 +311,9 @@ class TrainingLoop:
                 return
             async with self._weights:
                 await self._retry.run("checkpoint", self._run.save)
+                if self._run.average_is_due:
+                    await self._retry.run("publish", self._run.publish_average)
+                    return  # comes here again, and waits for the push
                 self._status.state, self._status.finished = learner_pb2.LEARNER_STATE_FINISHED, True
                 await self._run.reporter.write()
         await self._retry.idle(learner_pb2.LEARNER_STATE_FINISHED, self._run.intake.receive())

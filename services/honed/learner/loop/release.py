@@ -7,11 +7,13 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from honed.artifacts.draft import VersionDraft
-from honed.artifacts.manifest import Lineage, Manifest
+from honed.artifacts.manifest import Canary, Lineage, Manifest
 from honed.artifacts.marks import Mark
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
@@ -25,6 +27,7 @@ from honed.learner.loop.records import PushRecord
 from honed.learner.loop.rollback import good_versions
 from honed.learner.sources.source import InHand
 from honed.learner.status import LearnerStatus
+from honed.learner.train.average import WeightAverage
 from honed.queue.lease import HeldLease
 
 logger = logging.getLogger(__name__)
@@ -82,12 +85,13 @@ class Release:
         self.refused: PushReport | None = None
         """The push that generators refused, until somebody has dealt with it."""
 
-    async def publish(self, version: VersionId, held: Sequence[InHand]) -> Manifest:
-        """Puts the weights as they are now into the store. Not while the weights change.
+    async def publish(self, version: VersionId, held: Sequence[InHand], *, average: WeightAverage | None = None) -> Manifest:
+        """Puts the weights as they are now, or their average, into the store. Not while the weights change.
 
         Args:
             version: What to call them.
             held: The batch that made them; empty if none did.
+            average: What to publish in place of the weights.
 
         Raises:
             LeaseLost: Another learner has taken over; nothing was published.
@@ -95,9 +99,15 @@ class Release:
         """
         await self._lease.check()
         pulse = self._status.pulse
-        directory, canaries = await pulse.in_thread(lambda: self._exporter.export(version))
+
+        def export() -> tuple[Path, tuple[Canary, ...]]:
+            with contextlib.nullcontext() if average is None else average.in_place():
+                return self._exporter.export(version)
+
+        directory, canaries = await pulse.in_thread(export)
         try:
-            draft = VersionDraft(version, canaries, self._lineage(held))
+            figures = {} if average is None else average.figures()
+            draft = VersionDraft(version, canaries, replace(self._lineage(held), figures=figures))
             return await pulse.in_thread(lambda: self.store.publish(directory, draft))
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from honed.artifacts.version import VersionId
@@ -68,6 +69,8 @@ class RunState:
         """Rollouts that have trained since the last checkpoint."""
         self.saved: tuple[int, int] | None = None
         """Fence and update of the checkpoint that holds exactly the present state."""
+        self.averaged: VersionId | None = None
+        """The version that is the average of the present state's weights, once it is published."""
         self.rolled_to: int | None = None
         """Update of the last roll-back of this process."""
         self.rollbacks = 0
@@ -107,7 +110,7 @@ class RunState:
 
     def learned(self, held: Sequence[InHand]) -> None:
         """Takes a batch whose update has been applied into the state. It is not written down yet."""
-        self.saved = None
+        self.saved = self.averaged = None
         self.intake.learned(held)
         self.unsaved += held
         self.status.version = VersionId(self.lease.claim.fence, self.training.step)
@@ -127,7 +130,9 @@ class RunState:
         version = self.status.version
         if self.saved is None:
             await self.lease.check()
-            checkpoint = Checkpoint(self.training.state(), self.intake.progress(version.label))
+            averaged = "" if self.averaged is None else self.averaged.label
+            progress = replace(self.intake.progress(version.label), averaged=averaged)
+            checkpoint = Checkpoint(self.training.state(), progress)
 
             def write() -> None:
                 good = good_versions(self.release.store, self.journal)
@@ -148,13 +153,34 @@ class RunState:
         manifest = await self.release.publish(self.status.version, held)
         await self.release.push(manifest)
 
-    async def start_release(self) -> None:
-        """Brings the present weights in, or publishes them first if the newest version is another."""
+    @property
+    def average_is_due(self) -> bool:
+        """Whether the average of the present weights has yet to be published."""
+        return self.training.average is not None and self.averaged is None
+
+    async def publish_average(self) -> None:
+        """Publishes and pushes the average of the weights, under a fence of its own: the weights of this update have theirs.
+
+        They stay what a checkpoint holds and training goes on from. Repeated after a failure half-way, it completes.
+        """
+        self.status.fence = fence = (await self.lease.raise_fence()).fence
+        version = VersionId(fence, self.training.step)
+        manifest = await self.release.publish(version, [], average=self.training.average)
+        self.averaged, self.saved = version, None
+        await self.save()
+        await self.release.push(manifest)
+
+    async def start_release(self, *, finished: bool = False) -> None:
+        """Brings the present weights in, or publishes them first if the newest version is another.
+
+        Args:
+            finished: Whether the updates are done: then the average of the weights is what is brought in, if it stands already.
+        """
         store = self.release.store
         in_thread = self.status.pulse.in_thread
         servable = await in_thread(store.servable)
-        version = self.status.version
-        if servable and servable[0] == version:
+        if servable and servable[0] in (self.status.version, self.averaged if finished else None):
+            version = servable[0]
             if version == BASE:
                 return  # generators start from it
             try:
@@ -165,6 +191,7 @@ class RunState:
             else:
                 await self.release.push(manifest)
                 return
+        self.averaged = None
         self.status.version = VersionId(self.lease.claim.fence, self.training.step)
         if self.status.version in await in_thread(lambda: store.marks.all("quarantined")):
             await self.rename()  # generators never take it again under the name that they refused
@@ -189,7 +216,7 @@ class RunState:
         after = await self.status.pulse.in_thread(lambda: self._after(step, forget=forget))
         self.intake.rollbacks = rollbacks
         self.rollbacks, self.rolled_to = self.rollbacks + 1, step
-        self.release.refused = None
+        self.release.refused = self.averaged = None
         self.status.version, self.saved, self.status.finished = VersionId(fence, step), None, False
         if self.status.state == learner_pb2.LEARNER_STATE_FINISHED:
             # At once: a conductor that still reads "finished" after the roll-back would feed nothing, for ever.
@@ -255,3 +282,4 @@ class RunState:
     def _take_state(self, checkpoint: Checkpoint) -> None:
         self.training.load(checkpoint.trainer)
         self.intake.restore(checkpoint.progress)
+        self.averaged = VersionId.parse(checkpoint.progress.averaged) if checkpoint.progress.averaged else None

@@ -15,6 +15,7 @@ from honed.artifacts.version import VersionId
 from honed.kit.errors import DataLoss
 from honed.learner.loop.checkpoint import CheckpointStore
 from honed.learner.models.policy import PolicyModel
+from honed.learner.train.average import WeightAverage
 from honed.learner.train.state import TrainerState
 from honed.learner.train.trainer import BadBatch, Interrupted, Metrics, Trainer
 
@@ -58,6 +59,12 @@ class Training:
     def step(self) -> int:
         """Updates behind the weights."""
         return self.trainer.step
+
+    @property
+    def average(self) -> WeightAverage | None:
+        """Of the weights; None where there is none, or it is over no update yet."""
+        average = self.trainer.average
+        return average if average is not None and average.updates else None
 
     def state(self) -> TrainerState:
         """What a checkpoint holds."""

@@ -1,4 +1,4 @@
-"""The policy with its value head, and the frozen reference, as the learner reads them: action tokens in, numbers out.
+"""The policy with its values, and the frozen reference, as the learner reads them: action tokens in, numbers out.
 
 Any causal language model of transformers serves. The transformer reads whole sequences; logits and
 values are made at the states that predict an action token and nowhere else. Dropout is off: the
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from honed.learner.data.batches import MicroBatch
 from honed.learner.models.trained import Trained
 from honed.models.attention import Precision, use_float32_attention
 from honed.models.token_head import TokenHead, chosen_logprobs, chosen_logprobs_and_entropy
+
+if TYPE_CHECKING:
+    from honed.learner.models.critic import ValueModel
 
 
 @dataclass(frozen=True)
@@ -39,32 +42,21 @@ class TokenMeasurement:
     entropies: Tensor
 
 
-class TokenModel(nn.Module):
-    """A causal language model that gives log-probabilities of action tokens."""
+class Transformer(nn.Module):
+    """A causal model of transformers that gives its last hidden states at action tokens."""
 
     def __init__(self, language_model: Any, *, precision: Precision = "float32") -> None:
-        """Takes the model over; it is set to evaluation mode and stays on its device.
-
-        Raises:
-            FailedPrecondition: when the model is not causal, or does something to its logits that
-                `TokenHead` does not know.
-        """
+        """Takes the model over, with whatever head it has; it is set to evaluation mode and stays on its device."""
         super().__init__()
         self.language_model = language_model.eval()
         self._precision = precision
         if precision == "bfloat16" and self.device.type == "cpu":
             use_float32_attention(language_model)
-        self._check_head()
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
-
-    @property
-    def vocabulary_size(self) -> int:
-        """How many token ids the model knows."""
-        return int(self.head.weight.shape[0])
 
     def hidden_states(self, tokens: Tensor, states: Tensor) -> Tensor:
         """Last hidden states at flat positions of `tokens` `[b, L]`, as `[N, d]` float32."""
@@ -74,6 +66,38 @@ class TokenModel(nn.Module):
             hidden = self.language_model.base_model(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
         chosen: Tensor = hidden.flatten(0, 1).index_select(0, states).float()
         return chosen
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+            yield
+
+
+def value_head(width: int) -> nn.Linear:
+    """One number of a hidden state: exactly zero until it is trained, as in lm-human-preferences."""
+    head: nn.Linear = nn.Linear(width, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class TokenModel(Transformer):
+    """A causal language model that gives log-probabilities of action tokens."""
+
+    def __init__(self, language_model: Any, *, precision: Precision = "float32") -> None:
+        """See `Transformer`.
+
+        Raises:
+            FailedPrecondition: when the model is not causal, or does something to its logits that
+                `TokenHead` does not know.
+        """
+        super().__init__(language_model, precision=precision)
+        self._check_head()
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many token ids the model knows."""
+        return int(self.head.weight.shape[0])
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
         """Log-probability of each action token at its temperature, `[N]`, nats."""
@@ -87,11 +111,6 @@ class TokenModel(nn.Module):
     def head(self) -> TokenHead:
         """How the model makes logits of its last hidden states; the tensors are its own."""
         return TokenHead.of(self.language_model)
-
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
-            yield
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -118,6 +137,12 @@ class ReferenceModel(TokenModel):
         super().__init__(language_model, precision=precision)
         self.requires_grad_(False)
 
+    def beside(self, policy: PolicyModel, batch: MicroBatch) -> tuple[TokenMeasurement, Tensor]:
+        """What the policy says of a batch, and the reference's log-probabilities `[N]`, these without gradient."""
+        with torch.no_grad():
+            theirs = self.logprobs(batch)
+        return policy.measure(batch), theirs
+
 
 class TrainedModel(TokenModel, Trained):
     """A language model that a trainer moves, with what heads a subclass adds."""
@@ -130,37 +155,46 @@ class TrainedModel(TokenModel, Trained):
 
 
 class PolicyModel(TrainedModel):
-    """The policy and its value head on one transformer, as in lm-human-preferences."""
+    """The policy with values of its states: by a head on the same transformer, as in lm-human-preferences, or by a critic."""
 
-    def __init__(self, language_model: Any, *, precision: Precision = "float32", shared_trunk: bool = True) -> None:
-        """Adds a value head that is exactly zero.
+    def __init__(
+        self,
+        language_model: Any,
+        *,
+        precision: Precision = "float32",
+        shared_trunk: bool = True,
+        critic: ValueModel | None = None,
+    ) -> None:
+        """Takes the model over.
 
         Args:
             language_model: a causal language model of transformers.
             precision: see `Precision`.
             shared_trunk: whether the value loss also trains the transformer. False keeps its
                 gradient in the head.
+            critic: A model of its own for the values, on the same device. None adds a value head that is exactly zero.
         """
         super().__init__(language_model, precision=precision)
-        head: nn.Linear = nn.Linear(int(self.head.weight.shape[1]), 1)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        self.value_head = head.to(self.device)
+        self.critic = critic
+        self.value_head = value_head(int(self.head.weight.shape[1])).to(self.device) if critic is None else None
         self._shared_trunk = shared_trunk
 
     def evaluate(self, batch: MicroBatch) -> TokenEvaluation:
         """Log-probabilities and values of the action tokens, with gradient."""
         hidden = self.hidden_states(batch.tokens, batch.states)
-        return TokenEvaluation(logprobs=self._logprobs(hidden, batch), values=self._values(hidden))
+        return TokenEvaluation(logprobs=self._logprobs(hidden, batch), values=self._values(hidden, batch))
 
     @torch.no_grad()
     def measure(self, batch: MicroBatch) -> TokenMeasurement:
         """Log-probabilities, values and entropies of the action tokens, without gradient."""
         hidden = self.hidden_states(batch.tokens, batch.states)
         logprobs, entropies = chosen_logprobs_and_entropy(hidden, self.head, batch.targets, batch.temperatures)
-        return TokenMeasurement(logprobs=logprobs, values=self._values(hidden), entropies=entropies)
+        return TokenMeasurement(logprobs=logprobs, values=self._values(hidden, batch), entropies=entropies)
 
-    def _values(self, hidden: Tensor) -> Tensor:
+    def _values(self, hidden: Tensor, batch: MicroBatch) -> Tensor:
+        if self.critic is not None:
+            return self.critic.values(batch)
+        assert self.value_head is not None
         read = hidden if self._shared_trunk else hidden.detach()
         values: Tensor = self.value_head(read)
         return values.squeeze(-1)

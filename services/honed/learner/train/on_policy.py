@@ -114,12 +114,14 @@ class OnPolicyUpdates:
         means = MeanOverTokens()
         for micro in packed:
             context.stop_if_asked()
-            measured = self.policy.measure(micro)
             slots = micro.slots.cpu()
+            if self.reference is None:
+                measured = self.policy.measure(micro)
+            else:
+                measured, theirs = self.reference.beside(self.policy, micro)
+                reference.view(-1)[slots] = theirs.cpu()
             proximal.view(-1)[slots] = measured.logprobs.cpu()
             values.view(-1)[slots] = measured.values.cpu()
-            if self.reference is not None:
-                reference.view(-1)[slots] = self.reference.logprobs(micro).cpu()
             means.add(entropy=measured.entropies)
         numbers: dict[str, int] = {}
         scores = batch_rewards(self.normaliser, batch)

@@ -26,7 +26,12 @@ class TensorFlowAdam(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Tensor], *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-5
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-5,
     ) -> None:
         """`eps` is added to the uncorrected root of the second moment; 1e-5 in lm-human-preferences."""
         if not lr >= 0:
@@ -85,7 +90,7 @@ class TensorFlowAdam(torch.optim.Optimizer):
 
 def build_optimizer(
     kind: OptimizerKind,
-    params: Iterable[nn.Parameter],
+    params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     *,
     lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -96,7 +101,7 @@ def build_optimizer(
 
     Args:
         kind: `adam_tf`, or torch's `adamw`.
-        params: trainable parameters.
+        params: trainable parameters, or groups of them as torch takes them; see `set_rate`.
         lr: learning rate before the schedule.
         betas: decay of the first and second moment.
         eps: see the class.
@@ -130,9 +135,9 @@ def linear_rate(base: float, *, step: int, total: int) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the learning rate of every group."""
+    """Sets the learning rate of every group; of one with a `rate_factor`, to so many times it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("rate_factor", 1.0)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -162,7 +167,9 @@ def load_optimizer_tensors(
         name, _, slot = key.rpartition("/")
         parameter = named.get(name)
         if parameter is None:
-            raise DataLoss(f"optimizer state {key!r} belongs to no parameter of this model; was the model changed?")
+            raise DataLoss(
+                f"optimizer state {key!r} belongs to no parameter that trains: was the model changed, or what of it trains?"
+            )
         if value.dim() and value.shape != parameter.shape:
             raise DataLoss(f"optimizer state {key!r} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
         # A scalar is a step count, which torch keeps on the host.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -22,6 +22,8 @@ class TrainerState:
     """State of the minibatch generator, bytes."""
     algorithm: State
     """What the algorithm's parts keep, by name of the part."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """Of the weights; empty where there is none."""
 
     def cloned(self) -> TrainerState:
         """A copy on the host that training no longer touches, to go back to."""
@@ -31,4 +33,5 @@ class TrainerState:
             optimizer={k: v.to("cpu", copy=True) for k, v in self.optimizer.items()},
             generator=self.generator.clone(),
             algorithm={part: dict(numbers) for part, numbers in self.algorithm.items()},
+            average={k: v.to("cpu", copy=True) for k, v in self.average.items()},
         )

@@ -24,6 +24,7 @@ from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.learner.models.trained import Trained
 from honed.learner.train import rng
 from honed.learner.train.algorithm import Algorithm, B, BadLoss, Minibatch, UpdateContext
+from honed.learner.train.average import WeightAverage
 from honed.learner.train.optimizer import linear_rate, load_optimizer_tensors, optimizer_tensors, set_rate
 from honed.learner.train.state import TrainerState
 
@@ -80,11 +81,15 @@ class Trainer(Generic[B, M]):
         *,
         settings: TrainSettings,
         generator: torch.Generator,
+        average: WeightAverage | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Takes the parts; `optimizer` must train `model.trainable()`. `clock` only times updates."""
+        """Takes the parts; `optimizer` must train `model.trainable()`. `clock` only times updates.
+
+        `average` follows `model.published`, update by update; training does not read it.
+        """
         self.model, self.algorithm, self.optimizer, self.settings = model, algorithm, optimizer, settings
-        self._generator, self._clock = generator, clock
+        self._generator, self.average, self._clock = generator, average, clock
         self.step = 0
         """Updates made: the version of the weights."""
         self._interrupted: Callable[[], bool] = lambda: False
@@ -128,6 +133,8 @@ class Trainer(Generic[B, M]):
         except BadLoss as error:
             raise BadBatch(f"update {self.step + 1}: {error}; the batch was not applied") from error
         self.step += 1
+        if self.average is not None:
+            self.average.add()
         return {
             **figures,
             "lr": rate,
@@ -144,6 +151,7 @@ class Trainer(Generic[B, M]):
             optimizer=optimizer_tensors(self.optimizer, self.model.trainable()),
             generator=rng.generator_state(self._generator),
             algorithm=self.algorithm.state(),
+            average=self.average.tensors() if self.average is not None else {},
         )
 
     def load_state(self, state: TrainerState) -> None:
@@ -156,15 +164,23 @@ class Trainer(Generic[B, M]):
         load_optimizer_tensors(self.optimizer, self.model.trainable(), state.optimizer)
         rng.load_generator_state(self._generator, state.generator)
         self.algorithm.load_state(state.algorithm)
+        if self.average is not None:
+            self.average.load_tensors(state.average)
         self.step = state.step
 
     def restart(self, weights: Mapping[str, Tensor], *, step: int) -> None:
-        """Goes on from the weights of a published version: they alone are kept of it, so the optimizer starts afresh.
+        """Goes on from the weights of a published version: they alone are kept of it, so optimizer and average start afresh.
 
-        Heads and what the algorithm keeps stay as they are.
+        Heads and what the algorithm keeps stay as they are, and so do weights that do not train: a version may hold them with
+        fewer digits.
         """
-        self.model.published.load_state_dict(weights)
+        own = self.model.published.state_dict(keep_vars=True)
+        self.model.published.load_state_dict(
+            {name: weights[name] if tensor.requires_grad else tensor for name, tensor in own.items()}
+        )
         self.optimizer.state.clear()
+        if self.average is not None:
+            self.average.restart()
         self.step = step
 
     def _minibatches(self, count: int) -> Iterator[list[int]]:
