@@ -137,6 +137,7 @@ def test_it_starts_from_the_runs_reward_model_and_keeps_that_start_when_the_rewa
         (lambda rm: (rm / "model.safetensors").unlink(), "no safetensors file"),
         (lambda rm: edit_config(rm, max_position_embeddings=64), "has positions for 64 tokens"),
         (lambda rm: edit_config(rm, vocab_size=200), "knows 200 token ids, and the policy 258"),
+        (lambda rm: edit_config(rm, reward_read="mean"), "does not read the last state of the last layer"),
     ],
 )
 def test_a_reward_model_that_cannot_value_what_the_policy_samples_is_passed_over_with_the_reason(
