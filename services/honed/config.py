@@ -29,6 +29,11 @@ class RunSettings(Section):
 
     run: str = Field("local", pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
     directory: Path = Field(Path("out/local"), description="Everything that the run writes.")
+    reuse: Path | None = Field(
+        None,
+        description="Directory in which base models and reward models are kept by all that they are made of; a run whose own "
+        "would be made of the same takes them from there. Unset: none are kept.",
+    )
     seed: int = Field(1, ge=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     security: SecuritySettings = SecuritySettings()
@@ -55,6 +60,15 @@ class RunSettings(Section):
     @classmethod
     def _online_names_the_algorithm(cls, tree: Any) -> Any:
         return with_algorithm(tree) if isinstance(tree, dict) else tree
+
+    @model_validator(mode="before")
+    @classmethod
+    def _made_data_names_its_files(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        from honed.recipes.made.base import with_made_files  # which reads the section of the tree
+
+        return with_made_files(tree, Path(tree.get("directory") or cls.model_fields["directory"].default))
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSettings:

@@ -22,12 +22,22 @@ def contradictions(settings: RunSettings) -> list[str]:
     """Every contradiction, with the field's name and what to do."""
     return [
         *impossible_phases(settings),
+        *_of_data(settings),
         *_of_learner(settings),
         *_of_reward(settings),
         *_of_reward_training(settings),
         *_of_generation(settings),
         *_of_conductor(settings),
     ]
+
+
+def _of_data(settings: RunSettings) -> Iterator[str]:
+    made, launcher = settings.data.made, settings.conductor.launcher
+    if made is not None and settings.conductor.services_elsewhere:
+        yield (
+            f"data.made: {made} is made where one command starts everything, and conductor.launcher is {launcher}: write it by "
+            f"`honed data prepare {made} --to DIRECTORY`, and name the files"
+        )
 
 
 def _of_learner(settings: RunSettings) -> Iterator[str]:

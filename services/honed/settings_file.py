@@ -38,23 +38,27 @@ class _Environment(RunSettings, BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
 
-def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> RunSettings:
-    """Reads the settings: defaults, then the run file, then the environment.
+def load_settings(
+    path: Path | None, environment: Mapping[str, str] = os.environ, *, over: Mapping[str, Any] | None = None
+) -> RunSettings:
+    """Reads the settings: defaults, then the run file, then the environment, then `over`, a tree as the run file's.
 
     Raises:
         SettingsError: the file cannot be read, a key is unknown (names the nearest), or a value is wrong.
     """
-    return _load(path, environment)[0]
+    return _load(path, environment, over)[0]
 
 
-def recipe_settings(path: Path | None, recipe: str, environment: Mapping[str, str] = os.environ) -> RunSettings:
+def recipe_settings(
+    path: Path | None, recipe: str, environment: Mapping[str, str] = os.environ, *, over: Mapping[str, Any] | None = None
+) -> RunSettings:
     """Reads a run file; without one, the recipe of that name which the package carries.
 
     Raises:
         SettingsError: as `load_settings`.
     """
     with resources.as_file(resources.files("honed.recipes").joinpath(f"{recipe}.yaml")) as carried:
-        return load_settings(path or carried, environment)
+        return load_settings(path or carried, environment, over=over)
 
 
 def explain_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Iterator[tuple[str, Any, Source]]:
@@ -129,11 +133,14 @@ def without_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=user + host))
 
 
-def _load(path: Path | None, environment: Mapping[str, str]) -> tuple[RunSettings, dict[str, Any], dict[str, Any]]:
+def _load(
+    path: Path | None, environment: Mapping[str, str], over: Mapping[str, Any] | None = None
+) -> tuple[RunSettings, dict[str, Any], dict[str, Any]]:
     file_tree = _read_file(path) if path is not None else {}
     environment_tree = _read_environment(environment)
     try:
-        return RunSettings.model_validate(_merged(file_tree, environment_tree)), file_tree, environment_tree
+        tree = _merged(_merged(file_tree, environment_tree), dict(over or {}))
+        return RunSettings.model_validate(tree), file_tree, environment_tree
     except ValidationError as error:
         raise SettingsError(_explained(error, path)) from error
 

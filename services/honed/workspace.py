@@ -92,6 +92,11 @@ class Workspace:
         return self.jobs / job / "unfinished"
 
     @property
+    def reused(self) -> Path:
+        """Which models were taken from `reuse` and not trained."""
+        return self.root / "reused.json"
+
+    @property
     def export(self) -> Path:
         """Where the pretraining job writes the base version before it is published."""
         return self.models / "export"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from honed.formats.files import Defaults, read_judgements
 from honed.kit.errors import HonedError, InvalidArgument
 from honed.models.prompt_rows import ROW, check_row, row_reference, row_response
 from honed.models.prompts import PromptEncoder, render_messages
+from honed.recipes.made.base import awaited_files
 from honed.v1 import preference_pb2
 
 Advance = Callable[[int], None]
@@ -38,6 +39,7 @@ class DataCheck:
             fast: read the first lines of each file only, and tokenise nothing.
         """
         self._settings, self._report, self._advance, self._fast = settings, report, advance, fast
+        self._awaited = awaited_files(settings)
         self._template = model.template if model else None
         self._tokenizer = None if fast or model is None else model.tokenizer
         self._encode: PromptEncoder | None = None
@@ -49,23 +51,23 @@ class DataCheck:
         data, report = self._settings.data, self._report
         if self._settings.conductor.start_from is None and not data.texts:
             report.error("data.texts", "there is nothing to pretrain on: name texts, or a model as conductor.start_from")
-        for path in data.texts:
+        for path in self._there(data.texts):
             self._texts(path)
-        for path in data.demonstrations if self._settings.goes_through("sft") else ():
+        for path in self._there(data.demonstrations if self._settings.goes_through("sft") else ()):
             self._demonstrations(path)
         if data.prompts is None and self._settings.samples_rollouts and self._settings.goes_through("online"):
             report.error("data.prompts", "is not set: name JSON lines with `text`, `token_ids` or `messages` to train on")
-        elif data.prompts is not None:
-            self._prompts("data.prompts", data.prompts)
-        if data.evaluation.prompts is not None:
-            self._prompts("data.evaluation.prompts", data.evaluation.prompts)
+        for where, prompts in (("data.prompts", data.prompts), ("data.evaluation.prompts", data.evaluation.prompts)):
+            for path in self._there([prompts] if prompts is not None else ()):
+                self._prompts(where, path)
         trained: set[bytes] = set()
         weights = WeightCheck(self._settings.reward_training)
         for number, source in enumerate(data.judgements):
-            trained |= self._judgements(f"data.judgements.{number}", source, weights.add)
+            for _ in self._there([source.file]):
+                trained |= self._judgements(f"data.judgements.{number}", source, weights.add)
         if self._settings.goes_through("reward_model"):
             weights.tell(report, whole=not self._fast)
-        if data.evaluation.judgements is not None:
+        if data.evaluation.judgements is not None and self._there([data.evaluation.judgements.file]):
             where = "data.evaluation.judgements"
             held_out = self._judgements(where, data.evaluation.judgements)
             if shared := len(held_out & trained):
@@ -74,6 +76,10 @@ class DataCheck:
         why = "a scorer is `trained`" if wanted else f"learner.algorithm {self._settings.learner.algorithm} learns from them"
         if (wanted or not self._settings.samples_rollouts) and not data.judgements:
             report.warning("data.judgements", f"{why}, and none are named: the run waits for `honed judge import`")
+
+    def _there(self, paths: Iterable[Path]) -> list[Path]:
+        """Those that can be read now: what the run makes at its start is well made."""
+        return [path for path in paths if path not in self._awaited]
 
     def _texts(self, path: Path) -> None:
         usable = empty = 0

@@ -1,4 +1,4 @@
-"""`honed data`: the default run's human ratings as files of a run, and responses of the live policy to learn from."""
+"""`honed data`: what runs learn from: data that honed makes, and responses of the live policy."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from honed.cli.connection import check_no_cluster
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     group = typer.Typer(
-        no_args_is_help=True, help="What runs learn from: the default run's data, and the best of the policy's own."
+        no_args_is_help=True, help="What runs learn from: data that honed makes, and the best of the policy's own."
     )
     group.command(epilog="Example: honed data fetch --to /data/honed")(fetch)
-    group.command(epilog="Example: honed data prepare --to /data")(prepare)
+    group.command(epilog="Example: honed data prepare --to /data, or honed data prepare sums --to /data")(prepare)
     group.command(
         "best-of",
         epilog="Example: honed data best-of prompts.jsonl --out answers.jsonl --comparisons pairs.jsonl --candidates 16",
@@ -39,19 +39,23 @@ def fetch(
 
 
 def prepare(
+    name: Annotated[str, typer.Argument(help="Which, as `data.made` of a run file names it.")] = "ratings",
+    *,
     to: Annotated[Path, typer.Option("--to", help="Directory. What is there stays.")],
     seed: Annotated[int, typer.Option(help="Of the split, and of which comparisons are drawn.")] = 1,
 ) -> None:
-    """Write the files of the default run: texts, prompts, comparisons, and what is held out, each as JSON lines.
+    """Write the files of data that honed makes: texts, prompts, judgements, and what is held out, each as JSON lines.
 
-    Prints the `data` section that names them in a run file. `honed demo` does all of this by itself.
+    Prints the `data` section that names them in a run file. A run file with `data: {made: NAME}` has all of this done by
+    `honed up`. Without a name it is the default run's data.
     """
     import yaml
 
-    from honed.demo.material import demo_files, write_demo_files
+    from honed.recipes.made.base import find_made
 
     check_no_cluster("data prepare")
-    output.note(f"writing the default run's files into {to}")
-    write_demo_files(to, seed)
-    section = demo_files(to).model_dump(mode="json", exclude_defaults=True)
+    data = find_made(name)
+    output.note(f"writing the files of {name} into {to}")
+    data.write(to, seed)
+    section = data.files(to).model_dump(mode="json", exclude_defaults=True)
     typer.echo(yaml.safe_dump({"data": section}, sort_keys=False), nl=False)

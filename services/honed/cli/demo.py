@@ -20,12 +20,15 @@ from honed.conductor.summary import pushes_of, updates_of
 from honed.config import RunSettings
 from honed.demo import measures
 from honed.demo.application import Application
+from honed.demo.data.split import Split
 from honed.demo.judge import RidgeJudge
-from honed.demo.material import SOURCE, DemoData, demo_files, write_demo_files
+from honed.demo.material import SOURCE, rating_split
 from honed.demo.report import write_report
 from honed.kit.errors import FailedPrecondition
 from honed.kit.log import configure_logging, log_to
 from honed.kit.tokens import read_token
+from honed.recipes.catalogue import DEMO
+from honed.recipes.made.base import make_data
 from honed.report.measures import pauses_ms, percentile
 from honed.settings_file import recipe_settings
 from honed.v1 import learner_pb2
@@ -37,9 +40,8 @@ def demo_settings(run_file: Path | None, directory: Path) -> RunSettings:
     Raises:
         SettingsError: the file is wrong.
     """
-    settings = recipe_settings(run_file, "demo")
-    directory = directory.absolute()
-    return settings.model_copy(update={"directory": directory, "data": demo_files(directory / "data")})
+    over = {"directory": directory.absolute(), "data": {"made": "ratings"}}
+    return recipe_settings(run_file, DEMO, over=over)
 
 
 async def run_demo(settings: RunSettings, *, keep: bool, fresh: bool) -> None:
@@ -56,8 +58,8 @@ async def run_demo(settings: RunSettings, *, keep: bool, fresh: bool) -> None:
         log_to(run.workspace.conductor_log)
         if run.kept is not None:
             console.print(f"The directory held judgements of people; they are kept in {run.kept}", highlight=False)
-        data = await asyncio.to_thread(write_demo_files, run.workspace.root / "data", settings.seed)
-        session = _Session(run, data)
+        await asyncio.to_thread(make_data, run.settings)
+        session = _Session(run, await asyncio.to_thread(rating_split, settings.seed))
         async with showing(run.settings, console):
             try:
                 await run.execute(before_loop=session.before_loop, end_on_failure=True)
@@ -94,8 +96,8 @@ class _Busy:
 class _Session:
     """What the demo does beside the run: an application's traffic during the loop, and the figures at the end."""
 
-    def __init__(self, run: Run, data: DemoData) -> None:
-        self._run, self._data = run, data
+    def __init__(self, run: Run, ratings: Split) -> None:
+        self._run, self._ratings = run, ratings
         self._application: Application | None = None
         self._traffic: asyncio.Task[None] | None = None
         self._busy = _Busy()
@@ -129,7 +131,7 @@ class _Session:
         run, evaluation = self._run, self._run.evaluation
         if self._application is None or not updates or evaluation.agreement is None or not evaluation.trained:
             raise FailedPrecondition(evaluation.problem or "the demo's loop has not run")
-        judge = RidgeJudge.train(self._data.split.judge)
+        judge = RidgeJudge.train(self._ratings.judge)
         start, end = run.state.loop_started_at or 0.0, run.state.loop_ended_at or 0.0
         before, after = evaluation.base, evaluation.trained
         return measures.Figures(

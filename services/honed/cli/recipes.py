@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from honed.cli import output
+
+if TYPE_CHECKING:
+    from honed.conductor.run import Run
+    from honed.config import RunSettings
+    from honed.recipes.figures import RecipeFigures
 
 Name = Annotated[str, typer.Argument(help="The recipe's name; `honed recipes list` shows them.")]
 
@@ -48,6 +53,9 @@ def run(
     name: Name,
     directory: Annotated[Path | None, typer.Option(help="Where everything goes. Unset: out/NAME.")] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the recipe's.", min=0)] = None,
+    reuse: Annotated[
+        Path | None, typer.Option(help="Directory that trained base and reward models are kept in, and taken from where equal.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything serving at the end, until Ctrl-C.")] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="Begin anew, or go on with what is there. Judgements of people are kept.")
@@ -55,8 +63,7 @@ def run(
 ) -> None:
     """Run a recipe, and report what it made of the policy.
 
-    On the human ratings of the demo, by a judge that nothing trains on; or on sums, by the share that is right of those that no
-    rollout asked for.
+    A recipe makes the data that its run file names as `data.made`, and is measured on what is held out of it.
 
     Needs no GPU and some minutes on two cores. The settings are the recipe's, and HONED_<SECTION>__<KEY> overrides them. Writes
     recipe.json beside the report.
@@ -64,10 +71,32 @@ def run(
     import asyncio
     import os
 
-    from honed.cli.recipe_run import recipe_run_settings, run_recipe
+    from honed.kit.log import configure_logging
+    from honed.recipes.running import recipe_run_settings
     from honed.telemetry import traced
 
     os.umask(0o077)  # texts of people are among what it writes
-    settings = recipe_run_settings(name, directory or Path("out") / name, seed)
+    configure_logging("conductor", "ERROR")
+    settings = recipe_run_settings(name, directory or Path("out") / name, seed, reuse)
     with traced(settings, "conductor"):
-        asyncio.run(run_recipe(name, settings, keep=keep, fresh=fresh))
+        asyncio.run(_run(name, settings, keep=keep, fresh=fresh))
+
+
+async def _run(name: str, settings: RunSettings, *, keep: bool, fresh: bool) -> None:
+    from rich.table import Table
+
+    from honed.cli.display import showing
+    from honed.recipes.running import run_recipe
+
+    console = output.console()
+
+    async def report(run: Run, figures: RecipeFigures) -> None:
+        table = Table("figure", "value", title=f"What the recipe {name} changed")
+        for row in figures.rows():
+            table.add_row(*row)
+        console.print(table)
+        console.print(f"Report: {run.workspace.report_html}")
+        if keep:
+            await run.stand_by()
+
+    await run_recipe(name, settings, showing=lambda current: showing(current, console), fresh=fresh, then=report)

@@ -72,11 +72,12 @@ def up(
     fails, the reason is printed and everything goes on serving; the exit status is then 1. Without a run file it is the demo's
     run, served in out/demo.
     """
+    from honed.recipes.catalogue import DEMO
     from honed.settings_file import recipe_settings
     from honed.telemetry import traced
 
     _keep_private()
-    settings = with_replicas(recipe_settings(file or run_file, "demo"), replicas)
+    settings = with_replicas(recipe_settings(file or run_file, DEMO), replicas)
     if check and (file or run_file):
         from honed.cli.check import refuse_errors
 
@@ -266,11 +267,13 @@ async def _up(settings: RunSettings, *, exit_on_failure: bool) -> None:
     from honed.conductor.summary import write_summary
     from honed.kit.errors import root_cause
     from honed.kit.log import configure_logging, log_to
+    from honed.recipes.made.base import make_data
 
     configure_logging("conductor", "WARNING")
     console = output.console()
     async with local_run(settings) as run:
         log_to(run.workspace.conductor_log)
+        await asyncio.to_thread(make_data, run.settings)
         failure: Exception | None = None
         async with showing(run.settings, console):
             try:

@@ -89,6 +89,11 @@ class EvaluationSettings(Section):
 class DataSettings(Section):
     """What a run learns from. JSON lines; `honed check` reads them line by line before anything starts."""
 
+    made: str | None = Field(
+        None,
+        description="Data that honed makes itself, and that names every file below which is not named here: a file of "
+        "honed/recipes/made.",
+    )
     texts: tuple[Path, ...] = Field((), description="`text`: for pretraining, when there is no conductor.start_from.")
     demonstrations: tuple[Path, ...] = Field(
         (), description="A prompt as in `prompts`, and `response`: what to fine-tune on before anything else. None: not done."

@@ -54,32 +54,53 @@ def demo_files(directory: Path) -> DataSettings:
     )
 
 
+def rating_split(seed: int) -> Split:
+    """The ratings, fetched if they are not there, and split. Blocks.
+
+    Raises:
+        HonedError: the data cannot be fetched or is damaged; names the file and what to do.
+    """
+    return split(read_ratings(fetch(default_directory())), seed=seed)
+
+
 def write_demo_files(directory: Path, seed: int) -> DemoData:
     """Fetches and splits the ratings, and writes the files of `demo_files` that are not there yet. Blocks.
 
     Raises:
         HonedError: the data cannot be fetched or is damaged; names the file and what to do.
     """
-    data = DemoData(split(read_ratings(fetch(default_directory())), seed=seed), seed)
-    evaluation = first_words(texts_of(data.split.held_out), seed=seed)[:EVALUATION_PROMPTS]
-    _write(directory / "texts.jsonl", _texts(data.split.language_texts))
-    _write(directory / "prompts.jsonl", _texts(first_words(texts_of(data.split.judge), seed=seed)))
-    _write(directory / "evaluation.jsonl", _texts(evaluation))
-    _write(directory / "comparisons.jsonl", _judgements(data.comparisons(), f"{SOURCE}/{seed}"))
-    _write(directory / "held-out.jsonl", _judgements(data.held_out_comparisons(), f"{SOURCE}-held-out/{seed}"))
+    data = write_shared_files(directory, seed)
+    write_once(directory / "comparisons.jsonl", comparison_rows(data.comparisons(), f"{SOURCE}/{seed}"))
     return data
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_shared_files(directory: Path, seed: int) -> DemoData:
+    """The same, without the judgements to learn from.
+
+    Raises:
+        HonedError: as `write_demo_files`.
+    """
+    data = DemoData(rating_split(seed), seed)
+    evaluation = first_words(texts_of(data.split.held_out), seed=seed)[:EVALUATION_PROMPTS]
+    write_once(directory / "texts.jsonl", text_rows(data.split.language_texts))
+    write_once(directory / "prompts.jsonl", text_rows(first_words(texts_of(data.split.judge), seed=seed)))
+    write_once(directory / "evaluation.jsonl", text_rows(evaluation))
+    write_once(directory / "held-out.jsonl", comparison_rows(data.held_out_comparisons(), f"{SOURCE}-held-out/{seed}"))
+    return data
+
+
+def write_once(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes JSON lines, unless the file is there."""
     if not path.exists():
         write_lines(path, rows)
 
 
-def _texts(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+def text_rows(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Texts, or prompts, as lines."""
     return ({"text": text} for text in texts)
 
 
-def _judgements(comparisons: Iterable[Comparison], key: str) -> Iterator[dict[str, Any]]:
+def comparison_rows(comparisons: Iterable[Comparison], key: str) -> Iterator[dict[str, Any]]:
     """Comparisons as lines of honed's own format. Their raters are not known one by one: they share a name."""
     for number, comparison in enumerate(comparisons):
         yield {

@@ -9,6 +9,10 @@ from typing import Final
 from honed.kit.errors import NotFound
 
 _FILES: Final = resources.files("honed.recipes")
+DEMO: Final = "lm-human-preferences"
+"""The recipe that `honed demo` runs."""
+_ALSO: Final = {"demo": DEMO}
+"""Other names of recipes."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,13 @@ def recipes() -> list[Recipe]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a name.
+    """The recipe of a name; `demo` is another name of the one that `honed demo` runs.
 
     Raises:
         NotFound: There is none; names those that there are.
     """
     found = {recipe.name: recipe for recipe in recipes()}
+    name = _ALSO.get(name, name)
     if name not in found:
         raise NotFound(f"there is no recipe {name!r}; there are {', '.join(found)}")
     return found[name]

@@ -19,6 +19,7 @@ from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner.build import config_hash
 from honed.learner.jobs import fine_tuning
 from honed.learner.jobs.home import appearing, job_home
+from honed.learner.jobs.reuse import Shelf
 from honed.learner.loop.exporter import Exporter
 from honed.learner.models.policy import TokenModel
 from honed.learner.sources.files import read_texts
@@ -96,6 +97,10 @@ def _pretrain(settings: RunSettings, place: Workspace, target: Path, progress: P
         "max_model_tokens": settings.generation.max_model_tokens,
         "seed": settings.seed,
     }
+    shelf = Shelf(settings, NAME, made_of)
+    if (reused := shelf.take(target)) is not None:
+        progress.report(JobProgress(1.0, f"the model that the run {reused.run} has trained of the same"), final=True)
+        return
     with job_home(place.unfinished(NAME), made_of) as home:
         texts = read_texts(settings.data.texts)
         progress.report(JobProgress(0.0, f"tokenizer of {len(texts)} texts"), final=True)
@@ -121,6 +126,7 @@ def _pretrain(settings: RunSettings, place: Workspace, target: Path, progress: P
         Fit(trainer, source, token_budget(section), language_model_rate(section), checkpoints=checkpoints, progress=tell).run()
         with appearing(target) as partial:
             save_language_model(model, tokenizer, partial)
+    shelf.keep(target)
 
 
 def _copy(source: str, target: Path) -> None:

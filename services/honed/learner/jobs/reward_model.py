@@ -13,14 +13,17 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from honed.artifacts.files import hash_file
 from honed.artifacts.manifest import Lineage, Manifest
+from honed.artifacts.names import MANIFEST_NAME
 from honed.artifacts.promotions import PromotionRecord
 from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.artifacts.store import PolicyStore
@@ -32,6 +35,7 @@ from honed.learner.build import choose_device
 from honed.learner.data.judged import Judged, encode, read_judgement, read_pairs, weighed
 from honed.learner.data.judgement import Judgement, Ranking
 from honed.learner.jobs.home import job_home
+from honed.learner.jobs.reuse import Shelf
 from honed.learner.jobs.samples import BASE, as_scored, reference_samples
 from honed.learner.supervised.fit import Budget, Checkpoints, Fit, Standing
 from honed.learner.supervised.head import train_head
@@ -105,9 +109,14 @@ def _key(home: Path, run: str) -> str:
 
 def _settings_digest(settings: RunSettings, base: Manifest) -> str:
     """Digest of the models and the settings that decide what a reward model learns."""
+    tree = {"base": base.digest, **_deciding(settings)}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _deciding(settings: RunSettings) -> dict[str, Any]:
+    """What decides, beside the base and the judgements, what a reward model learns: settings, and the model to start from."""
     start_from = settings.reward_training.start_from
-    tree = {
-        "base": base.digest,
+    return {
         **({} if start_from is None else {"body": reward_model_version(Path(start_from))}),
         "seed": settings.seed,
         "reward_training": settings.reward_training.model_dump(mode="json", exclude={"threads", "device", "microbatch_tokens"}),
@@ -115,7 +124,6 @@ def _settings_digest(settings: RunSettings, base: Manifest) -> str:
         "truncate": settings.reward.truncate.model_dump(mode="json") if settings.reward.truncate else None,
         "sees_prompt": _sees_prompt(settings),
     }
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _sees_prompt(settings: RunSettings) -> bool:
@@ -128,6 +136,7 @@ class _Training:
     def __init__(self, settings: RunSettings, store: RewardModelStore, progress: ProgressFile, home: Path) -> None:
         self._settings, self._store, self._progress, self._directory = settings, store, progress, home
         self._generator = rng.generator(settings.seed)
+        self._model = home / "model"
 
     async def run(
         self, stub: preference_pb2_grpc.PreferenceServiceAsyncStub, snapshot: _Snapshot, settings_digest: str
@@ -148,9 +157,39 @@ class _Training:
         except ExceptionGroup as failed:
             raise root_cause(failed) from failed
         samples = as_scored(sampling.result(), policy_tokenizer, tokenizer, sees_prompt=_sees_prompt(settings))
-        model = await asyncio.to_thread(self._trained, body, tokenizer, exporting.result(), samples)
-        figures = {"judgements": float(len(exporting.result())), **await asyncio.to_thread(self._agreement, model, tokenizer)}
-        return await asyncio.to_thread(self._publish, model, body, snapshot, settings_digest, figures)
+        made_of = await asyncio.to_thread(self._made_of, base, exporting.result())
+        figures = await asyncio.to_thread(self._make, body, tokenizer, exporting.result(), samples, made_of)
+        return await asyncio.to_thread(self._publish, snapshot, settings_digest, figures)
+
+    def _make(
+        self,
+        body: Path,
+        tokenizer: TextTokenizer,
+        judgements: list[Judgement],
+        samples: list[list[int]],
+        made_of: Mapping[str, Any],
+    ) -> Mapping[str, float]:
+        """Trains and measures the model, or takes the one that was made of the same; it is in `self._model` then."""
+        shutil.rmtree(self._model, ignore_errors=True)
+        shelf = Shelf(self._settings, NAME, made_of)
+        if (reused := shelf.take(self._model)) is not None:
+            return reused.figures
+        model = self._trained(body, tokenizer, judgements, samples)
+        figures = {"judgements": float(len(judgements)), **self._agreement(model, tokenizer)}
+        model.save(self._model, body)
+        shelf.keep(self._model, figures)
+        return figures
+
+    def _made_of(self, base: Path, judgements: list[Judgement]) -> dict[str, Any]:
+        """All that decides the model and its figures; of what the reference policy says, the prompts."""
+        data = self._settings.data
+        files = [data.prompts, data.evaluation.judgements.file if data.evaluation.judgements else None]
+        return {
+            "base": {path.name: hash_file(path)[1] for path in sorted(base.iterdir()) if path.name != MANIFEST_NAME},
+            "judgements": _digest(judgements),
+            "files": [hash_file(path)[1] for path in files if path is not None],
+            **_deciding(self._settings),
+        }
 
     def _waits_for(self, what: str) -> None:
         self._progress.report(JobProgress(0.0, what), final=True)
@@ -247,13 +286,8 @@ class _Training:
             return {}
         return {"agreement": accuracy(model, rankings, tokenizer.prefix), "held_out": float(len(rankings))}
 
-    def _publish(
-        self, model: RewardModel, body: Path, snapshot: _Snapshot, settings_digest: str, figures: dict[str, float]
-    ) -> Manifest:
-        settings = self._settings
-        directory = self._directory / "model"
-        shutil.rmtree(directory, ignore_errors=True)
-        model.save(directory, body)
+    def _publish(self, snapshot: _Snapshot, settings_digest: str, figures: Mapping[str, float]) -> Manifest:
+        settings, directory = self._settings, self._model
         lineage = Lineage(
             parent=BASE.label,
             config_hash=settings_digest,

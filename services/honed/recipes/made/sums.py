@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from honed.conductor.settings import DataSettings, EvaluationSettings
 from honed.kit.jsonl import write_lines
+from honed.recipes.made.base import Change, MadeData, Sampled, made
 
 NUMBERS: Final = range(1, 16)
 """From 1 on, so that no sum is one of its numbers or their difference."""
@@ -24,24 +25,34 @@ ASKED_AGAIN: Final = 5
 """How often each held-out sum is sampled: its share of right answers is a probability."""
 
 
-def sum_files(directory: Path) -> DataSettings:
-    """The `data` section of a run on sums: files under `directory`, which `write_sum_files` makes."""
-    held_out = directory / "evaluation.jsonl"
-    return DataSettings(
-        texts=(directory / "texts.jsonl",),
-        prompts=directory / "prompts.jsonl",
-        evaluation=EvaluationSettings(prompts=held_out, samples=HELD_OUT * ASKED_AGAIN),
-    )
+@made("sums")
+class Sums(MadeData):
+    """Sums of two numbers, each prompt with its answer as reference."""
 
+    title = "sums of two numbers, with their answers"
+    prose = False
 
-def write_sum_files(directory: Path, seed: int) -> None:
-    """Writes the files of `sum_files`."""
-    chance = random.Random(seed)
-    pairs = [(a, b) for a in NUMBERS for b in NUMBERS]
-    chance.shuffle(pairs)
-    write_lines(directory / "texts.jsonl", ({"text": _line(chance)} for _ in range(LINES)))
-    write_lines(directory / "evaluation.jsonl", _prompts(pairs[:HELD_OUT] * ASKED_AGAIN))
-    write_lines(directory / "prompts.jsonl", _prompts(pairs[HELD_OUT:]))
+    def files(self, directory: Path) -> DataSettings:
+        """See `MadeData`."""
+        return DataSettings(
+            texts=(directory / "texts.jsonl",),
+            prompts=directory / "prompts.jsonl",
+            evaluation=EvaluationSettings(prompts=directory / "evaluation.jsonl", samples=HELD_OUT * ASKED_AGAIN),
+        )
+
+    def write(self, directory: Path, seed: int) -> None:
+        """See `MadeData`."""
+        chance = random.Random(seed)
+        pairs = [(a, b) for a in NUMBERS for b in NUMBERS]
+        chance.shuffle(pairs)
+        write_lines(directory / "texts.jsonl", ({"text": _line(chance)} for _ in range(LINES)))
+        write_lines(directory / "evaluation.jsonl", _prompts(pairs[:HELD_OUT] * ASKED_AGAIN))
+        write_lines(directory / "prompts.jsonl", _prompts(pairs[HELD_OUT:]))
+
+    def measure(self, sampled: Sampled, seed: int) -> list[Change]:
+        """See `MadeData`."""
+        before, after = sampled.mean_rewards()
+        return [Change("right answers to held-out sums (share)", before, after)]
 
 
 def _line(chance: random.Random) -> str:

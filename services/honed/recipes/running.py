@@ -1,0 +1,116 @@
+"""Runs one recipe, from the data to its figures."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Final
+
+from honed.conductor.local import local_run
+from honed.conductor.run import Run
+from honed.conductor.summary import pushes_of, updates_of, write_summary
+from honed.config import RunSettings
+from honed.demo.measures import distinct2_ratio, kl_to_base
+from honed.kit.errors import FailedPrecondition
+from honed.kit.log import log_to
+from honed.recipes.catalogue import find_recipe
+from honed.recipes.figures import RecipeFigures
+from honed.recipes.made.base import MadeData, Sampled, find_made, make_data
+from honed.settings_file import recipe_settings
+from honed.v1 import learner_pb2
+
+FIGURES_FILE: Final = "recipe.json"
+_CURVES: Final = ("score_mean", "kl", "entropy", "loss", "accuracy", "staleness_mean")
+
+Showing = Callable[[RunSettings], AbstractAsyncContextManager[None]]
+"""Shows a run as long as the block is open."""
+
+
+def recipe_run_settings(name: str, directory: Path, seed: int | None, reuse: Path | None = None) -> RunSettings:
+    """A recipe's settings in a directory.
+
+    Raises:
+        NotFound: There is no such recipe.
+        SettingsError: The environment overrides it with something wrong.
+    """
+    over: dict[str, Any] = {"directory": directory.absolute()}
+    if seed is not None:
+        over["seed"] = seed
+    if reuse is not None:
+        over["reuse"] = reuse.absolute()
+    return recipe_settings(None, find_recipe(name).name, over=over)
+
+
+async def run_recipe(
+    name: str, settings: RunSettings, *, showing: Showing, fresh: bool, then: Callable[[Run, RecipeFigures], Any]
+) -> None:
+    """Runs a recipe to its end, and writes its figures and the report into its directory.
+
+    Args:
+        name: The recipe's.
+        settings: As `recipe_run_settings` gives them.
+        showing: What shows the run.
+        fresh: Whether to begin anew, and not to go on with what is there.
+        then: Gets the run, which serves, and the figures; what it returns is awaited.
+
+    Raises:
+        FailedPrecondition: The run was stopped before its end, or its data is none that honed makes.
+        HonedError: The run failed.
+    """
+    started = time.monotonic()
+    if settings.data.made is None:
+        raise FailedPrecondition("data.made is not set: a recipe is measured on data that honed makes")
+    data = find_made(settings.data.made)
+    async with local_run(settings, fresh=fresh, expendable=data.sources) as run:
+        log_to(run.workspace.conductor_log)
+        await asyncio.to_thread(make_data, run.settings)
+        async with showing(run.settings):
+            await run.execute(end_on_failure=True)
+        if run.stopping.is_set():
+            raise FailedPrecondition(f"it was stopped before its end; `honed recipes run {name} --resume` goes on")
+        updates, pushes = await updates_of(run), await pushes_of(run)
+        figures = await asyncio.to_thread(_figures, name, run, data, updates, pushes, started)
+        await asyncio.to_thread(figures.write, run.workspace.root / FIGURES_FILE)
+        await write_summary(run)
+        await then(run, figures)
+
+
+def _figures(
+    name: str,
+    run: Run,
+    data: MadeData,
+    updates: Sequence[learner_pb2.StepMetrics],
+    pushes: Sequence[learner_pb2.Push],
+    started: float,
+) -> RecipeFigures:
+    evaluation = run.evaluation
+    if not updates or not evaluation.trained:
+        raise FailedPrecondition(evaluation.problem or "nothing was trained")
+    before, after = evaluation.base, evaluation.trained
+    change, *others = data.measure(
+        Sampled(before, after, evaluation.rewards_before, evaluation.rewards_after), run.settings.seed
+    )
+    return RecipeFigures(
+        recipe=name,
+        seed=run.settings.seed,
+        figure=change.figure,
+        before=change.before,
+        after=change.after,
+        others={other.figure: (other.before, other.after) for other in others},
+        kl_nats=kl_to_base(run.workspace.base_model, after, run.settings.conductor.temperature),
+        distinct2_ratio=distinct2_ratio(before, after) if data.prose else None,
+        updates=updates[-1].step,
+        examples=round(sum(update.values.get("episodes", update.values.get("pairs", 0.0)) for update in updates)),
+        versions_pushed=sum(push.committed > 0 and not push.failures for push in pushes),
+        seconds=time.monotonic() - started,
+        seconds_training=(run.state.loop_ended_at or 0.0) - (run.state.loop_started_at or 0.0),
+        curves=_curves(updates),
+    )
+
+
+def _curves(updates: Sequence[learner_pb2.StepMetrics]) -> Mapping[str, list[float]]:
+    curves = {name: [float(update.values[name]) for update in updates if name in update.values] for name in _CURVES}
+    return {name: values for name, values in curves.items() if values}
