@@ -1,6 +1,6 @@
 """Reviews to be continued, each prompt with what its author wrote as reference: data of a run whose reward is a text metric.
 
-Texts, prompts and held-out prompts come from the parts of the human ratings that the demo has for them; nobody's rating is read.
+Texts, prompts and held-out prompts come from the parts of the human ratings that the demo has for them; no rating is read.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 21 nodes, each with an edge to another one by probability 0.1, drawn until each node has an edge; node `a` is the goal, which no
 edge leaves. 1,000 walks from nodes other than the goal, of 10 nodes at most, which end at the goal. The draws are those of
-TRLX's example in its order, so that its seed 1002 gives its graph and its walks. A node is a letter, and a word of the text: one
-token each.
+TRLX's example in its order, so that its seed 1002 gives its graph and its walks. A node is a letter, and a word of the text: it
+becomes one token.
 """
 
 from __future__ import annotations
