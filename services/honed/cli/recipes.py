@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from honed.cli import output
+from honed.cli.recipes_bench import bench
 
 if TYPE_CHECKING:
     from honed.conductor.run import Run
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     group.command("list")(list_recipes)
     group.command(epilog="Example: honed recipes show dpo > mine.yaml")(show)
     group.command(epilog="Example: honed recipes run dpo --directory out/dpo")(run)
+    group.command(epilog="Example: honed recipes bench dpo grpo --seeds 3 --table docs/recipes.md")(bench)
     app.add_typer(group, name="recipes")
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from honed.conductor.local import local_run
 from honed.conductor.run import Run
@@ -16,14 +16,13 @@ from honed.config import RunSettings
 from honed.demo.measures import distinct2_ratio, kl_to_base
 from honed.kit.errors import FailedPrecondition
 from honed.kit.log import log_to
+from honed.learner.jobs.reuse import reused_models
 from honed.recipes.catalogue import find_recipe
-from honed.recipes.figures import RecipeFigures
+from honed.recipes.figures import FIGURES_FILE, RecipeFigures
 from honed.recipes.made.base import MadeData, Sampled, find_made, make_data
+from honed.report.curves import CURVES
 from honed.settings_file import recipe_settings
 from honed.v1 import learner_pb2
-
-FIGURES_FILE: Final = "recipe.json"
-_CURVES: Final = ("score_mean", "kl", "entropy", "loss", "accuracy", "staleness_mean")
 
 Showing = Callable[[RunSettings], AbstractAsyncContextManager[None]]
 """Shows a run as long as the block is open."""
@@ -107,10 +106,14 @@ def _figures(
         versions_pushed=sum(push.committed > 0 and not push.failures for push in pushes),
         seconds=time.monotonic() - started,
         seconds_training=(run.state.loop_ended_at or 0.0) - (run.state.loop_started_at or 0.0),
+        reused=reused_models(run.workspace),
         curves=_curves(updates),
     )
 
 
 def _curves(updates: Sequence[learner_pb2.StepMetrics]) -> Mapping[str, list[float]]:
-    curves = {name: [float(update.values[name]) for update in updates if name in update.values] for name in _CURVES}
+    curves = {
+        curve.metric: [float(update.values[curve.metric]) for update in updates if curve.metric in update.values]
+        for curve in CURVES
+    }
     return {name: values for name, values in curves.items() if values}

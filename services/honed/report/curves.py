@@ -31,6 +31,7 @@ class Line:
     colour: str
     xs: Sequence[float]
     ys: Sequence[float]
+    label: str = ""
 
 
 CURVES = (
@@ -70,7 +71,9 @@ def lines(found: Sequence[Line], unit: str, of: str) -> str:
     axes = figure.subplots()
     for each in found:
         marker = "o" if len(each.xs) == 1 else None
-        axes.plot(each.xs, each.ys, color=each.colour, linewidth=1.6, marker=marker, markersize=4)
+        axes.plot(each.xs, each.ys, color=each.colour, linewidth=1.6, marker=marker, markersize=4, label=each.label)
+    if any(each.label for each in found):
+        axes.legend(fontsize="small", frameon=False)
     axes.set_xlabel(of)
     axes.set_ylabel(unit)
     return _svg(figure)

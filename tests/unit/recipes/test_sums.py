@@ -1,7 +1,13 @@
 import json
 from collections import Counter
 
-from honed.demo.sums import ASKED_AGAIN, HELD_OUT, NUMBERS, sum_files, write_sum_files
+import pytest
+
+from honed.kit.errors import FailedPrecondition
+from honed.recipes.made.base import Sampled, find_made
+from honed.recipes.made.sums import ASKED_AGAIN, HELD_OUT, NUMBERS
+
+SUMS = find_made("sums")
 
 
 def rows(path):
@@ -9,8 +15,8 @@ def rows(path):
 
 
 def test_each_prompt_has_its_sum_and_the_held_out_ones_are_not_trained_on(tmp_path):
-    write_sum_files(tmp_path, seed=3)
-    files = sum_files(tmp_path)
+    SUMS.write(tmp_path, seed=3)
+    files = SUMS.files(tmp_path)
     trained, held_out = rows(files.prompts), rows(files.evaluation.prompts)
     for row in trained + held_out:
         a, b = (int(part) for part in row["text"].removesuffix(" =").split(" + "))
@@ -22,9 +28,16 @@ def test_each_prompt_has_its_sum_and_the_held_out_ones_are_not_trained_on(tmp_pa
 
 
 def test_the_texts_say_the_right_sum_seldom_and_follow_from_the_seed(tmp_path):
-    write_sum_files(tmp_path / "one", seed=3)
-    write_sum_files(tmp_path / "again", seed=3)
-    [path] = sum_files(tmp_path / "one").texts
+    SUMS.write(tmp_path / "one", seed=3)
+    SUMS.write(tmp_path / "again", seed=3)
+    [path] = SUMS.files(tmp_path / "one").texts
     assert path.read_bytes() == (tmp_path / "again" / "texts.jsonl").read_bytes()
     right = [eval(left) == int(answer) for left, _, answer in (row["text"].partition(" = ") for row in rows(path))]
     assert 0.12 < sum(right) / len(right) < 0.17
+
+
+def test_what_a_run_changed_is_the_share_of_right_answers():
+    [change] = SUMS.measure(Sampled([], [], [0.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]), seed=3)
+    assert (change.before, change.after) == (0.25, 0.75)
+    with pytest.raises(FailedPrecondition, match="have no rewards: name a scorer"):
+        SUMS.measure(Sampled([], [], [], []), seed=3)
