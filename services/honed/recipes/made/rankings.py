@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SOURCE: Final = "vader-rankings"
 DEMONSTRATIONS: Final = 1_000
-RANKINGS: Final = 6_000
+RANKINGS: Final = 3_000
 FEWEST, MOST = 4, 9
 """Texts of a ranking."""
 
