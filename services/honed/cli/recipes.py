@@ -74,6 +74,9 @@ def run(
     import os
 
     from honed.kit.log import configure_logging
+    from honed.recipes.catalogue import find_recipe
+
+    name = find_recipe(name).name  # before what takes seconds to import
     from honed.recipes.running import recipe_run_settings
     from honed.telemetry import traced
 
