@@ -46,8 +46,20 @@ def check_machine(settings: RunSettings, report: Report, model: BaseModel | None
     _check_scorers(settings, report)
     _check_truncation(settings, report, model)
     _check_files(settings, report)
+    _check_reuse(settings, report)
     _check_telemetry(settings, report)
     _check_tracking(settings, report)
+
+
+def _check_reuse(settings: RunSettings, report: Report) -> None:
+    """A warning: the jobs train what they cannot take, and go on where they cannot keep it."""
+    if settings.reuse is None:
+        return
+    place = _existing(settings.reuse)
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        report.warning(
+            "reuse", f"{settings.reuse} cannot be made or written ({place}): every model is trained, and none is kept"
+        )
 
 
 def _check_telemetry(settings: RunSettings, report: Report) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def recipe_run_settings(name: str, directory: Path, seed: int | None, reuse: Pat
 
 
 async def run_recipe(
-    name: str, settings: RunSettings, *, showing: Showing, fresh: bool, then: Callable[[Run, RecipeFigures], Any]
+    name: str, settings: RunSettings, *, showing: Showing, fresh: bool, then: Callable[[Run, RecipeFigures], Awaitable[None]]
 ) -> None:
     """Runs a recipe to its end, and writes its figures and the report into its directory.
 
@@ -53,7 +53,7 @@ async def run_recipe(
         settings: As `recipe_run_settings` gives them.
         showing: What shows the run.
         fresh: Whether to begin anew, and not to go on with what is there.
-        then: Gets the run, which serves, and the figures; what it returns is awaited.
+        then: Awaited with the run, which serves, and the figures.
 
     Raises:
         FailedPrecondition: The run was stopped before its end, or its data is none that honed makes.

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
 
 @pytest.mark.parametrize("exit_on_failure", [False, True])
 async def test_a_failed_job_leaves_the_rest_serving_unless_asked_otherwise(tmp_path: Path, exit_on_failure: bool) -> None:
-    file = write_run_file(tmp_path / "run.yaml", run_tree(tmp_path))
+    file = write_run_file(tmp_path / "run.yaml", {**run_tree(tmp_path), "data": {"made": "walks"}})
     (tmp_path / "model" / "model.safetensors").write_bytes(b"cut off")
     log, run = tmp_path / "up.log", tmp_path / "run"
     more = ["--exit-on-failure"] if exit_on_failure else []
@@ -55,3 +55,4 @@ async def test_a_failed_job_leaves_the_rest_serving_unless_asked_otherwise(tmp_p
             up.kill()
         await up.wait()
     assert "pretrain failed" in log.read_text()
+    assert (run / "data" / "prompts.jsonl").exists(), "data that honed makes was there before anything began"

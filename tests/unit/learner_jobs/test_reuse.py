@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from honed.check.run import check_run
 from honed.config import RunSettings
 from honed.learner.jobs import pretrain
 from honed.learner.jobs.reuse import Shelf, reused_models
@@ -75,6 +76,16 @@ def test_a_directory_that_cannot_be_written_costs_no_run_its_model(tmp_path):
     (tmp_path / "reuse").write_text("a file")
     shelf(tmp_path).keep(model(tmp_path / "made"))
     assert shelf(tmp_path, "two").take(tmp_path / "taken") is None
+
+
+def test_the_check_warns_of_a_directory_that_cannot_be_made(tmp_path):
+    def found(path):
+        run = settings(tmp_path, reuse=str(path))
+        return [finding.text for finding in check_run(run, fast=True).findings if finding.where == "reuse"]
+
+    (tmp_path / "file").write_text("")
+    assert found(tmp_path / "new" / "one") == []
+    assert "every model is trained, and none is kept" in found(tmp_path / "file" / "below")[0]
 
 
 def test_nothing_is_kept_where_no_directory_is_named(tmp_path):
