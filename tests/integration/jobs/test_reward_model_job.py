@@ -23,6 +23,7 @@ from honed.kit.errors import FailedPrecondition
 from honed.kit.progress import JobProgress, ProgressFile, read_progress
 from honed.learner.jobs import reward_model
 from honed.learner.jobs.home import job_home
+from honed.learner.jobs.reuse import reused_models
 from honed.learner.supervised.fit import Checkpoints
 from honed.v1 import preference_pb2
 from honed.workspace import Workspace
@@ -162,6 +163,26 @@ async def test_the_same_judgements_and_settings_train_nothing_again(rig: Rig) ->
     assert rig.services.preference.exported == 1
     assert rig.figures == figures
     assert await rig.run(reward_training={"learning_rate": 1e-3, "normalising_samples": 6, "layers": 1}) == ["0.1", "0.2"]
+
+
+async def test_another_run_takes_the_model_that_was_trained_of_the_same(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = rig.settings().model_copy(update={"reuse": tmp_path / "reuse"})
+    other = one.model_copy(update={"run": "other", "directory": tmp_path / "other"})
+    store = RewardModelStore(other.policy_url, "other", "trained")
+    PolicyStore(other.policy_url, "other").publish(tmp_path / "model", VersionDraft(VersionId(0, 0), ()))
+    await reward_model.run(one)
+    monkeypatch.setattr(reward_model, "reward_trainer", None)  # from here on nothing can be trained
+    await reward_model.run(other)
+    first, taken = rig.store.manifest(VersionId(0, 1)), store.manifest(VersionId(0, 1))
+    assert taken.files == first.files
+    assert taken.lineage.figures == first.lineage.figures
+    assert taken.lineage.preference_snapshot == first.lineage.preference_snapshot
+    assert list(reused_models(Workspace(other.directory))) == ["reward-model"]
+    rig.services.preference.compare(GOOD[3], BAD[0])
+    with pytest.raises(TypeError):
+        await reward_model.run(other)  # of other judgements it would be another model
 
 
 async def test_a_refresh_learns_from_what_people_have_said_since(rig: Rig) -> None:
