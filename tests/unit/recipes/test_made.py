@@ -58,6 +58,7 @@ def test_a_run_file_may_name_some_files_itself(tmp_path):
     assert run.data.evaluation.prompts == tmp_path / "run" / "data" / "evaluation.jsonl"
     assert run.data.evaluation.samples == 3
     assert RunSettings.model_validate(run.model_dump(mode="json")) == run  # as the processes of a run read it
+    assert RunSettings.model_validate({**dict(run), "data": run.data.model_copy()}) == run
     errors = [finding for finding in check_run(run, fast=True).errors if finding.where.startswith("data")]
     assert [error.where for error in errors] == ["data.prompts"]  # what the run does not make must be there
 
@@ -83,6 +84,21 @@ def test_data_is_made_again_for_the_same_seed_alone(tmp_path):
         make_data(run.model_copy(update={"seed": 2}))
     with pytest.raises(FailedPrecondition, match="holds walks of seed 1, and the run wants sums of seed 1"):
         make_data(settings(tmp_path, made="sums"))
+
+
+def test_data_whose_making_was_cut_short_is_not_mixed_with_that_of_another_seed(tmp_path, monkeypatch):
+    def cut_short(directory, seed):
+        raise KeyboardInterrupt
+
+    run = settings(tmp_path, made="walks")
+    with monkeypatch.context() as patch:
+        patch.setattr(find_made("walks"), "write", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            make_data(run)
+    with pytest.raises(FailedPrecondition, match="of seed 1, and the run wants walks of seed 2"):
+        make_data(run.model_copy(update={"seed": 2}))
+    make_data(run)
+    assert awaited_files(run) == set()
 
 
 def test_nothing_is_made_where_the_run_file_names_its_files(tmp_path):

@@ -146,6 +146,8 @@ def with_made_files(tree: Mapping[str, Any], directory: Path) -> dict[str, Any]:
         ValueError: There is no such data.
     """
     data = tree.get("data")
+    if isinstance(data, DataSettings):
+        data = data.model_dump(exclude_unset=True)
     if not isinstance(data, Mapping) or not isinstance(data.get("made"), str):
         return dict(tree)
     try:
@@ -172,8 +174,9 @@ def make_data(settings: RunSettings) -> None:
             f"{directory} holds {found.get('made')} of seed {found.get('seed')}, and the run wants {name} of seed "
             f"{settings.seed}: choose another `directory`, or remove that one"
         )
+    directory.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(json.dumps(wanted) + "\n", encoding="utf-8")  # first: files of another seed must not join those of this
     find_made(name).write(directory, settings.seed)
-    stamp.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
 
 
 def awaited_files(settings: RunSettings) -> set[Path]:

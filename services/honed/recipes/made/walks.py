@@ -13,9 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
-
-import numpy as np
+from statistics import fmean
+from typing import TYPE_CHECKING, Final
 
 from honed.conductor.settings import DataSettings, EvaluationSettings
 from honed.kit.errors import InvalidArgument
@@ -23,6 +22,9 @@ from honed.kit.jsonl import write_lines
 from honed.recipes.made.base import Change, MadeData, Sampled, made
 from honed.reward.function_scorer import Sample
 from honed.settings import Count, Section
+
+if TYPE_CHECKING:
+    from numpy.random import RandomState
 
 NODES: Final = 21
 EDGE_PROBABILITY: Final = 0.1
@@ -87,6 +89,8 @@ class Graph:
 
 def draw(seed: int = SEED) -> tuple[Graph, list[str]]:
     """A graph, and walks on it."""
+    import numpy as np  # a run file is read without
+
     chance = np.random.RandomState(seed)  # the generator that the example has; its draws never change
     adjacent = np.zeros((NODES, NODES), dtype=bool)
     while not adjacent.any(axis=1).all():
@@ -98,13 +102,13 @@ def draw(seed: int = SEED) -> tuple[Graph, list[str]]:
     return graph, [" ".join(map(_letter, _walk(graph, chance))) for _ in range(WALKS)]
 
 
-def _walk(graph: Graph, chance: np.random.RandomState) -> Iterator[int]:
+def _walk(graph: Graph, chance: RandomState) -> Iterator[int]:
     node = GOAL
     while node == GOAL:
         node = int(chance.randint(NODES))
     yield node
     for _ in range(LONGEST - 1):
-        node = int(chance.choice(np.array(graph.edges[node])))
+        node = int(chance.choice(graph.edges[node]))
         yield node
         if node == GOAL:
             return
@@ -166,7 +170,6 @@ class RandomWalks(MadeData):
         """See `MadeData`."""
         graph = _graph(SEED)
         before, after = (
-            float(np.mean([graph.optimality(f"{row.prompt} {row.text}") for row in rows]))
-            for rows in (sampled.before, sampled.after)
+            fmean(graph.optimality(f"{row.prompt} {row.text}") for row in rows) for rows in (sampled.before, sampled.after)
         )
         return [Change("optimality of sampled walks (0 to 1)", before, after)]
