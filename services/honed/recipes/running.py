@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from honed.conductor.local import local_run
 from honed.conductor.run import Run
@@ -23,6 +23,8 @@ from honed.recipes.made.base import MadeData, Sampled, find_made, make_data
 from honed.report.curves import CURVES
 from honed.settings_file import recipe_settings
 from honed.v1 import learner_pb2
+
+_EXAMPLES: Final = ("episodes", "pairs", "responses")
 
 Showing = Callable[[RunSettings], AbstractAsyncContextManager[None]]
 """Shows a run as long as the block is open."""
@@ -70,7 +72,8 @@ async def run_recipe(
             await run.execute(end_on_failure=True)
         if run.stopping.is_set():
             raise FailedPrecondition(f"it was stopped before its end; `honed recipes run {name} --resume` goes on")
-        updates, pushes = await updates_of(run), await pushes_of(run)
+        online = run.settings.goes_through("online")
+        updates, pushes = (await updates_of(run), await pushes_of(run)) if online else ([], [])
         figures = await asyncio.to_thread(_figures, name, run, data, updates, pushes, started)
         await asyncio.to_thread(figures.write, run.workspace.root / FIGURES_FILE)
         await write_summary(run)
@@ -86,7 +89,7 @@ def _figures(
     started: float,
 ) -> RecipeFigures:
     evaluation = run.evaluation
-    if not updates or not evaluation.trained:
+    if not evaluation.trained or (run.settings.goes_through("online") and not updates):
         raise FailedPrecondition(evaluation.problem or "nothing was trained")
     before, after = evaluation.base, evaluation.trained
     change, *others = data.measure(
@@ -101,14 +104,19 @@ def _figures(
         others={other.figure: (other.before, other.after) for other in others},
         kl_nats=kl_to_base(run.workspace.base_model, after, run.settings.conductor.temperature),
         distinct2_ratio=distinct2_ratio(before, after) if data.prose else None,
-        updates=updates[-1].step,
-        examples=round(sum(update.values.get("episodes", update.values.get("pairs", 0.0)) for update in updates)),
+        updates=updates[-1].step if updates else 0,
+        examples=round(sum(_examples(update) for update in updates)),
         versions_pushed=sum(push.committed > 0 and not push.failures for push in pushes),
         seconds=time.monotonic() - started,
         seconds_training=(run.state.loop_ended_at or 0.0) - (run.state.loop_started_at or 0.0),
         reused=reused_models(run.workspace),
         curves=_curves(updates),
     )
+
+
+def _examples(update: learner_pb2.StepMetrics) -> float:
+    """What an update learned from; an algorithm that makes pairs of its episodes tells both."""
+    return next((update.values[kind] for kind in _EXAMPLES if kind in update.values), 0.0)
 
 
 def _curves(updates: Sequence[learner_pb2.StepMetrics]) -> Mapping[str, list[float]]:
