@@ -1,9 +1,11 @@
 """Data that honed makes: named in a run file, found by that name, made once, and refused where it cannot be."""
 
+import itertools
 import json
 
 import pytest
 import yaml
+from google.protobuf import json_format
 from tests.unit.demo.conftest import movies
 
 from honed.check.run import check_run
@@ -12,10 +14,12 @@ from honed.demo import material
 from honed.demo.data.ratings import MOVIES, RatedText
 from honed.demo.data.split import split
 from honed.kit.errors import FailedPrecondition
+from honed.learner.data.judged import read_judgement
 from honed.recipes.made import base
 from honed.recipes.made.base import Sampled, awaited_files, find_made, made_names, make_data
 from honed.recipes.made.rankings import FEWEST, MOST, demonstrations, rankings
 from honed.settings_file import SettingsError, load_settings
+from honed.v1 import preference_pb2
 
 SCORED = {"reward": {"scorers": [{"name": "words", "kind": "function", "source": "length"}]}}
 
@@ -133,19 +137,21 @@ def test_demonstrations_are_of_the_best_rated_texts():
     assert all(row["response"] for row in rows)
 
 
-def test_rankings_order_texts_by_one_rating_of_each():
-    rated = {item.text: item for item in movies(40)}
-    rows = [row["judgement"] for row in rankings(list(rated.values()), seed=1, count=60)]
-    assert len(rows) == 60
-    assert {len(row["responses"]) for row in rows} == set(range(FEWEST, MOST + 1))
-    for row in rows:
-        ranks = row["ranking"]["ranks"]
-        texts = [response["text"] for response in row["responses"]]
-        assert len(set(texts)) == len(texts) == len(ranks)
-        assert set(ranks) == set(range(max(ranks) + 1))  # 0 is best; equal ratings share a rank
-        assert max(ranks) > 0
-        better, worse = rated[texts[ranks.index(0)]], rated[texts[ranks.index(max(ranks))]]
-        assert max(better.ratings) > min(worse.ratings)
+def test_rankings_order_texts_by_one_rating_of_each_and_have_no_ties():
+    rated = {item.text: item for item in movies(60)}
+    lines = list(rankings(list(rated.values()), seed=1, count=60))
+    assert len({line["idempotency_key"] for line in lines}) == 60
+    sizes = set()
+    for row in (line["judgement"] for line in lines):
+        judgement = json_format.ParseDict(row, preference_pb2.Judgement())
+        judged = read_judgement(judgement)
+        assert judged is not None, "the reward model learns from each"
+        assert len({*judged.responses}) == len(judged.responses)
+        for better, worse in itertools.pairwise(judged.responses):  # a better one has a rating over one of the worse one's
+            assert max(rated[better].ratings) > min(rated[worse].ratings)
+        sizes.add(len(judged.responses))
+    assert FEWEST <= min(sizes) < max(sizes) <= MOST
+    assert lines == list(rankings(list(rated.values()), seed=1, count=60))
 
 
 def test_a_figure_of_rewards_needs_a_scorer():

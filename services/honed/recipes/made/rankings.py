@@ -2,7 +2,7 @@
 
 Rated film reviews stand for what InstructGPT's labelers wrote and ranked. A demonstration is one of the best-rated reviews: its
 first words are the prompt, the others the response. A ranking orders reviews by one rating of each, drawn from all that people
-gave; equal ratings share a rank. The held-out comparisons and prompts are the demo's.
+gave, and has no ties. The held-out comparisons and prompts are the demo's.
 """
 
 from __future__ import annotations
@@ -68,27 +68,29 @@ def demonstrations(rated: Sequence[RatedText], *, seed: int, count: int = DEMONS
 
 
 def rankings(rated: Sequence[RatedText], *, seed: int, count: int = RANKINGS) -> Iterator[dict[str, Any]]:
-    """Judgements that rank texts, as lines of honed's own format; those whose ratings are all equal are left out.
+    """Judgements that rank texts, as lines of honed's own format.
 
-    Texts are dealt in rounds, as comparisons are: in each, every text stands in one ranking.
+    Texts are dealt in rounds, as comparisons are: in each, a text is dealt once. Of those that got the same rating the first
+    stays, since a tie orders nothing; what leaves fewer than `FEWEST` is dealt again.
     """
-    chance, order, written = random.Random(seed), list[Any](), 0
+    chance, order, written = random.Random(seed), list["RatedText"](), 0
     while written < count:
-        size = chance.randint(FEWEST, MOST)
-        if len(order) < size:
+        if len(order) < MOST:
             order = chance.sample(list(rated), len(rated))
-        dealt, order = order[:size], order[size:]
-        ratings = [chance.choice(item.ratings) for item in dealt]
-        if len(set(ratings)) == 1:
+        dealt, order = order[:MOST], order[MOST:]
+        by_rating: dict[int, RatedText] = {}
+        for item in dealt:
+            by_rating.setdefault(chance.choice(item.ratings), item)
+        if len(by_rating) < FEWEST:
             continue
-        levels = sorted(set(ratings), reverse=True)
+        levels = sorted(by_rating, reverse=True)
         yield {
             "idempotency_key": f"{SOURCE}/{seed}/{written}",
             "judgement": {
-                "responses": [{"text": item.text} for item in dealt],
+                "responses": [{"text": item.text} for item in by_rating.values()],
                 "annotator": f"{SOURCE}-raters",
                 "source": SOURCE,
-                "ranking": {"ranks": [levels.index(rating) for rating in ratings]},
+                "ranking": {"ranks": [levels.index(rating) for rating in by_rating]},
             },
         }
         written += 1
