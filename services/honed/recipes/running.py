@@ -21,6 +21,7 @@ from honed.recipes.catalogue import find_recipe
 from honed.recipes.figures import FIGURES_FILE, RecipeFigures
 from honed.recipes.made.base import MadeData, Sampled, find_made, make_data
 from honed.report.curves import CURVES
+from honed.report.measures import best_of_kl
 from honed.settings_file import recipe_settings
 from honed.v1 import learner_pb2
 
@@ -102,7 +103,9 @@ def _figures(
         before=change.before,
         after=change.after,
         others={other.figure: (other.before, other.after) for other in others},
-        kl_nats=kl_to_base(run.workspace.base_model, after, run.settings.conductor.temperature),
+        # The winners' own log ratio, and what choosing them costs: together the divergence of what is measured.
+        kl_nats=kl_to_base(run.workspace.base_model, after, run.settings.conductor.temperature)
+        + best_of_kl(run.settings.data.evaluation.best_of or 1),
         distinct2_ratio=distinct2_ratio(before, after) if data.prose else None,
         updates=updates[-1].step if updates else 0,
         examples=round(sum(_examples(update) for update in updates)),
