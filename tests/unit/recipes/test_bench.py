@@ -177,4 +177,4 @@ def test_a_dry_run_says_what_is_done_and_what_would_be_run(tmp_path):
 def test_a_recipe_that_is_not_there_is_refused_with_those_that_are():
     refused = CliRunner().invoke(app, ["recipes", "bench", "ppo2"])
     assert refused.exit_code == 1
-    assert "there is no recipe 'ppo2'; there are dpo, " in refused.output
+    assert "there is no recipe 'ppo2'; there are best-of-n, dpo, " in refused.output
