@@ -40,7 +40,7 @@ def test_each_loads_passes_the_check_and_begins_with_what_it_reproduces_and_wher
     assert settings.data.texts == (tmp_path / "data" / "texts.jsonl",)
     assert [finding for finding in check_run(settings, fast=True).findings if finding.severity == "error"] == []
     comment = recipe.text.partition("\nrun:")[0].splitlines()
-    assert len(comment) >= 5
+    assert len(comment) >= 4
     assert all(line.startswith("#") for line in comment)
     assert runner.invoke(app, ["recipes", "show", name]).stdout == recipe.text
     assert yaml.safe_load(recipe.text)["run"] == name
