@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from matplotlib.figure import Figure
 
@@ -13,6 +14,8 @@ from honed.v1 import learner_pb2
 
 COLOUR = "#0b6e4f"
 WARNING = "#b23a48"
+COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8a6d3b")
+"""Of several runs: told apart with any kind of colour vision (Okabe and Ito 2008)."""
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,11 @@ from statistics import fmean
 from typing import Final
 
 from honed.learner.loop.records import UpdateRecord
-from honed.report.curves import CURVES, Curve, Line, lines
+from honed.report.curves import COLOURS, CURVES, Curve, Line, lines
 from honed.report.template import render
 from honed.runs.comparison import Comparison, formatted
 from honed.runs.found import RunDetails
 
-COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8a6d3b")
-"""Told apart with any kind of colour vision (Okabe and Ito 2008)."""
 _POINTS: Final = 400
 
 Axis = Callable[[Sequence[UpdateRecord]], list[float]]

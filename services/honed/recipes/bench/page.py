@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from honed.recipes.bench.table import HEAD, Row
-from honed.report.curves import CURVES, Line, lines
+from honed.report.curves import COLOURS, CURVES, Line, lines
 from honed.report.template import render
-from honed.runs.page import COLOURS
 
 
 @dataclass(frozen=True)
