@@ -6,10 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
-
-FIGURES_FILE: Final = "recipe.json"
-"""In a run's directory."""
+from typing import Any, Self
 
 
 @dataclass(frozen=True)

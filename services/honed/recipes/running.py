@@ -18,7 +18,7 @@ from honed.kit.errors import FailedPrecondition
 from honed.kit.log import log_to
 from honed.learner.jobs.reuse import reused_models
 from honed.recipes.catalogue import find_recipe
-from honed.recipes.figures import FIGURES_FILE, RecipeFigures
+from honed.recipes.figures import RecipeFigures
 from honed.recipes.made.base import MadeData, Sampled, find_made, make_data
 from honed.report.curves import CURVES
 from honed.report.measures import best_of_kl
@@ -76,7 +76,7 @@ async def run_recipe(
         online = run.settings.goes_through("online")
         updates, pushes = (await updates_of(run), await pushes_of(run)) if online else ([], [])
         figures = await asyncio.to_thread(_figures, name, run, data, updates, pushes, started)
-        await asyncio.to_thread(figures.write, run.workspace.root / FIGURES_FILE)
+        await asyncio.to_thread(figures.write, run.workspace.recipe_json)
         await write_summary(run)
         await then(run, figures)
 

@@ -16,7 +16,8 @@ from honed import __version__
 from honed.kit.errors import DataLoss, DeadlineExceeded, FailedPrecondition
 from honed.recipes.bench.bench import Origin
 from honed.recipes.bench.results import Task
-from honed.recipes.figures import FIGURES_FILE, RecipeFigures
+from honed.recipes.figures import RecipeFigures
+from honed.workspace import Workspace
 
 _STOP_S: Final = 60.0
 """How long a run may take to stop its services."""
@@ -64,7 +65,7 @@ class ProcessRunner:
                 _stop(child)
         if status != 0:
             raise FailedPrecondition(f"it ended with status {status}: {_last_words(log)}")
-        path = directory / FIGURES_FILE
+        path = Workspace(directory).recipe_json
         try:
             return RecipeFigures.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
