@@ -116,7 +116,7 @@ def test_the_table_has_mean_and_spread_over_seeds_and_the_time_alone(tmp_path):
     bench(wanted, tmp_path, Runs(failing=["rloo-1", "dpo-3"]))
     lines = markdown(rows(results_of(wanted, tmp_path))).splitlines()
     assert lines[2] == (
-        "| `dpo` | judge | 2 of 3 | 0.38 ± 0.18 | 1.38 ± 0.18 | +1.00 ± 0.00 | 5.0 ± 0.0 | 10,240 | 60 ± 0 | 290 ± 0 "
+        "| `dpo` | judge | 2 of 3 | 0.375 ± 0.177 | 1.375 ± 0.177 | +1.000 ± 0.000 | 5.0 ± 0.0 | 10,240 | 60 ± 0 | 290 ± 0 "
         "| abc123 | 2 cores, x86_64 |"
     )
     assert lines[3].startswith("| `rloo` | failed | 0 of 1 | – |")

@@ -45,7 +45,7 @@ class Row:
         if not runs:
             return [f"`{self.recipe}`", "failed", seeds, *["–"] * (len(HEAD) - 5), commits, machines]
 
-        def each(value: Callable[[RecipeFigures], float], form: str = ".2f") -> str:
+        def each(value: Callable[[RecipeFigures], float], form: str = ".3f") -> str:
             return spread([value(run) for run in runs], form)
 
         return [
@@ -54,7 +54,7 @@ class Row:
             seeds,
             each(lambda run: run.before),
             each(lambda run: run.after),
-            each(lambda run: run.after - run.before, "+.2f"),
+            each(lambda run: run.after - run.before, "+.3f"),
             each(lambda run: run.kl_nats, ".1f"),
             f"{round(fmean(run.examples for run in runs)):,}",
             each(lambda run: run.seconds_training, ".0f"),
