@@ -1,16 +1,19 @@
 """How much of the machine a PPO update uses: its tokens/s against bare passes of the same model, as a ratio.
 
-Method. One random model of the demo's shape, `--episodes` episodes of 8 prompt and 24 response tokens. The same process, the
-same threads, the same micro-batches, in turns:
+Method. One random model of the demo's shape, `--episodes` episodes of 8 prompt and 24 response tokens; with `--ragged`, of 1 to
+24. The same process, the same threads, the same budget of tokens of a pass, in turns:
 
-* bare: for each epoch a forward and backward pass of the Hugging Face model over every micro-batch, with plain autograd: hidden
-  states, logits at the action tokens alone, log-softmax, the chosen log-probabilities summed. No optimizer, no value head, no
-  reference, no bookkeeping. That is the limit that `ratio` is against.
+* bare: for each epoch a forward and backward pass of the Hugging Face model over the batch, sorted by length and padded on
+  the right, with plain autograd: hidden states, logits at the action tokens alone, log-softmax, the sum of the chosen
+  log-probabilities. No optimizer, no value head, no reference, no bookkeeping. That is the limit that `ratio` is against.
 * update: `Trainer.update`: reads the batch with policy and reference, estimates advantages, makes the same epochs of passes
   with the clipped losses and the value head, and moves the weights.
 
 Response tokens are counted once an epoch on both sides. `ratio_to_needed` is against a bare side that also makes the two
-forward passes, by policy and reference, that no implementation of the algorithm can leave out.
+forward passes, by policy and reference, that the algorithm needs.
+
+With one compute thread on a CPU a turn is timed by the processor time of this process, which other load on the machine changes
+less than the clock; with more threads, or a GPU, by the clock.
 """
 
 from __future__ import annotations
@@ -32,10 +35,10 @@ import typer
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.learner.build import build_trainer, train_settings
-from honed.learner.data.batches import MicroBatch, micro_batches
 from honed.learner.data.episode import Episode, TokenSpan
 from honed.learner.settings import LearnerSettings
-from honed.learner.train.on_policy import PolicyTrainer
+from honed.models.attention import Precision, use_float32_attention
+from honed.models.loader import load_language_model
 from loadtest import report
 from loadtest.material import make_model
 from loadtest.scratch import scratch_directory
@@ -53,8 +56,8 @@ class Turn:
     reads: float
 
 
-def make_episodes(count: int, tokens: int, vocabulary: int, seed: int) -> list[Episode]:
-    """Random episodes with plausible log-probabilities and rewards."""
+def make_episodes(count: int, tokens: int, vocabulary: int, seed: int, *, ragged: bool = False) -> list[Episode]:
+    """Random episodes with plausible log-probabilities and rewards, all with so many tokens, or `ragged` with 1 to so many."""
     rng = random.Random(seed)
 
     def ids(length: int) -> tuple[int, ...]:
@@ -65,24 +68,64 @@ def make_episodes(count: int, tokens: int, vocabulary: int, seed: int) -> list[E
             rollout_id=f"{number}/0",
             entry_id=f"{number}-0",
             prompt=ids(PROMPT_TOKENS),
-            response=ids(tokens),
-            logprobs=tuple(rng.uniform(-9.0, -6.0) for _ in range(tokens)),
-            spans=(TokenSpan(VersionId(1, 0), 0, tokens),),
+            response=ids(length),
+            logprobs=tuple(rng.uniform(-9.0, -6.0) for _ in range(length)),
+            spans=(TokenSpan(VersionId(1, 0), 0, length),),
             reward=rng.gauss(0.0, 1.0),
         )
         for number in range(count)
+        for length in (rng.randint(1, tokens) if ragged else tokens,)
     ]
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Sequences as rows padded on the right, which causal attention reads without a mask.
+
+    Attributes:
+        tokens: `[b, L]`.
+        states: Where in flattened `tokens` the state stands that predicts each response token, `[N]`.
+        targets: The response tokens, `[N]`.
+    """
+
+    tokens: torch.Tensor
+    states: torch.Tensor
+    targets: torch.Tensor
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode], device: torch.device) -> Padded:
+        """One batch."""
+        read = [(*episode.prompt, *episode.response[:-1]) for episode in episodes]
+        longest = max(map(len, read))
+        tokens = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in read])
+        ends = [row * longest + len(ids) for row, ids in enumerate(read)]
+        states = [at for end, e in zip(ends, episodes, strict=True) for at in range(end - len(e.response), end)]
+        targets = torch.tensor([token for episode in episodes for token in episode.response])
+        return cls(tokens.to(device), torch.tensor(states).to(device), targets.to(device))
+
+
+def padded_batches(episodes: Sequence[Episode], budget: int, device: torch.device) -> list[Padded]:
+    """Sorted by length and cut where padded rows would pass the budget of tokens."""
+    batches: list[list[Episode]] = []
+    for episode in sorted(episodes, key=lambda each: len(each.prompt) + len(each.response)):
+        length = len(episode.prompt) + len(episode.response) - 1
+        if not batches or (len(batches[-1]) + 1) * length > budget:
+            batches.append([])
+        batches[-1].append(episode)
+    return [Padded.of(batch, device) for batch in batches]
 
 
 class Bare:
     """The passes without the algorithm, in the same precision."""
 
-    def __init__(self, trainer: PolicyTrainer, batches: Sequence[MicroBatch], epochs: int, precision: str) -> None:
-        """Uses the trainer's own language model."""
-        self._model: Any = trainer.model.language_model
+    def __init__(self, model: Any, batches: Sequence[Padded], epochs: int, precision: Precision) -> None:
+        """`model` is one of its own: the trainer's attends in packed rows."""
+        self._model = model
         self._batches = batches
         self._epochs = epochs
         self._low = precision == "bfloat16"
+        if self._low and model.device.type == "cpu":
+            use_float32_attention(model)  # as the trainer's does: without it the bare side would be the slower one
 
     def passes(self) -> None:
         """Forward and backward, epoch by epoch."""
@@ -98,7 +141,7 @@ class Bare:
             for batch in self._batches:
                 self._logprobs(batch)
 
-    def _logprobs(self, batch: MicroBatch) -> torch.Tensor:
+    def _logprobs(self, batch: Padded) -> torch.Tensor:
         with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=self._low):
             hidden = self._model.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
             logits = self._model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, batch.states))
@@ -110,10 +153,9 @@ def measure(settings: RunSettings, model: Path, episodes: Sequence[Episode], rou
     """Turns of update and bare passes, after a warm-up of each."""
     trainer = build_trainer(settings, model)
     mine = settings.learner
-    width = max(len(episode.response) for episode in episodes)
-    packed = micro_batches(episodes, range(len(episodes)), max_tokens=mine.microbatch_tokens, width=width)
-    batches = [batch.to(trainer.model.device) for batch in packed]
-    bare = Bare(trainer, batches, trainer.settings.epochs, mine.precision)
+    batches = padded_batches(episodes, mine.microbatch_tokens, trainer.model.device)
+    bare = Bare(load_language_model(model, device=trainer.model.device), batches, trainer.settings.epochs, mine.precision)
+    clock = time.process_time if mine.threads == 1 and trainer.model.device.type == "cpu" else time.perf_counter
 
     def update() -> None:
         trainer.update(episodes, version=VersionId(1, trainer.step))
@@ -122,7 +164,7 @@ def measure(settings: RunSettings, model: Path, episodes: Sequence[Episode], rou
     with report.progress() as bar:
         task = bar.add_task("turns", total=rounds)
         for number in range(rounds + 1):
-            turn = Turn(passes=timed(bare.passes), reads=timed(bare.reads), update=timed(update))
+            turn = Turn(passes=timed(bare.passes, clock), reads=timed(bare.reads, clock), update=timed(update, clock))
             if number:
                 turns.append(turn)
                 bar.advance(task)
@@ -131,13 +173,13 @@ def measure(settings: RunSettings, model: Path, episodes: Sequence[Episode], rou
     return turns
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds, those of a GPU included."""
+def timed(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of a clock, those of a GPU included."""
     _synchronise()
-    start = time.perf_counter()
+    start = clock()
     work()
     _synchronise()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _synchronise() -> None:
@@ -163,6 +205,7 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="Compute threads on a CPU.")] = 1,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     model: Annotated[Path | None, typer.Option(help="Hugging Face model directory, in place of a tiny random model.")] = None,
+    ragged: Annotated[bool, typer.Option(help="Responses of 1 to --tokens tokens.")] = False,
     profile: Annotated[Path | None, typer.Option(help="Profile one more update; the raw profile goes to this path.")] = None,
 ) -> None:
     """Compares an update with bare passes of its model, and prints the ratio."""
@@ -182,10 +225,10 @@ def main(
                 "conductor": {"response_tokens": tokens},
             }
         )
-        material = make_episodes(episodes, tokens, _vocabulary(chosen), seed=1)
+        material = make_episodes(episodes, tokens, _vocabulary(chosen), seed=1, ragged=ragged)
         turns = measure(settings, chosen, material, rounds, profile)
     epochs = train_settings(learner).epochs
-    count = episodes * tokens * epochs
+    count = sum(len(episode.response) for episode in material) * epochs
     pairs = [(count / turn.passes, count / turn.update) for turn in turns]
     needed = [(count / (turn.passes + turn.reads), count / turn.update) for turn in turns]
     title = f"{episodes} episodes of {tokens} tokens, {epochs} epochs"
@@ -200,6 +243,7 @@ def main(
             "update_seconds": report.rounded(statistics.median(turn.update for turn in turns)),
             "episodes": episodes,
             "tokens": tokens,
+            "ragged": ragged,
             "epochs": epochs,
             "threads": threads,
             "precision": precision,

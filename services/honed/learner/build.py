@@ -16,6 +16,7 @@ from honed.learner.algorithms.base import OnPairs, find_algorithm, make_algorith
 from honed.learner.critic_start import CriticStart
 from honed.learner.data.episode import Vocabulary
 from honed.learner.models.policy import PolicyModel, ReferenceModel
+from honed.learner.models.recompute import recompute_layers
 from honed.learner.models.upper_layers import UpperReference, freeze_lower_layers
 from honed.learner.objectives.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
 from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
@@ -63,10 +64,12 @@ def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None 
     values = None
     if section.critic == "separate":
         values = (critic or CriticStart(base, is_reward_model=False)).load(device, section.precision)
+        if section.gradient_checkpointing:
+            recompute_layers(values.language_model)
     language_model = load_language_model(base, device=device)
     if section.unfrozen_layers is not None:
         freeze_lower_layers(language_model, section.unfrozen_layers)
-    policy = PolicyModel(language_model, precision=section.precision, critic=values)
+    policy = PolicyModel(language_model, precision=section.precision, recompute=section.gradient_checkpointing, critic=values)
     reference: ReferenceModel | None = None
     if make_algorithm(section).needs.reference:
         reference = (
@@ -203,6 +206,6 @@ def config_hash(settings: RunSettings) -> str:
 NOT_LEARNED: Final = frozenset(LearnerSettings.model_fields) & (
     frozenset(ServerSettings.model_fields)
     | {"threads", "checkpoint_every", "keep_checkpoints", "push_timeout_s", "overlap_push", "on_refused", "bad_batches"}
-    | {"update_timeout_s", "journal_mb"}
+    | {"update_timeout_s", "journal_mb", "gradient_checkpointing"}
 )
 """Settings of the section that say how the service runs, not what it learns."""

@@ -62,6 +62,9 @@ class LearnerSettings(ServerSettings):
         description="Train the policy's last so many layers, final norm and untied output layer alone; the reference is then a "
         "copy of just those. null: everything trains.",
     )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute layers and logits again on the way back: less memory, up to half as much time more."
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,

@@ -1,18 +1,23 @@
-"""Log-probabilities of chosen tokens from hidden states, with as few `[N, V]` tensors as can be.
+"""Log-probabilities of chosen tokens from hidden states, with one `[N, V]` tensor at most.
 
 Autograd through `log_softmax` and `gather` keeps the normalised logits and makes two more tensors
 of that size on the way back. The gradient is known in closed form, `d logp_y / d logits = onehot(y)
-- p`, so one buffer serves from first to last; a head that caps its logits needs a second one.
+- p`, so all is computed in chunks of rows that fit a cache. What a chunk ends with is kept for the
+way back in one buffer, or computed again there; without gradient nothing is kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+_ROWS: Final = {"cpu": (256, 1 << 19), "cuda": (1024, 1 << 24)}
+"""By device: rows of a chunk at least, so that a product pays for reading the output layer; its numbers, if rows are short."""
 
 
 @dataclass(frozen=True)
@@ -53,53 +58,64 @@ class TokenHead:
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How `_ChosenLogprobs` works: the head's cap, the dtype of the way back, whether its buffer is kept, entropies made."""
+
+    cap: float | None
+    low: torch.dtype
+    keep: bool
+    entropy: bool
+
+
 class _ChosenLogprobs(torch.autograd.Function):
-    """`log softmax(h W^T / temperature)` at the targets, `[N]`."""
+    """`log softmax(logits / temperature)` at the targets, `[N]`, and entropies, `[N]`, or `[0]` if they are not asked for."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cold: Tensor, low: torch.dtype
-    ) -> Tensor:
-        log_probs = _log_probs(hidden, weight, bias, cold)
-        ctx.save_for_backward(hidden, weight, targets, cold)
-        ctx.log_probs, ctx.low, ctx.has_bias = log_probs, low, bias is not None
-        return log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cold: Tensor, plan: _Plan
+    ) -> tuple[Tensor, Tensor]:
+        chosen = hidden.new_empty(len(targets))
+        entropies = hidden.new_empty(len(targets) if plan.entropy else 0)
+        kept = hidden.new_empty(len(targets), len(weight)) if plan.keep else None
+        for rows in _chunks(len(targets), weight):
+            scores = _scores(hidden[rows], weight, bias, cold[rows], plan.cap, None if kept is None else kept[rows])
+            log_probs = _log_probs(scores, cold[rows], plan.cap)
+            chosen[rows] = log_probs.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
+            if plan.entropy:
+                # vecdot multiplies and sums without one more tensor. -inf times 0 cannot occur: no logit is masked here.
+                entropies[rows] = -torch.linalg.vecdot(log_probs.exp(), log_probs)
+        ctx.save_for_backward(hidden, weight, bias, targets, cold)
+        ctx.kept, ctx.plan = kept, plan
+        ctx.mark_non_differentiable(entropies)
+        return chosen, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, cold = ctx.saved_tensors
-        gradient = _to_logits(ctx, upstream, targets, cold)
-        return (*_to_head(ctx, gradient, hidden, weight), None, None, None)
-
-
-class _CappedLogprobs(torch.autograd.Function):
-    """`log softmax(cap tanh(h W^T / cap) / temperature)` at the targets, `[N]`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        cold: Tensor,
-        low: torch.dtype,
-        cap: float,
-    ) -> Tensor:
-        bent, log_probs = _capped_log_probs(hidden, weight, bias, cold, cap)
-        ctx.save_for_backward(hidden, weight, targets, cold)
-        ctx.log_probs, ctx.bent, ctx.low, ctx.has_bias = log_probs, bent, low, bias is not None
-        return log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, cold = ctx.saved_tensors
-        gradient = _to_logits(ctx, upstream, targets, cold)
-        bent, ctx.bent = ctx.bent, None
-        gradient.mul_(bent.square_().neg_().add_(1.0))  # d cap tanh(x / cap) / dx = 1 - tanh^2
-        return (*_to_head(ctx, gradient, hidden, weight), None, None, None, None)
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, cold = ctx.saved_tensors
+        plan, kept = ctx.plan, ctx.kept
+        if plan.keep and kept is None:
+            raise RuntimeError("token log-probabilities can be differentiated once only: the buffer was reused")
+        ctx.kept = None
+        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        to_bias = None if bias is None else torch.zeros_like(bias)
+        low_weight, scale = weight.to(plan.low), (upstream * cold).unsqueeze(1)
+        for rows in _chunks(len(targets), weight):
+            scores = _scores(hidden[rows], weight, bias, cold[rows], plan.cap) if kept is None else kept[rows]
+            gradient = _log_probs(scores, cold[rows], plan.cap).exp_().mul_(-scale[rows])
+            gradient.scatter_add_(1, targets[rows].unsqueeze(1), scale[rows])
+            if plan.cap is not None:
+                gradient.mul_(scores.square_().neg_().add_(1.0))  # d cap tanh(x / cap) / dx = 1 - tanh^2
+            if to_bias is not None:
+                to_bias += gradient.sum(0)
+            gradient = gradient.to(plan.low)
+            if to_hidden is not None:
+                to_hidden[rows] = gradient @ low_weight
+            if to_weight is not None:
+                _add_product(to_weight, gradient.t(), hidden[rows].to(plan.low))
+        return to_hidden, to_weight, to_bias, None, None, None
 
 
 def chosen_logprobs(
@@ -109,6 +125,7 @@ def chosen_logprobs(
     temperatures: Tensor,
     *,
     backward_dtype: torch.dtype = torch.float32,
+    keep: bool = True,
 ) -> Tensor:
     """Log-probability of each target, differentiable once.
 
@@ -120,71 +137,64 @@ def chosen_logprobs(
         backward_dtype: In which the two products of the way back are made; bfloat16 for mixed
             precision. The way forward is float32 always: the ratio of two policies is exp of a
             small difference of its results.
+        keep: Keep `[N, V]` numbers for the way back; False computes them again, chunk by chunk.
 
     Returns:
         `[N]`, float32, nats.
     """
-    cold = temperatures.reciprocal()
-    hidden = _scaled(hidden, head)
-    arguments = (hidden, head.weight, _scaled_bias(head), targets, cold, backward_dtype)
-    if head.cap is None:
-        result: Tensor = _ChosenLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
-    else:
-        result = _CappedLogprobs.apply(*arguments, head.cap)  # type: ignore[no-untyped-call]
-    return result
+    return _apply(hidden, head, targets, temperatures, backward_dtype, keep, entropy=False)[0]
 
 
-@torch.no_grad()
 def chosen_logprobs_and_entropy(
-    hidden: Tensor, head: TokenHead, targets: Tensor, temperatures: Tensor
+    hidden: Tensor,
+    head: TokenHead,
+    targets: Tensor,
+    temperatures: Tensor,
+    *,
+    backward_dtype: torch.dtype = torch.float32,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """As `chosen_logprobs` without gradient, and each entropy, both `[N]`, nats."""
-    arguments = (_scaled(hidden, head), head.weight, _scaled_bias(head), temperatures.reciprocal())
-    log_probs = _log_probs(*arguments) if head.cap is None else _capped_log_probs(*arguments, head.cap)[1]
-    chosen = log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
-    # vecdot multiplies and sums without a third [N, V] tensor. -inf times 0 cannot occur: no logit is masked here.
-    return chosen, -torch.linalg.vecdot(log_probs.exp(), log_probs)
+    """As `chosen_logprobs`, and the entropy of each distribution, `[N]`, nats, without gradient."""
+    return _apply(hidden, head, targets, temperatures, backward_dtype, keep, entropy=True)
 
 
-def _scaled(hidden: Tensor, head: TokenHead) -> Tensor:
-    return hidden if head.scale == 1.0 else hidden * head.scale
-
-
-def _scaled_bias(head: TokenHead) -> Tensor | None:
-    return head.bias if head.bias is None or head.scale == 1.0 else head.bias * head.scale
-
-
-def _log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, cold: Tensor) -> Tensor:
-    # The temperature scales the small factor of the product, not the large result.
-    logits = (hidden * cold.unsqueeze(1)) @ weight.t()
-    if bias is not None:
-        logits += bias * cold.unsqueeze(1)
-    return logits.log_softmax(-1)
-
-
-def _capped_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, cold: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """`tanh(logits / cap)` and the log-probabilities."""
-    bent = (hidden / cap) @ weight.t()
-    if bias is not None:
-        bent += bias / cap
-    bent.tanh_()
-    return bent, (bent * (cap * cold).unsqueeze(1)).log_softmax(-1)
-
-
-def _to_logits(ctx: Any, upstream: Tensor, targets: Tensor, cold: Tensor) -> Tensor:
-    """Gradient of the logits before the temperature, in the buffer of the log-probabilities."""
-    if ctx.log_probs is None:
-        raise RuntimeError("token log-probabilities can be differentiated once only: the buffer was reused")
-    gradient, ctx.log_probs = ctx.log_probs, None
-    scale = (upstream * cold).unsqueeze(1)
-    gradient.exp_().mul_(-scale).scatter_add_(1, targets.unsqueeze(1), scale)
-    result: Tensor = gradient
+def _apply(
+    hidden: Tensor, head: TokenHead, targets: Tensor, temperatures: Tensor, low: torch.dtype, keep: bool, *, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    scaled = head.scale != 1.0
+    bias = head.bias * head.scale if head.bias is not None and scaled else head.bias
+    plan = _Plan(head.cap, low, keep and torch.is_grad_enabled(), entropy)
+    result: tuple[Tensor, Tensor] = _ChosenLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden * head.scale if scaled else hidden, head.weight, bias, targets, temperatures.reciprocal(), plan
+    )
     return result
 
 
-def _to_head(ctx: Any, gradient: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    to_bias = gradient.sum(0) if ctx.has_bias else None
-    gradient = gradient.to(ctx.low)
-    to_hidden = (gradient @ weight.to(ctx.low)).to(hidden.dtype) if ctx.needs_input_grad[0] else None
-    to_weight = (gradient.t() @ hidden.to(ctx.low)).to(weight.dtype) if ctx.needs_input_grad[1] else None
-    return to_hidden, to_weight, to_bias
+def _chunks(count: int, weight: Tensor) -> Iterator[slice]:
+    least, numbers = _ROWS.get(weight.device.type, _ROWS["cuda"])
+    step = max(least, numbers // len(weight))
+    return (slice(start, start + step) for start in range(0, count, step))
+
+
+def _scores(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, cold: Tensor, cap: float | None, out: Tensor | None = None
+) -> Tensor:
+    """Log-probabilities; of a capped head `tanh(logits / cap)`, from which `_log_probs` makes them. `[n, V]`, in `out`."""
+    # The temperature scales the small factor of the product, not the large result.
+    factor = cold.unsqueeze(1) if cap is None else torch.full_like(cold, 1.0 / cap).unsqueeze(1)
+    logits = torch.mm(hidden * factor, weight.t(), out=None if cap is None else out)
+    if bias is not None:
+        logits += bias * factor
+    result: Tensor = torch.log_softmax(logits, -1, out=out) if cap is None else logits.tanh_()
+    return result
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
+
+
+def _log_probs(scores: Tensor, cold: Tensor, cap: float | None) -> Tensor:
+    return scores if cap is None else (scores * (cap * cold).unsqueeze(1)).log_softmax(-1)

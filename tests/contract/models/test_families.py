@@ -29,6 +29,7 @@ from honed.learner.train.optimizer import build_optimizer
 from honed.learner.train.trainer import Trainer, TrainSettings
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
+from honed.models.packed import NAME
 from honed.models.pooling import Place, Pooling
 from honed.models.reward_model import RewardModel
 
@@ -87,6 +88,25 @@ def test_token_logprobs_and_canaries_are_transformers_own(base: Path) -> None:
     assert measured.tolist() == pytest.approx([expected[int(slot)] for slot in packed.slots], abs=5e-5)
     (canary,) = canary_logprobs(policy, [TEXT])
     assert canary.logprobs == pytest.approx(logprobs(reference, TEXT), abs=5e-5)
+
+
+def test_the_gradient_of_a_packed_row_is_that_of_each_sequence_alone_with_layers_computed_again_or_not(base: Path) -> None:
+    batch = episodes()
+    (packed,) = micro_batches(batch, range(len(batch)), max_tokens=10_000, width=30)
+    assert len(packed.runs) > 2
+    reference = own(base)
+    for episode in batch:
+        ids = torch.tensor([[*episode.prompt, *episode.response]])
+        logits = reference(ids).logits[0, len(episode.prompt) - 1 : -1].float() / 0.7
+        logits.log_softmax(-1).gather(1, torch.tensor(episode.response).unsqueeze(1)).sum().backward()
+    expected = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
+    for recompute in (False, True):
+        policy = PolicyModel(load_language_model(base), recompute=recompute)
+        assert policy.language_model.config._attn_implementation == NAME
+        policy.evaluate(packed).logprobs.sum().backward()
+        for name, parameter in policy.language_model.named_parameters():
+            if name in expected:
+                torch.testing.assert_close(parameter.grad, expected[name], atol=2e-3, rtol=1e-3)
 
 
 def test_an_update_moves_the_weights_and_the_export_says_what_the_policy_says(base: Path, tmp_path: Path) -> None:

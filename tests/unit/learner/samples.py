@@ -22,6 +22,7 @@ from honed.learner.train.average import WeightAverage
 from honed.learner.train.on_policy import OnPolicyUpdates, PolicyTrainer
 from honed.learner.train.optimizer import OptimizerKind, build_optimizer
 from honed.learner.train.trainer import Trainer, TrainSettings
+from honed.models.attention import Precision
 
 VOCABULARY = 48
 
@@ -75,10 +76,11 @@ def make_trainer(
     normaliser: RewardNormaliser | None = None,
     optimizer: OptimizerKind = "adam_tf",
     ema_decay: float | None = None,
+    precision: Precision = "float32",
 ) -> PolicyTrainer:
     """A trainer on a tiny model whose reference differs from the policy, so that the KL is not zero."""
-    policy = PolicyModel(tiny_llama(seed))
-    reference = ReferenceModel(copy.deepcopy(tiny_llama(seed + 1)))
+    policy = PolicyModel(tiny_llama(seed), precision=precision)
+    reference = ReferenceModel(copy.deepcopy(tiny_llama(seed + 1)), precision=precision)
     settings = settings or TrainSettings(learning_rate=1e-3)
     section = LearnerSettings.model_validate(learner or {})
     algorithm = make_algorithm(section)

@@ -9,7 +9,7 @@ import torch
 from tests.unit.learner.samples import random_episodes
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.data.batches import Rows, micro_batches, padding_share
+from honed.learner.data.batches import Rows, micro_batches
 
 EPISODES = random_episodes(40, seed=3)
 WIDTH = Rows.of(EPISODES).mask.shape[1]
@@ -29,17 +29,25 @@ def test_every_action_token_is_packed_once_with_its_own_target(budget: int) -> N
 @pytest.mark.parametrize("budget", [1, 13, 60, 10_000])
 def test_a_micro_batch_stays_in_its_budget_unless_one_episode_alone_exceeds_it(budget: int) -> None:
     for batch in micro_batches(EPISODES, range(40), max_tokens=budget, width=WIDTH):
-        assert batch.tokens.numel() <= budget or batch.tokens.shape[0] == 1
+        assert len(batch.tokens) <= budget or sum(count for count, _ in batch.runs) == 1
 
 
 def test_each_state_is_the_token_before_its_target() -> None:
     for batch in micro_batches(EPISODES, range(40), max_tokens=60, width=WIDTH):
-        flat = batch.tokens.flatten()
-        length = batch.tokens.shape[1]
-        inside = (batch.states + 1) % length != 0  # the last column's successor was left out of the input
-        following = flat[(batch.states + 1).clamp(max=flat.numel() - 1)]
-        response_goes_on = inside & torch.cat([batch.slots.diff() == 1, torch.tensor([False])])
+        following = batch.tokens[(batch.states + 1).clamp(max=len(batch.tokens) - 1)]
+        response_goes_on = torch.cat([batch.slots.diff() == 1, torch.tensor([False])])
         assert torch.equal(following[response_goes_on], batch.targets[response_goes_on])
+
+
+@pytest.mark.parametrize("budget", [13, 60, 10_000])
+def test_sequences_stand_one_behind_the_other_shortest_first_and_each_one_counts_its_own_positions(budget: int) -> None:
+    read = 0
+    for batch in micro_batches(EPISODES, range(40), max_tokens=budget, width=WIDTH):
+        lengths = [length for count, length in batch.runs for _ in range(count)]
+        assert lengths == sorted(lengths)
+        assert batch.positions.tolist() == [at for length in lengths for at in range(length)]
+        read += len(batch.tokens)
+    assert read == sum(len(e.prompt) + len(e.response) - 1 for e in EPISODES), "no token more than there are"
 
 
 def test_packing_is_deterministic_and_does_not_depend_on_the_order_of_the_choice() -> None:
@@ -48,14 +56,6 @@ def test_packing_is_deterministic_and_does_not_depend_on_the_order_of_the_choice
     for a, b in zip(one, two, strict=True):
         assert torch.equal(a.tokens, b.tokens)
         assert torch.equal(a.slots, b.slots)
-
-
-def test_sorting_by_length_keeps_padding_small_and_the_share_is_reported() -> None:
-    together = micro_batches(EPISODES, range(40), max_tokens=10_000, width=WIDTH)
-    split = micro_batches(EPISODES, range(40), max_tokens=60, width=WIDTH)
-    real = sum(len(e.prompt) + len(e.response) - 1 for e in EPISODES)
-    assert padding_share(together) == pytest.approx(1 - real / together[0].tokens.numel())
-    assert padding_share(split) < 0.1 < padding_share(together)
 
 
 def test_detail_3_masks_come_from_lengths_so_a_token_that_equals_the_filler_is_an_action() -> None:

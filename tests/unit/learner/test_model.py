@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from tests.unit.learner.samples import VOCABULARY, random_episodes, tiny_llama
 from torch import Tensor
-from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from honed.kit.errors import DataLoss, FailedPrecondition, InvalidArgument
 from honed.learner.data.batches import Rows, micro_batches
 from honed.learner.data.episode import Episode
 from honed.learner.loop.canary import canary_logprobs
+from honed.learner.models import policy as policy_module
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.objectives import policy_gradient
-from honed.models import attention
+from honed.models import packed, token_head
+from honed.models.packed import NAME, use_packed_attention
 from honed.models.token_head import TokenHead, chosen_logprobs, chosen_logprobs_and_entropy
 
 
@@ -59,16 +64,74 @@ def test_detail_1_and_3_packed_logprobs_equal_each_sequence_alone_with_its_tempe
         torch.testing.assert_close(entropies[row][: len(expected)], policy_gradient.entropy(logits), atol=2e-5, rtol=1e-5)
 
 
-def test_detail_3_position_in_the_row_is_the_exclusive_cumulative_sum_of_the_mask() -> None:
+@pytest.mark.parametrize("make", [tiny_llama, gpt2])
+def test_a_packed_row_gives_the_gradient_of_sequences_that_share_a_pass_by_their_length(
+    make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     episodes = random_episodes(12)
-    for batch in micro_batches(episodes, range(12), max_tokens=50, width=9):
-        lengths = [len(e.prompt) + len(e.response) - 1 for e in episodes]
-        rows = [int(slot) // 9 for slot in batch.slots]
-        order = list(dict.fromkeys(rows))
-        mask = torch.tensor([[t < lengths[i] for t in range(batch.tokens.shape[1])] for i in order]).long()
-        exclusive = mask.cumsum(1) - mask
-        positions = torch.arange(batch.tokens.shape[1]).expand_as(mask)
-        assert torch.equal(exclusive[mask.bool()], positions[mask.bool()])
+    (batch,) = micro_batches(episodes, range(12), max_tokens=1000, width=9)
+    assert len(batch.runs) > 2
+    packed = PolicyModel(make())
+    monkeypatch.setattr(policy_module, "use_packed_attention", lambda model: False)
+    apart = PolicyModel(make())
+    assert packed.language_model.config._attn_implementation == NAME
+    assert apart.language_model.config._attn_implementation == "sdpa"
+    gradients = []
+    for model in (packed, apart):
+        now = model.evaluate(batch)
+        (now.logprobs.sum() + now.values.sum()).backward()
+        gradients.append([p.grad for p in model.trainable().values()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_whose_attention_is_not_known_is_left_as_it_was() -> None:
+    model = tiny_llama().eval()
+    for layer in model.model.layers:
+        layer.self_attn.forward = eager_by_itself(layer.self_attn)
+    assert not use_packed_attention(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def eager_by_itself(attention: Any) -> Callable[..., Any]:
+    """An attention that asks nobody how to attend: one that knows no runs."""
+    own = LlamaForCausalLM(attention.config).config
+    own._attn_implementation = "sdpa"
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        before, attention.config = attention.config, own
+        kwargs.pop("runs", None)
+        try:
+            return type(attention).forward(attention, *args, **kwargs)
+        finally:
+            attention.config = before
+
+    return forward
+
+
+@pytest.mark.parametrize("make", [tiny_llama, gpt2])
+def test_layers_that_are_computed_again_give_the_same_bits(make: Callable[[], Any]) -> None:
+    batch = micro_batches(random_episodes(12), range(12), max_tokens=1000, width=9)[0]
+    gradients, kept = [], []
+    for recompute in (False, True):
+        policy = PolicyModel(make(), recompute=recompute)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, into=sizes: into.append(t.numel()) or t, lambda t: t):  # type: ignore[func-returns-value]
+            logprobs = policy.evaluate(batch).logprobs
+        logprobs.sum().backward()
+        gradients.append({name: p.grad for name, p in policy.trainable().items() if p.grad is not None})
+        kept.append(sum(sizes))
+        assert not any(module.training for module in policy.modules() if isinstance(module, torch.nn.Dropout))
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_a_model_without_layers_that_can_be_computed_again_is_refused() -> None:
+    model = tiny_llama()
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(FailedPrecondition, match=r"learner\.gradient_checkpointing"):
+        PolicyModel(model, recompute=True)
 
 
 def test_detail_6_the_value_head_starts_at_exactly_zero_and_still_learns() -> None:
@@ -99,9 +162,13 @@ def test_there_is_no_dropout_in_training() -> None:
     assert not policy.language_model.training
 
 
+@pytest.mark.parametrize("rows", [4, 256])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.25, None), (1.0, 1.5), (3.0, 2.0)])
-def test_the_closed_form_gradient_equals_autograd(biased: bool, scale: float, cap: float | None) -> None:
+def test_the_closed_form_gradient_equals_autograd(
+    biased: bool, scale: float, cap: float | None, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(token_head._ROWS, "cpu", (rows, 1))
     source = torch.Generator().manual_seed(0)
     hidden = torch.randn(9, 6, generator=source, requires_grad=True)
     weight = torch.randn(20, 6, generator=source, requires_grad=True)
@@ -124,10 +191,43 @@ def test_the_closed_form_gradient_equals_autograd(biased: bool, scale: float, ca
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     with pytest.raises(RuntimeError, match="once only"):
         torch.autograd.grad(ours, inputs, upstream)
+    again = chosen_logprobs(hidden, head, targets, temperatures, keep=False)
+    for got, want in zip(torch.autograd.grad(again, inputs, upstream), expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     chosen, entropies = chosen_logprobs_and_entropy(hidden, head, targets, temperatures)
     torch.testing.assert_close(chosen, plain)
     torch.testing.assert_close(entropies, policy_gradient.entropy(logits))
     torch.testing.assert_close(head.logits(hidden) / temperatures.unsqueeze(1), logits)
+
+
+@pytest.mark.parametrize(("gradient", "keep", "whole"), [(True, True, 1), (True, False, 0), (False, True, 0)])
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_one_tensor_of_all_tokens_and_the_vocabulary_is_made_at_most(
+    gradient: bool, keep: bool, whole: int, cap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(token_head._ROWS, "cpu", (8, 1))
+    hidden, weight = torch.randn(64, 4, requires_grad=gradient), torch.randn(32, 4, requires_grad=gradient)
+    targets, ones = torch.zeros(64, dtype=torch.long), torch.ones(64)
+    with Largest() as seen, torch.set_grad_enabled(gradient):
+        chosen, _ = chosen_logprobs_and_entropy(hidden, TokenHead(weight, None, 1.0, cap), targets, ones, keep=keep)
+        if gradient:
+            chosen.sum().backward()
+    assert seen.made == whole
+
+
+class Largest(TorchDispatchMode):
+    """Counts storages of 64 x 32 numbers."""
+
+    made = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        known = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}
+        known |= {tensor.untyped_storage().data_ptr() for tensor in (kwargs or {}).values() if isinstance(tensor, Tensor)}
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() == 64 * 32 * 4:
+                self.made += tensor.untyped_storage().data_ptr() not in known
+        return result
 
 
 def test_bfloat16_keeps_weights_and_logprobs_in_float32_and_stays_near() -> None:
@@ -143,13 +243,13 @@ def test_bfloat16_keeps_weights_and_logprobs_in_float32_and_stays_near() -> None
 
 def test_on_a_cpu_a_bfloat16_model_attends_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[torch.dtype] = set()
-    inner = attention.sdpa_attention_forward
+    inner = packed.sdpa_attention_forward
 
     def watched(module: object, query: Tensor, *args: Tensor, **kwargs: object) -> object:
         seen.add(query.dtype)
         return inner(module, query, *args, **kwargs)
 
-    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
+    monkeypatch.setattr(packed, "sdpa_attention_forward", watched)
     policy = PolicyModel(tiny_llama(), precision="bfloat16")
     policy.measure(micro_batches(random_episodes(4), range(4), max_tokens=1000, width=9)[0])
     assert seen == {torch.float32}

@@ -17,6 +17,7 @@ from honed.learner.data.episode import Episode, TokenSpan
 from honed.learner.loop.run_state import SAMPLER_GAP_ALARM
 from honed.learner.objectives.kl import FixedKL
 from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias, Running
+from honed.learner.train.on_policy import OnPolicyUpdates
 from honed.learner.train.trainer import Trainer, TrainSettings
 
 EPISODES = random_episodes(24, seed=5)
@@ -52,6 +53,27 @@ def test_the_gradient_does_not_depend_on_how_the_batch_is_cut_into_micro_batches
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("budget", "minibatches", "spared"), [(100_000, 1, 1), (30, 1, 1), (100_000, 2, 0)])
+def test_the_pass_that_read_the_batch_last_is_the_first_that_is_trained_on(
+    budget: int, minibatches: int, spared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings(learning_rate=1e-3, epochs=2, minibatches=minibatches, microbatch_tokens=budget)
+    results, passes = [], []
+    for whole in (True, False):
+        trainer = make_trainer(settings)
+        if not whole:
+            read = OnPolicyUpdates._read
+            monkeypatch.setattr(OnPolicyUpdates, "_read", lambda *args, read=read: (*read(*args)[:2], None))
+        counted = []
+        trainer.model.language_model.base_model.register_forward_hook(lambda *_, into=counted: into.append(1))
+        trainer.update(EPISODES)
+        results.append(weights(trainer))
+        passes.append(len(counted))
+    assert passes[1] - passes[0] == spared
+    for name, weight in results[0].items():
+        torch.testing.assert_close(weight, results[1][name], atol=1e-6, rtol=1e-5)
 
 
 def test_one_update_reports_what_the_loops_compute() -> None:

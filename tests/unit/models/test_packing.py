@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from honed.models.packing import pack
+from honed.models.packing import fill, pack, runs_of
 
 lengths = st.lists(st.integers(1, 400), max_size=80)
 
@@ -26,3 +26,19 @@ def test_padding_is_a_small_share(lengths: list[int]) -> None:
 
 def test_equal_lengths_share_one_pass() -> None:
     assert pack([32] * 256, 8192) == [list(range(256))]
+
+
+@given(lengths, st.integers(1, 2000))
+def test_without_padding_a_group_ends_where_one_more_sequence_would_pass_the_budget(lengths: list[int], budget: int) -> None:
+    groups = fill(lengths, budget)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    sizes = [sum(lengths[index] for index in group) for group in groups]
+    assert all(size <= budget or len(group) == 1 for size, group in zip(sizes, groups, strict=True))
+    for size, following in zip(sizes, groups[1:], strict=False):
+        assert size + lengths[following[0]] > budget
+    assert [lengths[index] for group in groups for index in group] == sorted(lengths)
+
+
+def test_runs_are_neighbours_of_equal_length() -> None:
+    assert runs_of([3, 3, 5, 5, 5, 9]) == ((2, 3), (3, 5), (1, 9))
+    assert runs_of([]) == ()

@@ -1,14 +1,13 @@
 """Continuations as tensors: micro-batches by token budget for the model, padded rows for the arithmetic on rewards.
 
-Two layouts meet here. The model reads *micro-batches*: sequences of similar length, padded on the
-right, with the flat positions of the action tokens beside them. Rewards and advantages live in
-*rows*, `[B, T]`, T the longest response. `MicroBatch.slots` leads from one to the other. Masks and
-positions come from lengths, never from token ids: a token that equals the padding id is an action
-like any other.
+Two layouts meet here. The model reads *micro-batches*: sequences one behind the other in one row,
+shortest first, without padding, with the places of the states that predict action tokens beside
+them. Rewards and advantages live in *rows*, `[B, T]`, T the longest response, padded on the right.
+`MicroBatch.slots` leads from one to the other. Masks and positions come from lengths, never from
+token ids: a token that equals the padding id is an action like any other.
 
-With pads on the right only, causal attention needs no mask, and the position of each token in its
-row equals the exclusive cumulative sum of the attention mask, which lm-human-preferences uses for
-its pads on the left.
+The position of each token in its sequence equals the exclusive cumulative sum of the attention
+mask, which lm-human-preferences uses for its pads on the left.
 """
 
 from __future__ import annotations
@@ -21,41 +20,41 @@ from torch import Tensor
 
 from honed.learner.data.continuation import Continuation
 from honed.learner.data.episode import Episode
-from honed.models.packing import pack
-
-# Any valid id does: no mask is made from it, and no action token attends to it.
-_FILLER = 0
+from honed.models.packing import Runs, fill, runs_of
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What the model reads at once: b sequences of at most L tokens, N action tokens among them.
+    """What the model reads at once: sequences with T tokens in all, N action tokens among them.
 
     The last response token is left out of `tokens`: it is predicted, and predicts nothing.
     """
 
     tokens: Tensor
-    """Prompt and response without its last token, `[b, L]`, padded on the right."""
+    """Prompts and responses without their last tokens, one behind the other, `[T]`."""
+    positions: Tensor
+    """The place of each token in its sequence, `[T]`."""
+    runs: Runs
+    """How many sequences of which length follow one another."""
     states: Tensor
-    """Where in the flattened `tokens` the state stands that predicts each action token, `[N]`."""
+    """Where in `tokens` the state stands that predicts each action token, `[N]`."""
     targets: Tensor
-    """The action tokens, `[N]`, row by row."""
+    """The action tokens, `[N]`, sequence by sequence."""
     temperatures: Tensor
     """The temperature that each action token was sampled at, `[N]`, float32."""
     slots: Tensor
     """Where each action token stands in flattened rows `[B, T]`, `[N]`."""
-    real_tokens: int
-    """Tokens of `tokens` that are not padding."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """Copies to a device."""
         return MicroBatch(
             tokens=self.tokens.to(device),
+            positions=self.positions.to(device),
+            runs=self.runs,
             states=self.states.to(device),
             targets=self.targets.to(device),
             temperatures=self.temperatures.to(device),
             slots=self.slots.to(device),
-            real_tokens=self.real_tokens,
         )
 
 
@@ -89,21 +88,21 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """Packs the chosen continuations into as few micro-batches as the budget and their order allow.
 
-    They are sorted by length, ties by their index, and cut wherever one more would make rows
-    times longest row exceed the budget. The same input gives the same micro-batches. One
-    longer than the budget gets a micro-batch of its own.
+    They are sorted by length, ties by their index, and cut wherever one more would exceed the
+    budget. The same input gives the same micro-batches. One longer than the budget gets a
+    micro-batch of its own.
 
     Args:
         continuations: the batch.
         chosen: indices into it.
-        max_tokens: most tokens, padding included, of one micro-batch.
+        max_tokens: most tokens of one micro-batch.
         width: T of the batch's rows.
 
     Raises:
         InvalidArgument: when the budget is not positive.
     """
     ordered = sorted(chosen)
-    groups = pack([_length(continuations[index]) for index in ordered], max_tokens, spare_padding=False)
+    groups = fill([_length(continuations[index]) for index in ordered], max_tokens)
     return [_pack(continuations, [ordered[place] for place in group], width) for group in groups]
 
 
@@ -115,38 +114,33 @@ def pack_on(
     return [batch.to(device) for batch in micro_batches(continuations, chosen, max_tokens=max_tokens, width=width)]
 
 
-def padding_share(batches: Sequence[MicroBatch]) -> float:
-    """Share of the tokens that the model reads which are padding."""
-    total = sum(b.tokens.numel() for b in batches)
-    return 1.0 - sum(b.real_tokens for b in batches) / total if total else 0.0
-
-
 def _length(item: Continuation) -> int:
     return len(item.prompt) + len(item.response) - 1
 
 
 def _pack(continuations: Sequence[Continuation], group: Sequence[int], width: int) -> MicroBatch:
-    longest = _length(continuations[group[-1]])
-    tokens: list[list[int]] = []
+    tokens: list[int] = []
+    positions: list[int] = []
     states: list[int] = []
     slots: list[int] = []
     targets: list[int] = []
     temperatures: list[float] = []
-    for row, index in enumerate(group):
+    for index in group:
         item = continuations[index]
-        read = [*item.prompt, *item.response[:-1]]
-        tokens.append(read + [_FILLER] * (longest - len(read)))
-        first = row * longest + len(item.prompt) - 1
         count = len(item.response)
-        states.extend(range(first, first + count))
-        slots.extend(range(index * width, index * width + count))
-        targets.extend(item.response)
-        temperatures.extend([item.temperature] * count)
+        first = len(tokens) + len(item.prompt) - 1
+        tokens += [*item.prompt, *item.response[:-1]]
+        positions += range(_length(item))
+        states += range(first, first + count)
+        slots += range(index * width, index * width + count)
+        targets += item.response
+        temperatures += [item.temperature] * count
     return MicroBatch(
         tokens=torch.tensor(tokens),
+        positions=torch.tensor(positions),
+        runs=runs_of([_length(continuations[index]) for index in group]),
         states=torch.tensor(states),
         targets=torch.tensor(targets),
         temperatures=torch.tensor(temperatures, dtype=torch.float32),
         slots=torch.tensor(slots),
-        real_tokens=sum(_length(continuations[i]) for i in group),
     )

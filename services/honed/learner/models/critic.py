@@ -60,5 +60,5 @@ class ValueModel(Transformer):
 
     def values(self, batch: MicroBatch) -> Tensor:
         """The value of the state before each action token, `[N]`, float32."""
-        values: Tensor = self.head(self.hidden_states(batch.tokens, batch.states))
+        values: Tensor = self.head(self.hidden_states(batch))
         return values.squeeze(-1)

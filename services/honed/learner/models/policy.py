@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from honed.kit.errors import FailedPrecondition
 from honed.learner.data.batches import MicroBatch
+from honed.learner.models.recompute import recompute_layers
 from honed.learner.models.trained import Trained
 from honed.models.attention import Precision, use_float32_attention
+from honed.models.packed import use_packed_attention
 from honed.models.token_head import TokenHead, chosen_logprobs, chosen_logprobs_and_entropy
 
 if TYPE_CHECKING:
@@ -34,38 +36,65 @@ class TokenEvaluation:
 
 
 @dataclass(frozen=True)
-class TokenMeasurement:
-    """As `TokenEvaluation`, without gradient, and with the entropy of each distribution in nats."""
+class TokenMeasurement(TokenEvaluation):
+    """As `TokenEvaluation`, and with the entropy of each distribution in nats, without gradient."""
 
-    logprobs: Tensor
-    values: Tensor
     entropies: Tensor
 
 
 class Transformer(nn.Module):
     """A causal model of transformers that gives its last hidden states at action tokens."""
 
-    def __init__(self, language_model: Any, *, precision: Precision = "float32") -> None:
-        """Takes the model over, with whatever head it has; it is set to evaluation mode and stays on its device."""
+    def __init__(self, language_model: Any, *, precision: Precision = "float32", recompute: bool = False) -> None:
+        """Takes the model over, with whatever head it has; it is set to evaluation mode and stays on its device.
+
+        Args:
+            language_model: a causal model of transformers.
+            precision: see `Precision`.
+            recompute: keep what enters each layer for the way back, and compute the rest again
+                there: less memory, one more forward pass.
+
+        Raises:
+            FailedPrecondition: when it has no layers that can be computed again.
+        """
         super().__init__()
         self.language_model = language_model.eval()
-        self._precision = precision
-        if precision == "bfloat16" and self.device.type == "cpu":
+        self._precision, self._recompute = precision, recompute
+        self._packed = use_packed_attention(language_model)
+        if not self._packed and precision == "bfloat16" and self.device.type == "cpu":
             use_float32_attention(language_model)
+        if recompute:
+            recompute_layers(language_model)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def hidden_states(self, tokens: Tensor, states: Tensor) -> Tensor:
-        """Last hidden states at flat positions of `tokens` `[b, L]`, as `[N, d]` float32."""
-        # Pads are on the right, so causal attention alone keeps them out; see batches.
-        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+    def hidden_states(self, batch: MicroBatch) -> Tensor:
+        """Last hidden states that predict an action token, `[N, d]` float32."""
         with self._autocast():
-            hidden = self.language_model.base_model(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-        chosen: Tensor = hidden.flatten(0, 1).index_select(0, states).float()
+            hidden = self._read_packed(batch) if self._packed else self._read_runs(batch)
+        chosen: Tensor = hidden.index_select(0, batch.states).float()
         return chosen
+
+    def _read_packed(self, batch: MicroBatch) -> Tensor:
+        """Last hidden states of all tokens, `[T, d]`, read as one row."""
+        tokens, positions = batch.tokens.unsqueeze(0), batch.positions.unsqueeze(0)
+        read = self.language_model.base_model(input_ids=tokens, position_ids=positions, use_cache=False, runs=batch.runs)
+        hidden: Tensor = read.last_hidden_state.squeeze(0)
+        return hidden
+
+    def _read_runs(self, batch: MicroBatch) -> Tensor:
+        """The same where attention is not known: sequences of equal length share a pass."""
+        sizes = [count * length for count, length in batch.runs]
+        found: list[Tensor] = []
+        for run, tokens, positions in zip(
+            batch.runs, torch.split(batch.tokens, sizes), torch.split(batch.positions, sizes), strict=True
+        ):
+            read = self.language_model.base_model(input_ids=tokens.view(run), position_ids=positions.view(run), use_cache=False)
+            found.append(read.last_hidden_state.flatten(0, 1))
+        return torch.cat(found)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -84,14 +113,14 @@ def value_head(width: int) -> nn.Linear:
 class TokenModel(Transformer):
     """A causal language model that gives log-probabilities of action tokens."""
 
-    def __init__(self, language_model: Any, *, precision: Precision = "float32") -> None:
+    def __init__(self, language_model: Any, *, precision: Precision = "float32", recompute: bool = False) -> None:
         """See `Transformer`.
 
         Raises:
             FailedPrecondition: when the model is not causal, or does something to its logits that
                 `TokenHead` does not know.
         """
-        super().__init__(language_model, precision=precision)
+        super().__init__(language_model, precision=precision, recompute=recompute)
         self._check_head()
 
     @property
@@ -101,11 +130,15 @@ class TokenModel(Transformer):
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
         """Log-probability of each action token at its temperature, `[N]`, nats."""
-        return self._logprobs(self.hidden_states(batch.tokens, batch.states), batch)
+        return chosen_logprobs(*self._at_actions(self.hidden_states(batch), batch), **self._way_back)
 
-    def _logprobs(self, hidden: Tensor, batch: MicroBatch) -> Tensor:
+    def _at_actions(self, hidden: Tensor, batch: MicroBatch) -> tuple[Tensor, TokenHead, Tensor, Tensor]:
+        return hidden, self.head, batch.targets, batch.temperatures
+
+    @property
+    def _way_back(self) -> dict[str, Any]:
         low = torch.bfloat16 if self._precision == "bfloat16" else torch.float32
-        return chosen_logprobs(hidden, self.head, batch.targets, batch.temperatures, backward_dtype=low)
+        return {"backward_dtype": low, "keep": not self._recompute}
 
     @property
     def head(self) -> TokenHead:
@@ -162,33 +195,35 @@ class PolicyModel(TrainedModel):
         language_model: Any,
         *,
         precision: Precision = "float32",
+        recompute: bool = False,
         shared_trunk: bool = True,
         critic: ValueModel | None = None,
     ) -> None:
         """Takes the model over.
 
         Args:
-            language_model: a causal language model of transformers.
-            precision: see `Precision`.
+            language_model: see `TokenModel`, as for the next two.
+            precision: of the computation.
+            recompute: whether layers are computed again on the way back.
             shared_trunk: whether the value loss also trains the transformer. False keeps its
                 gradient in the head.
             critic: A model of its own for the values, on the same device. None adds a value head that is exactly zero.
         """
-        super().__init__(language_model, precision=precision)
+        super().__init__(language_model, precision=precision, recompute=recompute)
         self.critic = critic
         self.value_head = value_head(int(self.head.weight.shape[1])).to(self.device) if critic is None else None
         self._shared_trunk = shared_trunk
 
     def evaluate(self, batch: MicroBatch) -> TokenEvaluation:
         """Log-probabilities and values of the action tokens, with gradient."""
-        hidden = self.hidden_states(batch.tokens, batch.states)
-        return TokenEvaluation(logprobs=self._logprobs(hidden, batch), values=self._values(hidden, batch))
+        hidden = self.hidden_states(batch)
+        logprobs = chosen_logprobs(*self._at_actions(hidden, batch), **self._way_back)
+        return TokenEvaluation(logprobs=logprobs, values=self._values(hidden, batch))
 
-    @torch.no_grad()
     def measure(self, batch: MicroBatch) -> TokenMeasurement:
-        """Log-probabilities, values and entropies of the action tokens, without gradient."""
-        hidden = self.hidden_states(batch.tokens, batch.states)
-        logprobs, entropies = chosen_logprobs_and_entropy(hidden, self.head, batch.targets, batch.temperatures)
+        """As `evaluate`, and the entropies."""
+        hidden = self.hidden_states(batch)
+        logprobs, entropies = chosen_logprobs_and_entropy(*self._at_actions(hidden, batch), **self._way_back)
         return TokenMeasurement(logprobs=logprobs, values=self._values(hidden, batch), entropies=entropies)
 
     def _values(self, hidden: Tensor, batch: MicroBatch) -> Tensor:

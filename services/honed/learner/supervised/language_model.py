@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument
-from honed.learner.data.batches import MicroBatch, pack_on, padding_share
+from honed.learner.data.batches import MicroBatch, pack_on
 from honed.learner.data.continuation import Demonstration
 from honed.learner.models.policy import TokenModel, TrainedModel
 from honed.learner.settings import FineTuningSettings, PretrainSettings
@@ -104,7 +104,7 @@ class _Batch:
 
     def __init__(self, model: TokenModel, items: Batch, microbatch_tokens: int) -> None:
         self._model, self._items, self._microbatch_tokens = model, items, microbatch_tokens
-        self.loss, self.tokens, self.padding = torch.zeros((), dtype=torch.float64, device=model.device), 0, 0.0
+        self.loss, self.tokens = torch.zeros((), dtype=torch.float64, device=model.device), 0
 
     def __len__(self) -> int:
         """Its continuations."""
@@ -113,12 +113,11 @@ class _Batch:
     def minibatch(self, chosen: Sequence[int]) -> _Minibatch:
         """See `Prepared`."""
         packed = pack_on(self._model.device, self._items, chosen, self._microbatch_tokens)
-        self.padding = padding_share(packed)
         return _Minibatch(self._model, self, packed)
 
     def finish(self) -> Mapping[str, float]:
-        """`loss`: nats a token, before the update. `tokens`: how many were learned. `padding_share`: of those read."""
-        return {"loss": float(self.loss) / self.tokens, "tokens": float(self.tokens), "padding_share": self.padding}
+        """`loss`: nats a token, before the update. `tokens`: how many were learned."""
+        return {"loss": float(self.loss) / self.tokens, "tokens": float(self.tokens)}
 
 
 class _Minibatch:

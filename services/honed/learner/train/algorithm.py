@@ -31,14 +31,16 @@ class UpdateContext:
     Attributes:
         step: Updates before it.
         version: Of the weights before it; None when that is not known.
-        microbatch_tokens: Most tokens, padding included, that a model may read at once.
+        microbatch_tokens: Most tokens that a model may read at once.
         stop_if_asked: To be called before each pass of a model; raises when the update is to stop.
+        whole: The first optimizer step trains on the whole batch, so that a pass that was made before it can be one of its.
     """
 
     step: int
     version: VersionId | None
     microbatch_tokens: int
     stop_if_asked: Callable[[], None]
+    whole: bool = False
 
 
 class Minibatch(Protocol):

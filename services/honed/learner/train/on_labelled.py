@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from honed.learner.algorithms.base import OnLabelled
-from honed.learner.data.batches import padding_share
 from honed.learner.data.labelled import Labelled, mismatched
 from honed.learner.models.policy import PolicyModel, ReferenceModel, TokenModel
 from honed.learner.train.algorithm import State, UpdateContext
@@ -50,7 +49,7 @@ class _Batch:
         self._mismatched_reference = self._read(updates.reference, self._mismatched, everything)
         self.desirable = torch.tensor([example.desirable for example in batch], device=updates.policy.device)
         self.figures: list[tuple[Tensor, Mapping[str, Tensor]]] = []
-        self._padding, self._tokens = 0.0, 0
+        self._tokens = 0
         self._log_ratios: list[Tensor] = []
 
     def __len__(self) -> int:
@@ -63,14 +62,13 @@ class _Batch:
         log_ratios = read[torch.tensor(chosen, device=policy.device)]
         packed = micro_examples(self.batch, chosen, self.context.microbatch_tokens, policy.device)
         self._log_ratios.append(log_ratios)
-        self._padding = padding_share([micro.batch for micro in packed])
         self._tokens += sum(len(micro.batch.targets) for micro in packed)
         return _Minibatch(self, packed, log_ratios)
 
     def finish(self) -> Mapping[str, float]:
         """See `Prepared`. Means are over responses and all passes.
 
-        - `responses`: how many; `tokens`: theirs, over all passes. `padding_share`: of those read.
+        - `responses`: how many; `tokens`: theirs, over all passes.
         - `desirable`: share of the responses that were called good.
         - `mismatched_log_ratio`: of the policy to the reference, nats a response, after prompts that are not the response's.
         - `loss`, and what the algorithm tells of each response: of all, of the desirable (`desirable_loss`) and of the others
@@ -87,7 +85,6 @@ class _Batch:
         return {
             "responses": float(len(self.batch)),
             "tokens": float(self._tokens),
-            "padding_share": self._padding,
             "desirable": float(desirable.double().mean()),
             "mismatched_log_ratio": float(torch.cat(self._log_ratios).double().mean()),
             **told,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from honed.learner.algorithms.base import OnPairs
-from honed.learner.data.batches import padding_share
 from honed.learner.data.pair import Pair
 from honed.learner.models.policy import PolicyModel, ReferenceModel, TokenModel
 from honed.learner.train.algorithm import State, UpdateContext
@@ -54,7 +53,7 @@ class _Batch:
     def __init__(self, updates: OnPairUpdates, pairs: Sequence[Pair], context: UpdateContext, reference: Tensor) -> None:
         self.updates, self.pairs, self.reference = updates, pairs, reference
         self.means, self._context = MeanOverTokens(), context
-        self._padding, self._tokens = 0.0, 0
+        self._tokens = 0
 
     def __len__(self) -> int:
         """Its pairs."""
@@ -63,20 +62,18 @@ class _Batch:
     def minibatch(self, chosen: Sequence[int]) -> _Minibatch:
         """See `Prepared`."""
         packed = micro_examples(self.pairs, chosen, self._context.microbatch_tokens, self.updates.policy.device)
-        self._padding = padding_share([micro.batch for micro in packed])
         self._tokens += sum(len(micro.batch.targets) for micro in packed)
         return _Minibatch(self, packed)
 
     def finish(self) -> Mapping[str, float]:
         """See `Prepared`. Means are over pairs and all passes.
 
-        - `pairs`: how many; `tokens`: of their responses, over all passes. `padding_share`: of those read.
+        - `pairs`: how many; `tokens`: of their responses, over all passes.
         - `loss`, and what the algorithm tells of each pair.
         """
         return {
             "pairs": float(len(self.pairs)),
             "tokens": float(self._tokens),
-            "padding_share": self._padding,
             **self.means.all(),
         }
 

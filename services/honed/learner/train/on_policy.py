@@ -1,8 +1,11 @@
 """Updates on sampled responses: what is the same for every algorithm of that kind, around what `algorithms` declares.
 
-The models read the batch once, without gradient. The policy before the update is the *proximal* policy; the one that sampled,
-perhaps some versions ago, is the *behaviour* policy, whose log-probabilities came with the episodes. Rows are `[B, T]` on the
-host, T the longest response, zero where none is.
+The models read the batch once. The policy before the update is the *proximal* policy; the one that sampled, perhaps some
+versions ago, is the *behaviour* policy, whose log-probabilities came with the episodes. Rows are `[B, T]` on the host, T the
+longest response, zero where none is.
+
+Where the first step trains on the whole batch, its weights are those that read it: the last micro-batch that is read is read
+with gradient, and trained on first, without another pass.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from torch import Tensor
 
 from honed.artifacts.version import VersionId
 from honed.learner.algorithms.base import OnPolicy
-from honed.learner.data.batches import MicroBatch, Rows, pack_on, padding_share
+from honed.learner.data.batches import MicroBatch, Rows, pack_on
 from honed.learner.data.episode import Episode
 from honed.learner.loop.records import OF_SCORER
-from honed.learner.models.policy import PolicyModel, ReferenceModel
+from honed.learner.models.policy import PolicyModel, ReferenceModel, TokenEvaluation
 from honed.learner.objectives.kl import KLController
 from honed.learner.objectives.normalise import RewardNormaliser, batch_rewards, is_constant, placed_rewards
 from honed.learner.objectives.policy_gradient import approximate_kl_terms, behaviour_weights
@@ -92,10 +95,10 @@ class OnPolicyUpdates:
     def prepare(self, batch: Sequence[Episode], context: UpdateContext) -> _Batch:
         """See `Algorithm`: one pass of policy and reference, and what the algorithm computes once a batch."""
         packed = pack_on(self.policy.device, batch, range(len(batch)), context.microbatch_tokens)
-        sampled, entropy = self._read(batch, packed, context)
+        sampled, entropy, first = self._read(batch, packed, context)
         gap = float((sampled.proximal - sampled.behaviour)[sampled.mask].exp().mean())
         check_ratio("sampler", gap, self.learner.max_ratio)
-        return _Batch(self, batch, context, packed, sampled, self.algorithm.rows(sampled), entropy)
+        return _Batch(self, batch, context, packed, sampled, self.algorithm.rows(sampled), entropy, first)
 
     def state(self) -> State:
         """See `Algorithm`."""
@@ -107,22 +110,25 @@ class OnPolicyUpdates:
         self.normaliser.load_state(state["normaliser"])
 
     @torch.no_grad()
-    def _read(self, batch: Sequence[Episode], packed: Sequence[MicroBatch], context: UpdateContext) -> tuple[Sampled, float]:
-        """The batch before the update, and the mean entropy of the policy's distributions, nats a token."""
+    def _read(
+        self, batch: Sequence[Episode], packed: Sequence[MicroBatch], context: UpdateContext
+    ) -> tuple[Sampled, float, TokenEvaluation | None]:
+        """The batch before the update, the policy's mean entropy in nats a token, and the pass that the first step can use."""
         rows = Rows.of(batch)
-        proximal, reference, values = (torch.zeros(rows.mask.shape) for _ in range(3))
-        means = MeanOverTokens()
-        for micro in packed:
+        # Filled where the models are, and fetched once: a fetch for each micro-batch would make the host wait for the device.
+        read = torch.zeros(3, rows.mask.numel(), device=self.policy.device)
+        means, first = MeanOverTokens(), None
+        for micro in reversed(packed):
             context.stop_if_asked()
-            slots = micro.slots.cpu()
-            if self.reference is None:
-                measured = self.policy.measure(micro)
-            else:
-                measured, theirs = self.reference.beside(self.policy, micro)
-                reference.view(-1)[slots] = theirs.cpu()
-            proximal.view(-1)[slots] = measured.logprobs.cpu()
-            values.view(-1)[slots] = measured.values.cpu()
+            with torch.set_grad_enabled(context.whole and micro is packed[0]):
+                if self.reference is None:
+                    measured = self.policy.measure(micro)
+                else:
+                    measured, read[1, micro.slots] = self.reference.beside(self.policy, micro)
+            read[0, micro.slots], read[2, micro.slots] = measured.logprobs.detach(), measured.values.detach()
             means.add(entropy=measured.entropies)
+            first = measured if measured.logprobs.requires_grad else None
+        proximal, reference, values = read.cpu().view(3, *rows.mask.shape)
         numbers: dict[str, int] = {}
         scores = batch_rewards(self.normaliser, batch)
         sampled = Sampled(
@@ -140,7 +146,7 @@ class OnPolicyUpdates:
             beta=self.kl.value,
             placed=_rows_of(placed_rewards(self.normaliser, batch, scores), rows.mask),
         )
-        return sampled, means["entropy"]
+        return sampled, means["entropy"], first
 
 
 class _Batch:
@@ -155,12 +161,13 @@ class _Batch:
         sampled: Sampled,
         rows: Mapping[str, Tensor],
         entropy: float,
+        first: TokenEvaluation | None,
     ) -> None:
         self.updates, self.episodes, self.sampled, self.rows = updates, episodes, sampled, rows
         self.means, self.largest_ratio = MeanOverTokens(), 0.0
-        self._context, self._packed, self._entropy = context, packed, entropy
+        self._context, self._packed, self._entropy, self._first = context, packed, entropy, first
         numbers = torch.arange(len(episodes)).unsqueeze(1).expand(sampled.mask.shape)
-        self.known = {
+        known = {
             "proximal": sampled.proximal,
             "reference": sampled.reference,
             "values": sampled.values,
@@ -168,6 +175,13 @@ class _Batch:
             "response": numbers.contiguous(),
             **rows,
         }
+        device = updates.policy.device
+        self.known = {name: each.to(device) for name, each in known.items()}
+
+    def evaluate(self, micro: MicroBatch) -> TokenEvaluation:
+        """What the policy says of a micro-batch now, with gradient."""
+        first, self._first = self._first, None
+        return first if first is not None and micro is self._packed[0] else self.updates.policy.evaluate(micro)
 
     def __len__(self) -> int:
         """Its responses."""
@@ -179,8 +193,9 @@ class _Batch:
         own = self.updates.algorithm.minibatch_rows(self.sampled, self.rows, index)
         known = dict(self.known)
         for name, rows in own.items():
-            known[name] = torch.zeros_like(self.sampled.proximal)
-            known[name][index] = rows
+            whole = torch.zeros_like(self.sampled.proximal)
+            whole[index] = rows
+            known[name] = whole.to(self.updates.policy.device)
         if len(chosen) == len(self.episodes):
             packed = self._packed
         else:
@@ -202,8 +217,7 @@ class _Batch:
         - `sampler_gap`: exp|proximal - behaviour|: staleness and numerical difference together. `sampler_gap_same_weights`:
           the same over tokens that the weights before this update sampled; not there if there were none, or the version is
           not known.
-        - `padding_share`: of the tokens read by the model. `masked_share`: of the B x T action positions without a token; it
-          rises when responses collapse.
+        - `masked_share`: of the B x T action positions without a token; it rises when responses collapse.
         - what the algorithm tells, and the means of its figures of each token over all epochs.
         """
         sampled, kl = self.sampled, self.updates.kl
@@ -234,7 +248,6 @@ class _Batch:
             **({"sampler_gap_same_weights": float(gap[same].mean())} if bool(same.any()) else {}),
             "beta": beta,
             "next_beta": kl.value,
-            "padding_share": padding_share(self._packed),
             "masked_share": Rows(mask, sampled.behaviour).empty_share,
             **self.updates.algorithm.figures(sampled, self.rows),
         }
@@ -257,7 +270,7 @@ class _Minibatch:
     def losses(self, micro: MicroBatch) -> Mapping[str, Tensor]:
         """See `Minibatch`."""
         at = _AtTokens(self._known, micro)
-        now = self._updates.policy.evaluate(micro)
+        now = self._batch.evaluate(micro)
         losses = self._updates.algorithm.losses(self._batch.sampled, now, at)
         detached, proximal = now.logprobs.detach(), at["proximal"]
         ratio = (detached - proximal).exp()
@@ -274,15 +287,15 @@ class _Minibatch:
 
 
 class _AtTokens(Mapping[str, Tensor]):
-    """What rows hold of a micro-batch's action tokens, `[N]`; only what is asked for is picked and sent to the device."""
+    """What rows hold of a micro-batch's action tokens, `[N]`; only what is asked for is picked."""
 
     def __init__(self, rows: Mapping[str, Tensor], micro: MicroBatch) -> None:
-        self._rows, self._slots, self._device = rows, micro.slots.cpu(), micro.tokens.device
+        self._rows, self._slots = rows, micro.slots
         self._picked: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._picked:
-            self._picked[name] = self._rows[name].view(-1)[self._slots].to(self._device)
+            self._picked[name] = self._rows[name].view(-1)[self._slots]
         return self._picked[name]
 
     def __iter__(self) -> Iterator[str]:

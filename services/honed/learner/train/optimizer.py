@@ -108,7 +108,7 @@ def build_optimizer(
         weight_decay: decoupled decay; `adamw` only.
     """
     if kind == "adamw":
-        return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True)
+        return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
     if weight_decay:
         raise InvalidArgument("optimizer.weight_decay", "the recipe's adam_tf has none; choose adamw or leave it 0")
     return TensorFlowAdam(params, lr=lr, betas=betas, eps=eps)
@@ -172,8 +172,8 @@ def load_optimizer_tensors(
             )
         if value.dim() and value.shape != parameter.shape:
             raise DataLoss(f"optimizer state {key!r} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
-        # A scalar is a step count, which torch keeps on the host.
-        device = parameter.device if value.dim() else torch.device("cpu")
+        # A scalar is a step count, which torch keeps on the host unless one kernel does it all.
+        device = parameter.device if value.dim() or optimizer.defaults.get("fused") else torch.device("cpu")
         states.setdefault(name, {})[slot] = value.detach().to(device, copy=True)
     for name, parameter in named.items():
         optimizer.state[parameter] = states.get(name, {})

@@ -12,7 +12,7 @@ from torch import Tensor
 from honed.learner.data.batches import MicroBatch, pack_on
 from honed.learner.data.continuation import Demonstration
 from honed.learner.models.policy import TokenModel
-from honed.models.packing import pack
+from honed.models.packing import fill
 
 _ALL: Final = 1 << 40
 
@@ -46,14 +46,14 @@ def micro_examples(batch: Sequence[Sided], chosen: Sequence[int], max_tokens: in
     Args:
         batch: All examples.
         chosen: Indices of those to read.
-        max_tokens: Most tokens, padding included, of one pass.
+        max_tokens: Most tokens of one pass.
         device: Of the model.
     """
     ordered = sorted(chosen)
     sides = {index: batch[index].sides for index in ordered}
-    lengths = [len(sides[i]) * max(len(side.prompt) + len(side.response) - 1 for side in sides[i]) for i in ordered]
+    lengths = [sum(len(side.prompt) + len(side.response) - 1 for side in sides[i]) for i in ordered]
     found = []
-    for group in pack(lengths, max_tokens):
+    for group in fill(lengths, max_tokens):
         indices = [ordered[place] for place in group]
         continuations = [side for index in indices for side in sides[index]]
         width = max(len(side.response) for side in continuations)
@@ -66,7 +66,7 @@ def response_logprobs(model: TokenModel, micro: MicroExamples, *, mean: bool = F
     """Log-probability of each response, nats, `[S, P]` for P examples of S sides: sum over its tokens, or their mean."""
     tokens = model.logprobs(micro.batch)
     row = torch.div(micro.batch.slots, micro.width, rounding_mode="floor")
-    count = micro.batch.tokens.shape[0]
+    count = sum(sequences for sequences, _ in micro.batch.runs)
     sums = torch.zeros(count, device=tokens.device).index_add(0, row, tokens)
     if mean:
         sums = sums / torch.bincount(row, minlength=count)

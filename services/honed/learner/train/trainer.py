@@ -44,7 +44,7 @@ class TrainSettings:
         epochs: Passes over a batch.
         minibatches: Optimizer steps of an epoch.
         max_grad_norm: Gradients are scaled down to this 2-norm; None clips none.
-        microbatch_tokens: Most tokens, padding included, that the model reads at once. Bounds memory; does not change the
+        microbatch_tokens: Most tokens that the model reads at once. Bounds memory; does not change the
             result.
     """
 
@@ -125,7 +125,8 @@ class Trainer(Generic[B, M]):
             rate = rate if total is None else linear_rate(rate, step=self.step, total=total)
         set_rate(self.optimizer, rate)
         try:
-            context = UpdateContext(self.step, version, settings.microbatch_tokens, self._stop_if_asked)
+            whole = settings.minibatches == 1
+            context = UpdateContext(self.step, version, settings.microbatch_tokens, self._stop_if_asked, whole)
             prepared = self.algorithm.prepare(batch, context)
             norms = [self._step(prepared.minibatch(chosen)) for chosen in self._minibatches(len(prepared))]
             self._check_weights()
