@@ -82,7 +82,7 @@ class Rig:
         }
         tree |= self.tree
         for name, section in changes.items():
-            tree[name] = {**tree.get(name, {}), **section}
+            tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
         return RunSettings.model_validate(tree)
 
     async def run(self, **changes: Any) -> list[str]:
