@@ -113,6 +113,13 @@ def test_a_file_whose_header_a_crash_cut_short_does_not_count(tmp_path: Path) ->
     assert read_updates(tmp_path)[-1] == update(5)
 
 
+@pytest.mark.parametrize("written", [b"", b'{"form'])
+def test_a_reader_passes_over_a_file_whose_header_is_just_being_written(tmp_path: Path, written: bytes) -> None:
+    filled(tmp_path, 4)
+    (tmp_path / "journal" / "updates" / f"{5:012d}.jsonl").write_bytes(written)
+    assert [record.step for record in read_updates(tmp_path)] == [1, 2, 3, 4]
+
+
 def test_damage_is_an_error_that_names_file_and_line(tmp_path: Path) -> None:
     filled(tmp_path, 2)
     path = tmp_path / "journal" / "updates" / "000000000001.jsonl"

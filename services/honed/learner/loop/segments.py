@@ -103,7 +103,10 @@ class Segments:
                 content = path.read_bytes()
             except FileNotFoundError:
                 continue  # its time has run out, or it was cut off
-            _, found = _parse(path, content[: content.rfind(b"\n") + 1])
+            whole = content.rfind(b"\n") + 1
+            if whole == 0:
+                continue  # its header is being written
+            _, found = _parse(path, content[:whole])
             if found := [row for row in found if row["n"] >= number]:
                 yield found
 
