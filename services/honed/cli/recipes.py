@@ -58,6 +58,10 @@ def run(
     reuse: Annotated[
         Path | None, typer.Option(help="Directory that trained base and reward models are kept in, and taken from where equal.")
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Something other than the recipe's, such as learner.max_staleness=0; may be repeated."),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything serving at the end, until Ctrl-C.")] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="Begin anew, or go on with what is there. Judgements of people are kept.")
@@ -67,8 +71,8 @@ def run(
 
     A recipe makes the data that its run file names as `data.made`, and is measured on what is held out of it.
 
-    Needs no GPU and some minutes on two cores. The settings are the recipe's, and HONED_<SECTION>__<KEY> overrides them. Writes
-    recipe.json beside the report.
+    Needs no GPU and some minutes on two cores. The settings are the recipe's; --set and HONED_<SECTION>__<KEY> override them.
+    Writes recipe.json beside the report.
     """
     import asyncio
     import os
@@ -82,7 +86,7 @@ def run(
 
     os.umask(0o077)  # texts of people are among what it writes
     configure_logging("conductor", "ERROR")
-    settings = recipe_run_settings(name, directory or Path("out") / name, seed, reuse)
+    settings = recipe_run_settings(name, directory or Path("out") / name, seed, reuse, changes or ())
     with traced(settings, "conductor"):
         asyncio.run(_run(name, settings, keep=keep, fresh=fresh))
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Recipes. None: all.", metavar="[NAME]...")] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds of each, from 1 on.", min=1)] = 3,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Something other than the recipes', such as learner.max_staleness=0; may be repeated."),
+    ] = None,
     directory: Annotated[Path, typer.Option(help="Where the runs, their results and the page go.")] = Path("out/bench"),
     table: Annotated[
         Path | None, typer.Option(help="A page in Markdown, such as docs/recipes.md: the table goes between its markers.")
@@ -38,9 +42,11 @@ def bench(
     from honed.recipes.bench.process import ProcessRunner, origin
     from honed.recipes.bench.results import Results
     from honed.recipes.catalogue import find_recipe, recipes
+    from honed.recipes.changes import changed_tree
 
     chosen = [find_recipe(name) for name in names] if names else recipes()
-    wanted = tasks(list(dict.fromkeys(chosen)), seeds)
+    changed_tree(changes or ())  # one that cannot be is told at once
+    wanted = tasks(list(dict.fromkeys(chosen)), seeds, changes=changes or ())
     results = Results(directory / "results")
     if dry_run:
         _show_plan(wanted, results, fresh=fresh)

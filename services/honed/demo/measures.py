@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from honed.conductor.sampling import Continuation
 from honed.demo.judge import RidgeJudge
 from honed.models.loader import load_language_model
+from honed.models.tokenizer import load_tokenizer
 from honed.queue.stats import StageStats
 from honed.report.measures import distinct_n
 from honed.v1 import learner_pb2
@@ -80,6 +82,21 @@ def kl_to_base(directory: Path, samples: Sequence[Continuation], temperature: fl
         base = logits.log_softmax(-1).gather(1, ids[0, start:, None]).sum()
         total += float(np.sum(sample.logprobs, dtype=np.float64)) - float(base)
     return total / len(samples)
+
+
+@torch.no_grad()
+def perplexity(directory: Path, texts: Sequence[str]) -> float:
+    """Of texts under a language model: exp of the mean `-log p` of their tokens, each text behind the token that begins one."""
+    model, tokenizer = load_language_model(directory), load_tokenizer(directory)
+    start = tokenizer.prefix or ((tokenizer.end,) if tokenizer.end is not None else ())
+    longest = model.config.max_position_embeddings
+    total, count = 0.0, 0
+    for text in tokenizer.encode_all(texts):
+        ids = torch.tensor([[*start, *text][:longest]])
+        logits = model(input_ids=ids).logits[0, :-1].float()
+        total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        count += len(ids[0]) - 1
+    return math.exp(total / count)
 
 
 def judged(judge: RidgeJudge, samples: Sequence[Continuation]) -> float:

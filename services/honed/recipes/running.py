@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final
 
+from honed.artifacts.store import PolicyStore
 from honed.conductor.local import local_run
 from honed.conductor.run import Run
 from honed.conductor.summary import pushes_of, updates_of, write_summary
 from honed.config import RunSettings
-from honed.demo.measures import distinct2_ratio, kl_to_base
+from honed.demo.measures import distinct2_ratio, kl_to_base, perplexity
 from honed.kit.errors import FailedPrecondition
 from honed.kit.log import log_to
 from honed.learner.jobs.reuse import reused_models
 from honed.recipes.catalogue import find_recipe
+from honed.recipes.changes import changed_tree
 from honed.recipes.figures import RecipeFigures
-from honed.recipes.made.base import MadeData, Sampled, find_made, make_data
+from honed.recipes.made.base import Change, MadeData, Sampled, find_made, make_data
 from honed.report.curves import CURVES
 from honed.report.measures import best_of_kl
 from honed.settings_file import recipe_settings
@@ -31,14 +34,23 @@ Showing = Callable[[RunSettings], AbstractAsyncContextManager[None]]
 """Shows a run as long as the block is open."""
 
 
-def recipe_run_settings(name: str, directory: Path, seed: int | None, reuse: Path | None = None) -> RunSettings:
+def recipe_run_settings(
+    name: str, directory: Path, seed: int | None, reuse: Path | None = None, changes: Sequence[str] = ()
+) -> RunSettings:
     """A recipe's settings in a directory.
+
+    Args:
+        name: The recipe's.
+        directory: Of the run.
+        seed: Of the run; None for the recipe's.
+        reuse: Where trained models are shared; None: nowhere.
+        changes: What is different from the recipe, each `learner.max_staleness=0`.
 
     Raises:
         NotFound: There is no such recipe.
-        SettingsError: The environment overrides it with something wrong.
+        SettingsError: A change, or the environment, overrides it with something wrong.
     """
-    over: dict[str, Any] = {"directory": directory.absolute()}
+    over: dict[str, Any] = {**changed_tree(changes), "directory": directory.absolute()}
     if seed is not None:
         over["seed"] = seed
     if reuse is not None:
@@ -96,6 +108,8 @@ def _figures(
     change, *others = data.measure(
         Sampled(before, after, evaluation.rewards_before, evaluation.rewards_after), run.settings.seed
     )
+    if updates and (texts := data.held_out_texts(run.settings.seed)):
+        others.append(_perplexity(run, texts))
     return RecipeFigures(
         recipe=name,
         seed=run.settings.seed,
@@ -120,6 +134,17 @@ def _figures(
 def _examples(update: learner_pb2.StepMetrics) -> float:
     """What an update learned from; an algorithm that makes pairs of its episodes tells both."""
     return next((update.values[kind] for kind in _EXAMPLES if kind in update.values), 0.0)
+
+
+def _perplexity(run: Run, texts: Sequence[str]) -> Change:
+    """How much worse the last version knows texts that people wrote and nobody trained on."""
+    store = PolicyStore(run.settings.policy_url, run.settings.run)
+    directory = run.workspace.root / "measured"
+    try:
+        last = store.fetch(store.servable()[0], directory)
+        return Change("perplexity of held-out texts", *(perplexity(each, texts) for each in (run.workspace.base_model, last)))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _curves(updates: Sequence[learner_pb2.StepMetrics]) -> Mapping[str, list[float]]:

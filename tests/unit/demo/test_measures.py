@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
+import math
+from pathlib import Path
 
-from honed.demo.measures import busy_share
+import pytest
+import torch
+from google.protobuf.timestamp_pb2 import Timestamp
+from tests.support.tiny import make_tiny_model
+
+from honed.demo.measures import busy_share, perplexity
+from honed.models.loader import load_language_model
+from honed.models.tokenizer import load_tokenizer
 from honed.v1 import learner_pb2
 
 
@@ -28,3 +35,16 @@ def test_an_update_that_reaches_over_the_start_or_the_end_counts_in_part() -> No
 def test_a_demo_that_was_finished_when_it_was_resumed_was_not_busy() -> None:
     assert busy_share([update(1, 50.0, 5.0)], 100.0, 100.5) == 0.0
     assert busy_share([], 100.0, 100.0) == 0.0
+
+
+def test_perplexity_is_that_of_transformers_own_loss_with_every_token_of_all_texts_counted_once(tmp_path: Path) -> None:
+    directory = make_tiny_model(tmp_path / "model", seed=1)
+    model, tokenizer = load_language_model(directory).eval(), load_tokenizer(directory)
+    start = tokenizer.prefix or (tokenizer.end,)
+    losses, counts = [], []
+    for text in ("a good film", "it was a film of some length, and not a bad one"):
+        ids = torch.tensor([[*start, *tokenizer.encode(text, special_tokens=False)]])
+        losses.append(float(model(input_ids=ids, labels=ids).loss.detach()))
+        counts.append(ids.shape[1] - 1)
+    expected = math.exp(sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts))
+    assert perplexity(directory, ["a good film", "it was a film of some length, and not a bad one"]) == pytest.approx(expected)

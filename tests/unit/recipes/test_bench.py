@@ -53,6 +53,17 @@ def test_tasks_go_seed_by_seed_since_a_seeds_recipes_share_models():
     assert [task.label for task in tasks([DPO, RLOO], 2)] == ["dpo-1", "rloo-1", "dpo-2", "rloo-2"]
 
 
+def test_a_recipe_with_something_else_in_it_has_results_and_a_row_of_its_own(tmp_path):
+    plain, changed = tasks([DPO], 1), tasks([DPO], 1, changes=["learner.max_staleness=0"])
+    run = Runs()
+    bench([*plain, *changed], tmp_path, run)
+    bench([*changed, *plain], tmp_path, run)
+    assert len(run.ran) == len(set(run.ran)) == 2
+    shown = rows(results_of([*plain, *changed], tmp_path))
+    assert [row.cells()[0] for row in shown] == ["`dpo`", "`dpo learner.max_staleness=0`"]
+    assert bench(tasks([DPO], 1, changes=["learner.max_staleness=1"]), tmp_path, run)
+
+
 def test_what_is_done_is_not_run_again(tmp_path):
     wanted, run = tasks([DPO, RLOO], 2), Runs()
     bench(wanted[:3], tmp_path, run)

@@ -39,9 +39,9 @@ class Told:
     result: Result | None = None
 
 
-def tasks(recipes: Sequence[Recipe], seeds: int, first: int = 1) -> list[Task]:
+def tasks(recipes: Sequence[Recipe], seeds: int, first: int = 1, changes: Sequence[str] = ()) -> list[Task]:
     """Each recipe with each seed; seed by seed, because recipes of one seed share what they are trained on."""
-    return [Task(recipe, seed) for seed in range(first, first + seeds) for recipe in recipes]
+    return [Task(recipe, seed, tuple(changes)) for seed in range(first, first + seeds) for recipe in recipes]
 
 
 def run_bench(wanted: Sequence[Task], results: Results, run: Runner, origin: Origin) -> Iterator[Told]:
@@ -57,6 +57,7 @@ def run_bench(wanted: Sequence[Task], results: Results, run: Runner, origin: Ori
             figures = run(task)
         except (HonedError, OSError, ValueError) as failed:
             error = str(failed) or type(failed).__name__
-        result = Result(task.recipe.name, task.seed, task.digest, origin.commit, origin.machine, figures, error)
+        of = (task.recipe.name, task.seed, task.digest, origin.commit, origin.machine)
+        result = Result(*of, figures, error, task.changes)
         results.write(task, result)
         yield Told(task, number, len(waiting), result)

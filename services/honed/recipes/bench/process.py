@@ -53,6 +53,7 @@ class ProcessRunner:
         command = [sys.executable, "-m", "honed.conductor.child", str(os.getpid()), "0"]  # which ends with this process
         command += [sys.executable, "-m", "honed.cli.main", "recipes", "run", task.recipe.name, "--seed", str(task.seed)]
         command += ["--directory", str(directory), "--reuse", str(self.reuse), "--fresh"]
+        command += [part for change in task.changes for part in ("--set", change)]
         with log.open("wb") as output:
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

@@ -23,16 +23,23 @@ class Task:
 
     recipe: Recipe
     seed: int
+    changes: tuple[str, ...] = ()
+    """What is different from the recipe: see `recipes.changes`."""
 
     @property
     def label(self) -> str:
         """For people, and names of files."""
-        return f"{self.recipe.name}-{self.seed}"
+        changed = f"-{_digest(*self.changes)[:8]}" if self.changes else ""
+        return f"{self.recipe.name}{changed}-{self.seed}"
 
     @property
     def digest(self) -> str:
-        """Of the recipe's text."""
-        return hashlib.sha256(self.recipe.text.encode()).hexdigest()
+        """Of the recipe's text, and of what is different."""
+        return _digest(self.recipe.text, *self.changes)
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Result:
         machine: It ran on, in words.
         figures: What it measured; None if it failed.
         error: Why it failed.
+        changes: What was different from the recipe.
     """
 
     recipe: str
@@ -56,6 +64,12 @@ class Result:
     machine: str
     figures: RecipeFigures | None = None
     error: str = ""
+    changes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The recipe's name, with what was different."""
+        return " ".join((self.recipe, *self.changes))
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ class Results:
         try:
             tree: Mapping[str, Any] = json.loads(self._path(task).read_text(encoding="utf-8"))
             figures = RecipeFigures.from_json(tree["figures"]) if tree["figures"] is not None else None
-            result = Result(**{**tree, "figures": figures})
+            result = Result(**{**tree, "figures": figures, "changes": tuple(tree.get("changes", ()))})
         except (OSError, ValueError, TypeError, KeyError):  # not there, cut short, or of another release
             return None
         return result if result.digest == task.digest else None

@@ -72,8 +72,8 @@ def rows(results: Iterable[Result]) -> list[Row]:
     """The results by recipe, in the order in which recipes come first."""
     found: dict[str, list[Result]] = {}
     for result in results:
-        found.setdefault(result.recipe, []).append(result)
-    return [Row(recipe, each) for recipe, each in found.items()]
+        found.setdefault(result.title, []).append(result)
+    return [Row(title, each) for title, each in found.items()]
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -88,7 +88,7 @@ def markdown(shown: Sequence[Row]) -> str:
     lines += ["| " + " | ".join(_plain(cell) for cell in row.cells()) + " |" for row in shown]
     failures = [result for row in shown for result in row.failures]
     if failures:
-        lines += ["", *(f"- `{result.recipe}`, seed {result.seed}, failed: {_plain(result.error)}" for result in failures)]
+        lines += ["", *(f"- `{result.title}`, seed {result.seed}, failed: {_plain(result.error)}" for result in failures)]
     return "\n".join(lines) + "\n"
 
 

@@ -93,6 +93,10 @@ class MadeData(ABC):
             HonedError: What they are made of cannot be had; says what to do.
         """
 
+    def held_out_texts(self, seed: int) -> Sequence[str]:
+        """Texts that people wrote and nothing trained on: they measure what a policy forgets. None by default."""
+        return ()
+
     @abstractmethod
     def measure(self, sampled: Sampled, seed: int) -> Sequence[Change]:
         """What the run has changed; the first is the figure that the recipe is about.

@@ -45,6 +45,12 @@ class Openings(MadeData):
         write_once(directory / "prompts.jsonl", text_rows(opened(texts_of(split.judge))))
         write_once(directory / "evaluation.jsonl", text_rows(opened(texts_of(split.held_out))[:HELD_OUT]))
 
+    def held_out_texts(self, seed: int) -> Sequence[str]:
+        """See `MadeData`."""
+        from honed.recipes.made.ratings import held_out_texts
+
+        return held_out_texts(seed)
+
     def measure(self, sampled: Sampled, seed: int) -> Sequence[Change]:
         """See `MadeData`."""
         from honed.recipes.made.ratings import judged

@@ -51,6 +51,12 @@ class Rankings(MadeData):
         write_once(directory / "demonstrations.jsonl", demonstrations(rated, seed=seed))
         write_once(directory / "rankings.jsonl", rankings(rated, seed=seed))
 
+    def held_out_texts(self, seed: int) -> Sequence[str]:
+        """See `MadeData`."""
+        from honed.recipes.made.ratings import held_out_texts
+
+        return held_out_texts(seed)
+
     def measure(self, sampled: Sampled, seed: int) -> Sequence[Change]:
         """See `MadeData`."""
         from honed.recipes.made.ratings import judged

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from honed.conductor.settings import DataSettings
 from honed.recipes.made.base import Change, MadeData, Sampled, made
+
+HELD_OUT_TEXTS: Final = 500
+"""Of them it is measured how well a policy still knows what people write."""
 
 
 @made("ratings")
@@ -28,9 +32,21 @@ class Ratings(MadeData):
 
         write_demo_files(directory, seed)
 
+    def held_out_texts(self, seed: int) -> Sequence[str]:
+        """See `MadeData`."""
+        return held_out_texts(seed)
+
     def measure(self, sampled: Sampled, seed: int) -> Sequence[Change]:
         """See `MadeData`."""
         return [judged(sampled, seed)]
+
+
+def held_out_texts(seed: int) -> Sequence[str]:
+    """The film reviews that nothing trains on."""
+    from honed.demo.data.split import texts_of
+    from honed.demo.material import rating_split
+
+    return texts_of(rating_split(seed).held_out)[:HELD_OUT_TEXTS]
 
 
 def judged(sampled: Sampled, seed: int) -> Change:
