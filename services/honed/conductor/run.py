@@ -187,7 +187,9 @@ class Run:
             group.create_task(self._persist("import of judgements", self._import))
             self._enter(conductor_pb2.RUN_PHASE_PRETRAIN, "training the language model")
             group.create_task(self._persist("pretraining", lambda: self.fleet.run_job("pretrain")))
-        self._enter(conductor_pb2.RUN_PHASE_REWARD_MODEL, "training the reward model")
+        trains = self.settings.goes_through("reward_model")
+        doing = "training the reward model" if trains else "starting generation"
+        self._enter(conductor_pb2.RUN_PHASE_REWARD_MODEL, doing)
         async with asyncio.TaskGroup() as group:
             # The engine takes its time to start, and it can serve the base model already.
             group.create_task(starting("generation"))

@@ -106,7 +106,8 @@ class _Tracking:
     async def _tell(self) -> None:
         state, workspace = self._run.state, self._run.workspace
         phase = state.phase if state.ended_at is not None else conductor_pb2.RUN_PHASE_STOPPED
-        now = (phase, state.ended_at, _written_at(workspace.report_json))
+        # The page is written after the figures, where it can be drawn: both times, or it would be left behind.
+        now = (phase, state.ended_at, _written_at(workspace.report_json), _written_at(workspace.report_html))
         if now == self._told:
             return
         self._told = now

@@ -91,12 +91,13 @@ async def test_one_run_of_mlflow_has_the_phases_the_updates_and_the_report_over_
         run.workspace.report_json.write_text(json.dumps({"outcome": "finished", "reward_after": 1.5}))
         experiment = client.get_experiment_by_name("honed").experiment_id
         await until(lambda: client.search_runs([experiment])[0].info.status == "FINISHED", 20, "the outcome is sent")
+        run.workspace.report_html.write_text("<html></html>")  # it is drawn after the figures are written
     assert history(client, "pretrain/loss") == [(1, 1.0), (2, 0.5)]
     assert history(client, "kl") == [(1, 0.1), (2, 0.2), (3, 0.3)]
     assert history(client, "report/reward_after") == [(3, 1.5)]
     (kept,) = client.search_runs([experiment])
     assert kept.data.params["learner.batch"] == str(run.settings.learner.batch)
-    assert {file.path for file in client.list_artifacts(kept.info.run_id)} == {"report.json"}
+    assert {file.path for file in client.list_artifacts(kept.info.run_id)} == {"report.json", "report.html"}
     last = record.read_record(run.workspace)
     assert last is not None
     assert (last.state, last.started_at) == ("finished", first.started_at)
