@@ -21,6 +21,7 @@ from torch import Tensor
 
 from honed.learner.algorithms.base import LearnsFrom, algorithm_names, find_algorithm, make_algorithm
 from honed.learner.build import updates_of
+from honed.learner.data.labelled import Labelled
 from honed.learner.data.pair import Pair
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.settings import LearnerSettings
@@ -48,7 +49,20 @@ def pairs() -> list[Any]:
     return [Pair(f"p{n}", tokens(12), tokens(30), tokens(30)) for n in range(6)]
 
 
-BATCHES: Final[Mapping[LearnsFrom, Callable[[], Sequence[Any]]]] = {"rollouts": groups, "preferences": pairs}
+def labelled() -> list[Any]:
+    """Both responses of each pair by themselves, one called good and one bad."""
+    return [
+        Labelled(f"{pair.rollout_id}-{place}", pair.prompt, response, desirable=not place)
+        for pair in pairs()
+        for place, response in enumerate((pair.chosen, pair.rejected))
+    ]
+
+
+BATCHES: Final[Mapping[LearnsFrom, Callable[[], Sequence[Any]]]] = {
+    "rollouts": groups,
+    "preferences": pairs,
+    "labels": labelled,
+}
 
 
 @pytest.fixture(scope="module", params=["gpt2", "gemma2"])
