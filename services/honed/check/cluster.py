@@ -66,6 +66,7 @@ def check_cluster(run_file: Path) -> tuple[RunSettings, Report]:
     _check_store(settings, report)
     _check_database(settings, report)
     _check_data(settings, report)
+    _check_training(settings, report)
     _check_scorers(settings, report)
     return settings, report
 
@@ -262,6 +263,14 @@ def _check_data(settings: RunSettings, report: Report) -> None:
             "learner.ptx",
             f"the learner reads data.{settings.learner.ptx.data} too: the overlay needs the component learner-data",
         )
+
+
+def _check_training(settings: RunSettings, report: Report) -> None:
+    body = settings.reward_training.start_from
+    if body is not None and not _under(body, DATA):
+        report.error("reward_training.start_from", _elsewhere(body, DATA, "a model directory"))
+    if settings.reuse is not None and not _under(settings.reuse, STATE):
+        report.error("reuse", f"is {settings.reuse}, a directory that no Pod can write to: leave it out")
 
 
 def _check_scorers(settings: RunSettings, report: Report) -> None:

@@ -56,7 +56,8 @@ LOCAL_TOKENS: dict[str, tuple[str, ...]] = {
     ),
     # The generation service scores the candidates of a request with best_of.
     "generation": ("reward",),
-    # These call nobody yet. Their names are in the table, so that a scope is all that a first call needs.
+    # These call nobody yet with their own token (remote scorers bring that of whom they ask). Their names are in the table, so
+    # that a scope is all that a first call needs.
     "reward": (),
     "preference": (),
 }

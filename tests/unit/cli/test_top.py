@@ -58,6 +58,6 @@ def test_what_the_algorithm_does_not_measure_is_not_shown(figures: dict[str, flo
     learner = {
         "state": "training", "version": "1.2", "target_steps": 9, "rollouts_trained": 4, "rollouts_dropped": {},
         "served_version": "1.2", "versions_pushed": 2, "pushes_failed": 0, "updates_per_minute": 6.0,
-        "staleness_mean": 0.5, "staleness_max": 1.0, **figures,
+        "staleness_mean": 0.5, "staleness_max": 1.0, "scores": {}, **figures,
     }  # fmt: skip
     assert _learner(learner)["pace"].endswith(shown)

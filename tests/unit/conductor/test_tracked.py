@@ -75,7 +75,7 @@ async def test_one_run_of_mlflow_has_the_phases_the_updates_and_the_report_over_
         for step in (1, 2):
             await learner.train(step)
         noted = run.workspace.tracking / "mlflow.json"
-        await until(lambda: noted.exists() and len(json.loads(noted.read_text())["sent"]) == 2, 20, "both series are sent")
+        await until(lambda: noted.exists() and len(json.loads(noted.read_text())["sent"]) == 2, 60, "both series are sent")
     assert history(client, "pretrain/loss") == [(1, 1.0), (2, 0.5)]
     assert history(client, "kl") == [(1, 0.1), (2, 0.2)]
     first = record.read_record(run.workspace)
@@ -90,7 +90,7 @@ async def test_one_run_of_mlflow_has_the_phases_the_updates_and_the_report_over_
         run.state.ended_at = time.time()
         run.workspace.report_json.write_text(json.dumps({"outcome": "finished", "reward_after": 1.5}))
         experiment = client.get_experiment_by_name("honed").experiment_id
-        await until(lambda: client.search_runs([experiment])[0].info.status == "FINISHED", 20, "the outcome is sent")
+        await until(lambda: client.search_runs([experiment])[0].info.status == "FINISHED", 60, "the outcome is sent")
         run.workspace.report_html.write_text("<html></html>")  # it is drawn after the figures are written
     assert history(client, "pretrain/loss") == [(1, 1.0), (2, 0.5)]
     assert history(client, "kl") == [(1, 0.1), (2, 0.2), (3, 0.3)]

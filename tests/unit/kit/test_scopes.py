@@ -21,6 +21,8 @@ RUNS_WITH_ITS_TOKEN = {
     "conductor": ["conductor", "cli/display.py"],
 }
 """What runs in a process that carries the token of a service and opens channels with it."""
+TOKENS_OF_OTHERS = {ROOT / "reward" / "remote_scorer.py"}
+"""What calls with a token that its settings name: another run's service knows no token of this one."""
 
 
 def names(files: Iterator[Path]) -> set[str]:
@@ -31,7 +33,12 @@ def names(files: Iterator[Path]) -> set[str]:
 
 def calls(parts: list[str]) -> set[str]:
     """The methods `/honed.v1.Service/Method` that a service calls: of each service that it has a stub of, those it names."""
-    found = names(file for part in parts for file in ([ROOT / part] if part.endswith(".py") else (ROOT / part).rglob("*.py")))
+    found = names(
+        file
+        for part in parts
+        for file in ([ROOT / part] if part.endswith(".py") else (ROOT / part).rglob("*.py"))
+        if file not in TOKENS_OF_OTHERS
+    )
     stubs = {match[1] for name in found if (match := re.fullmatch(r"(\w+Service)(?:Async)?Stub", name))}
     rows = [(method, *method.removeprefix("/honed.v1.").split("/")) for method in SCOPES if method.startswith("/honed.v1.")]
     return {method for method, service, name in rows if service in stubs and name in found}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from honed.models import lean  # noqa: F401  before transformers
+
+# isort: split
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from honed.kit.errors import FailedPrecondition

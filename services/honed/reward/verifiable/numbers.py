@@ -24,7 +24,7 @@ _NUMBER: Final = regex.compile(
         \\[dt]?frac\s?\{{(?P<over>\s?[-−]?\d{{1,40}}\s?)\}}\{{(?P<under>\s?[-−]?\d{{1,40}}\s?)\}}
         |(?P<value>{_DIGITS})(?:[eE](?P<exponent>[-+]?\d{{1,3}})(?!\d)|(?![eE][-+]?\d))(?:\s?/\s?(?P<divisor>\d{{1,40}}+)(?![\d.,]*\d))?
     )(?P<percent>\s?\\?%)?(?!\d)""",
-    regex.VERBOSE,
+    regex.VERBOSE | regex.ASCII,  # digits of other scripts are not read: Python knows fewer of them than regex does
 )
 
 
