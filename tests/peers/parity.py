@@ -12,7 +12,7 @@ from torch import Tensor
 from honed.learner.algorithms.base import make_algorithm
 from honed.learner.models.policy import TokenEvaluation
 from honed.learner.settings import LearnerSettings
-from honed.learner.train.on_policy import Sampled
+from honed.learner.train.sampled import Sampled
 
 LIMIT = 1e-6
 """The largest absolute difference, float32."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from honed.learner.models.policy import TokenEvaluation
     from honed.learner.settings import LearnerSettings
-    from honed.learner.train.on_policy import Sampled
+    from honed.learner.train.sampled import Sampled
 
 
 class Options(Section):

@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from honed.artifacts.version import VersionId
 from honed.learner.algorithms.base import OnPolicy
 from honed.learner.data.batches import MicroBatch, Rows, pack_on
 from honed.learner.data.episode import Episode
-from honed.learner.loop.records import OF_SCORER
 from honed.learner.models.policy import PolicyModel, ReferenceModel, TokenEvaluation
 from honed.learner.objectives.kl import KLController
 from honed.learner.objectives.normalise import RewardNormaliser, batch_rewards, is_constant, placed_rewards
@@ -29,50 +26,11 @@ from honed.learner.objectives.policy_gradient import approximate_kl_terms, behav
 from honed.learner.settings import LearnerSettings
 from honed.learner.train.algorithm import BadLoss, State, UpdateContext
 from honed.learner.train.means import MeanOverTokens
+from honed.learner.train.sampled import Sampled, repeated_of, rows_of, sampled_by, score_means
 from honed.learner.train.trainer import Trainer
 
 PolicyTrainer = Trainer[Sequence[Episode], PolicyModel]
 """What learns from sampled responses."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A batch of sampled responses as the models saw it before the update.
-
-    Attributes:
-        mask: True on action tokens.
-        behaviour: The sampler's log-probabilities, nats.
-        proximal: The policy's, nats.
-        reference: The frozen reference's, nats; the policy's own where the algorithm needs no reference.
-        values: Of the value head; zero without one.
-        weights: Truncated importance weights of the sampler's tokens under the proximal policy.
-        scores: The normalised score of each response, `[B]`.
-        raw_scores: The score as it came, `[B]`, float64.
-        repeated: True where an earlier response to the same prompt has the same tokens, `[B]`.
-        groups: The number of each response's prompt in the batch, `[B]`, from 0.
-        cut: True where a response reached the limit of its length and did not end by itself, `[B]`.
-        beta: KL coefficient, reward per nat.
-        placed: The normalised scores at the tokens that scorers gave them for; None where all are for whole responses.
-    """
-
-    mask: Tensor
-    behaviour: Tensor
-    proximal: Tensor
-    reference: Tensor
-    values: Tensor
-    weights: Tensor
-    scores: Tensor
-    raw_scores: Tensor
-    repeated: Tensor
-    groups: Tensor
-    cut: Tensor
-    beta: float
-    placed: Tensor | None = None
-
-    @property
-    def kl(self) -> float:
-        """Mean over responses of the sum over tokens of `logp - ref_logp` (k1), nats a response."""
-        return float((self.proximal - self.reference).sum(1).mean())
 
 
 class OnPolicyUpdates:
@@ -140,11 +98,11 @@ class OnPolicyUpdates:
             weights=behaviour_weights(proximal, rows.behaviour, self.learner.importance_cap),
             scores=torch.tensor(scores),
             raw_scores=torch.tensor([episode.reward for episode in batch], dtype=torch.float64),
-            repeated=torch.tensor(_repeated(batch)),
+            repeated=torch.tensor(repeated_of(batch)),
             groups=torch.tensor([numbers.setdefault(episode.group_id, len(numbers)) for episode in batch]),
             cut=torch.tensor([episode.cut for episode in batch]),
             beta=self.kl.value,
-            placed=_rows_of(placed_rewards(self.normaliser, batch, scores), rows.mask),
+            placed=rows_of(placed_rewards(self.normaliser, batch, scores), rows.mask),
         )
         return sampled, means["entropy"], first
 
@@ -229,13 +187,13 @@ class _Batch:
             kl.update(sampled.kl, len(self.episodes))
         scores = sampled.raw_scores
         gap = (sampled.proximal - sampled.behaviour).abs().exp()
-        same = _sampled_by(self._context.version, self.episodes, mask)
+        same = sampled_by(self._context.version, self.episodes, mask)
         return {
             "episodes": float(len(self.episodes)),
             "tokens": float(mask.sum()),
             "score_mean": float(scores.mean()),
             "score_std": float(scores.std(correction=0)),
-            **_score_means(self.episodes),
+            **score_means(self.episodes),
             "cut_share": float(sampled.cut.double().mean()),
             "reward_constant": float(is_constant([episode.reward for episode in self.episodes])),
             **({"kl": sampled.kl} if self.updates.reference is not None else {}),
@@ -305,24 +263,6 @@ class _AtTokens(Mapping[str, Tensor]):
         return len(self._rows)
 
 
-def _rows_of(values: Sequence[Sequence[float]] | None, mask: Tensor) -> Tensor | None:
-    """Values of each response's tokens as rows `[B, T]`, zero on pads."""
-    if values is None:
-        return None
-    rows = torch.zeros(mask.shape)
-    rows[mask] = torch.tensor([value for row in values for value in row])
-    return rows
-
-
-def _score_means(episodes: Sequence[Episode]) -> dict[str, float]:
-    """The mean of what each scorer said, by `score/NAME`, over the responses that it scored."""
-    said: dict[str, list[float]] = {}
-    for episode in episodes:
-        for name, value in episode.scores:
-            said.setdefault(name, []).append(value)
-    return {f"{OF_SCORER}{name}": math.fsum(values) / len(values) for name, values in sorted(said.items())}
-
-
 def check_ratio(to: str, mean: float, bound: float) -> None:
     """Refuses a batch whose mean importance ratio leaves the bounds.
 
@@ -331,22 +271,3 @@ def check_ratio(to: str, mean: float, bound: float) -> None:
     """
     if not 1 / bound <= mean <= bound:
         raise BadLoss(f"the mean ratio to the {to} is {mean:.3g}, learner.max_ratio allows {1 / bound:g} to {bound:g}")
-
-
-def _repeated(episodes: Sequence[Episode]) -> list[bool]:
-    seen: set[tuple[str, tuple[int, ...]]] = set()
-    found = []
-    for episode in episodes:
-        found.append((episode.group_id, episode.response) in seen)
-        seen.add((episode.group_id, episode.response))
-    return found
-
-
-def _sampled_by(version: VersionId | None, episodes: Sequence[Episode], mask: Tensor) -> Tensor:
-    """Which tokens of the rows a version sampled; none if it is None."""
-    same = torch.zeros_like(mask)
-    for row, episode in enumerate(episodes):
-        for span in episode.spans:
-            if span.version == version:
-                same[row, span.start : span.end] = True
-    return same & mask
