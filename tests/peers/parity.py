@@ -114,6 +114,8 @@ def loss_of(learner: LearnerSettings, batch: Batch, rows: dict[str, Tensor] | No
         values=batch.old_values,
         weights=torch.ones_like(batch.proximal),
         scores=batch.scores,
+        raw_scores=batch.scores.double(),
+        repeated=torch.zeros(len(mask), dtype=torch.bool),
         groups=batch.groups,
         cut=torch.zeros(len(mask), dtype=torch.bool),
         beta=learner.kl.coefficient,
