@@ -126,7 +126,7 @@ def main(
             group=8 if algorithm == "grpo" else 1,
             epochs=epochs,
             learning_rate=learning_rate,
-            kl=0.05 if algorithm == "ppo" else 0.0,
+            kl=0.01 if algorithm == "ppo" else 0.0,
             seconds=seconds,
             threads=threads,
             seed=0,

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from honed.artifacts.tensors import read_tensor_entries
 from honed.kit.errors import DataLoss, FailedPrecondition
+from honed.models.activations import fuse_activations
 from honed.models.facts import read_json
 
 _CPU = torch.device("cpu")
@@ -144,6 +145,7 @@ def _load(
     for name, parameter in model.named_parameters():
         if name not in (*may_lack, *may_differ) and not bool(torch.isfinite(parameter).all()):
             raise DataLoss(f"{directory}: weight {name!r} holds values that are not finite")
+    fuse_activations(model)
     return model.to(device).eval()
 
 
