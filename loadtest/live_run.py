@@ -131,7 +131,7 @@ async def live_run(root: Path, tree: Mapping[str, Any], *arguments: str) -> Asyn
     run_file, log = root / "run.yaml", root / "up.log"
     run_file.write_text(yaml.safe_dump(dict(tree)))
     command = [sys.executable, "-m", "honed.cli.main", "up", "--run-file", str(run_file), *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: ASYNC220  # starts at once
             command, stdout=output, stderr=output, env=environment, start_new_session=True

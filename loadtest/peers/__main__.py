@@ -41,6 +41,7 @@ _START_S = 180.0
 
 Algorithm = Literal["ppo", "grpo"]
 Shape = Literal["gpt2", "llama"]
+Precision = Literal["float32", "bfloat16"]
 
 
 def peer(environment: Path, task: Task, file: Path) -> compare.Training:
@@ -108,6 +109,7 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="Compute threads of the peer.")] = os.cpu_count() or 1,
     learning_rate: Annotated[float, typer.Option(min=0, help="AdamW's, of both.")] = 1e-3,
+    precision: Annotated[Precision, typer.Option(help="Of both trainers' passes.")] = "float32",
     engine: Annotated[str, typer.Option(help="Ours: vllm, transformers or auto.")] = "auto",
     environment: Annotated[Path, typer.Option(help="What `make peers` made.")] = ROOT / "build" / "peers",
 ) -> None:
@@ -129,6 +131,7 @@ def main(
             kl=0.01 if algorithm == "ppo" else 0.0,
             seconds=seconds,
             threads=threads,
+            precision=precision,
             seed=0,
         )
         pairs = []
@@ -166,6 +169,7 @@ def _finish(pairs: list[tuple[compare.Side, compare.Side]], task: Task, model: s
         "seconds": task.seconds,
         "seeds": len(pairs),
         "threads": task.threads,
+        "precision": task.precision,
         "missed": missed,
     }
     report.finish(figures)

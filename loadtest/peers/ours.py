@@ -50,6 +50,7 @@ def run_tree(root: Path, task: Task, engine: str) -> dict[str, Any]:
             "epochs": task.epochs,
             "optimizer": "adamw",
             "learning_rate": task.learning_rate,
+            "precision": task.precision,
             "reward_normalisation": "none",
             "kl": {"controller": "fixed", "coefficient": task.kl},
             "steps": None,

@@ -37,6 +37,7 @@ class Task:
         kl: Price of a nat to the reference model; 0 needs none.
         seconds: How long to train from the end of the first update on.
         threads: Compute threads of the peer's process.
+        precision: Of both trainers' passes.
         seed: Of order and sampling.
     """
 
@@ -51,6 +52,7 @@ class Task:
     kl: float
     seconds: float
     threads: int
+    precision: Literal["float32", "bfloat16"]
     seed: int
 
     @classmethod

@@ -55,7 +55,7 @@ def main(task: Task) -> None:
             disable_tqdm=True,
             disable_dropout=True,
             gradient_checkpointing=False,
-            bf16=False,
+            bf16=task.precision == "bfloat16",
             use_cpu=True,
             seed=task.seed,
         )

@@ -67,7 +67,7 @@ def main(task: Task) -> None:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            bf16=False,
+            bf16=task.precision == "bfloat16",
             gradient_checkpointing=False,
             use_cpu=True,
             seed=task.seed,

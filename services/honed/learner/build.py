@@ -17,6 +17,7 @@ from honed.learner.critic_start import CriticStart
 from honed.learner.data.episode import Vocabulary
 from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.models.recompute import recompute_layers
+from honed.learner.models.threads import beside_generation, use_threads
 from honed.learner.models.upper_layers import UpperReference, freeze_lower_layers
 from honed.learner.objectives.kl import AdaptiveKL, FixedKL, KLController, RL4LMsKL
 from honed.learner.objectives.normalise import FittedOnFirstBatch, GainBias, RewardNormaliser, Running
@@ -58,8 +59,6 @@ def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None 
     if section.unfrozen_layers is not None:
         facts.check_layers(section.unfrozen_layers)
     device = choose_device(section.device)
-    if device.type == "cpu":
-        torch.set_num_threads(section.threads)
     make_deterministic(device, section.deterministic)
     values = None
     if section.critic == "separate":
@@ -67,6 +66,8 @@ def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None 
         if section.gradient_checkpointing:
             recompute_layers(values.language_model)
     language_model = load_language_model(base, device=device)
+    if device.type == "cpu":
+        use_threads(section.threads, language_model, beside_generation(settings))
     if section.unfrozen_layers is not None:
         freeze_lower_layers(language_model, section.unfrozen_layers)
     policy = PolicyModel(language_model, precision=section.precision, recompute=section.gradient_checkpointing, critic=values)

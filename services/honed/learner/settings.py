@@ -50,7 +50,9 @@ class LearnerSettings(ServerSettings):
         None, description="The same data gives the same bits. Unset: on a CPU, where that is free; a GPU gets slower by it."
     )
     precision: Literal["float32", "bfloat16"] = "float32"
-    threads: Positive = 1
+    threads: Positive | None = Field(
+        None, description="Compute threads on a CPU. Unset: the cores that generation leaves; one of two for a small model."
+    )
     batch: Positive = Field(256, description="Rollouts of one update.")
     epochs: Positive | None = Field(
         None, description="Passes over a batch. Unset: 4 with a clipped ratio (ppo, grpo, rloo), else 1."
@@ -133,7 +135,7 @@ class PretrainSettings(Section):
     block_tokens: Positive = Field(256, description="Length of a packed training sequence.")
     block_rows: Positive = 8
     microbatch_tokens: Positive = Field(8192, description="Tokens of one forward and backward pass at most; it bounds memory.")
-    threads: Positive = 2
+    threads: Positive | None = Field(None, description="Compute threads on a CPU. Unset: all cores; four for a small model.")
 
 
 class FineTuningSettings(Section):
@@ -150,7 +152,7 @@ class FineTuningSettings(Section):
     append_end: bool = Field(True, description="A response ends with the end-of-text token, which is learned too.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0 ...")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the computation; weights stay float32.")
-    threads: Positive = 2
+    threads: Positive | None = Field(None, description="Compute threads on a CPU. Unset: all cores; four for a small model.")
 
 
 class RewardTrainingSettings(Section):
@@ -203,7 +205,9 @@ class RewardTrainingSettings(Section):
     normalising_samples: Annotated[int, Field(ge=2)] = Field(
         256, description="Samples of the reference policy that set gain and bias."
     )
-    threads: Positive = Field(1, description="The generation service runs beside it.")
+    threads: Positive | None = Field(
+        None, description="Compute threads on a CPU. Unset: the cores that generation leaves; one of two for a small model."
+    )
 
     @field_validator("read_layers")
     @classmethod

@@ -1,8 +1,8 @@
 """One kernel for an activation that transformers computes in eight.
 
-GPT-2's "new" GELU, `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks and Gimpel 2016, equation 2), is written out in
-transformers as powers, products and a tanh: each makes a tensor as wide as the widest of a layer, and one more on the way back.
-torch has the same function as one kernel, and its gradient as another.
+GPT-2's "new" GELU, `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks and Gimpel 2016, equation 2), is written out
+in transformers as powers, products and a tanh: each makes a tensor as wide as the widest of a layer, and one more on the way
+back. torch has the same function as one kernel, and its gradient as another.
 """
 
 from __future__ import annotations

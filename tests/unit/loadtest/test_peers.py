@@ -64,12 +64,12 @@ def test_the_reward_is_learnable_and_a_random_policy_has_some_of_it():
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_our_side_runs_the_task_that_the_peer_reads(algorithm: str, tmp_path: Path):
-    task = Task("model", "prompts", algorithm, 24, 64, 8, 4, 1e-3, 0.05, 30.0, 2, 3)  # type: ignore[arg-type]
+    task = Task("model", "prompts", algorithm, 24, 64, 8, 4, 1e-3, 0.05, 30.0, 2, "bfloat16", 3)  # type: ignore[arg-type]
     task.write(tmp_path / "task.json")
     assert Task.read(tmp_path / "task.json") == task
     settings = RunSettings.model_validate(run_tree(tmp_path, task, "auto"))
     assert (settings.seed, settings.learner.algorithm, settings.learner.batch, settings.learner.epochs) == (3, algorithm, 64, 4)
     assert (settings.learner.kl.controller, settings.learner.kl.coefficient) == ("fixed", 0.05)
     assert (settings.conductor.samples_per_prompt, settings.conductor.response_tokens) == (8, 24)
-    assert settings.learner.optimizer == "adamw"
+    assert (settings.learner.optimizer, settings.learner.precision) == ("adamw", "bfloat16")
     assert settings.conductor.fixed_length

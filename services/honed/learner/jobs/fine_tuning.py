@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from honed.artifacts.files import hash_file
 from honed.config import RunSettings
 from honed.kit.errors import InvalidArgument
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner.build import choose_device
 from honed.learner.jobs.home import appearing, job_home
+from honed.learner.models.threads import use_threads
 from honed.learner.sources.files import read_demonstrations
 from honed.learner.sources.texts import demonstrations
 from honed.learner.supervised.fit import Budget, Checkpoints, Fit, Standing
@@ -35,7 +34,6 @@ def run(settings: RunSettings, source: Path, target: Path, progress: ProgressFil
         BadBatch: The loss is no longer finite.
     """
     section = settings.sft
-    torch.set_num_threads(section.threads)
     ModelFacts.read(source).check_length(settings.generation.max_model_tokens)
     made_of = {
         "demonstrations": [hash_file(path)[1] for path in settings.data.demonstrations],
@@ -59,6 +57,7 @@ def run(settings: RunSettings, source: Path, target: Path, progress: ProgressFil
             raise InvalidArgument("data.demonstrations", "the files hold none")
         batches = demonstrations(items, rows=section.batch, seed=settings.seed, epochs=section.epochs)
         model = load_language_model(source, device=choose_device(section.device, setting="sft.device"))
+        use_threads(section.threads, model, beside=0)
         random = rng.generator(settings.seed)
         total = batches.batches * section.epochs
 

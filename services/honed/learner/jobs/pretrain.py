@@ -6,8 +6,6 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 from honed.artifacts.draft import VersionDraft
 from honed.artifacts.files import hash_file
 from honed.artifacts.manifest import Lineage
@@ -22,6 +20,7 @@ from honed.learner.jobs.home import appearing, job_home
 from honed.learner.jobs.reuse import Shelf
 from honed.learner.loop.exporter import Exporter
 from honed.learner.models.policy import TokenModel
+from honed.learner.models.threads import use_threads
 from honed.learner.sources.files import read_texts
 from honed.learner.sources.texts import packed_texts
 from honed.learner.supervised.fit import Checkpoints, Fit, Standing
@@ -86,7 +85,6 @@ def publish_base(settings: RunSettings, place: Workspace) -> None:
 
 def _pretrain(settings: RunSettings, place: Workspace, target: Path, progress: ProgressFile) -> None:
     section = settings.pretrain
-    torch.set_num_threads(section.threads)
     if not settings.data.texts:
         raise InvalidArgument(
             "data.texts", "there are no texts to learn a language from: name some, or set conductor.start_from"
@@ -109,6 +107,7 @@ def _pretrain(settings: RunSettings, place: Workspace, target: Path, progress: P
         random = rng.generator(settings.seed)
         shape = ModelShape(section.hidden_size, section.layers, section.head_size, longest)
         model = new_language_model(shape, vocabulary_size=len(tokenizer), rng=random)
+        use_threads(section.threads, model, beside=0)
         source = packed_texts(
             TextTokenizer(tokenizer).encode_all(texts),
             separator=END_OF_TEXT_ID,

@@ -29,6 +29,7 @@ from honed.artifacts.reward_models import TRAINED, RewardModelStore
 from honed.artifacts.store import PolicyStore
 from honed.config import RunSettings
 from honed.formats.files import Defaults, read_judgements
+from honed.kit.cores import available_cores
 from honed.kit.errors import FailedPrecondition, root_cause
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner.build import choose_device
@@ -37,6 +38,7 @@ from honed.learner.data.judgement import Judgement, Ranking
 from honed.learner.jobs.home import job_home
 from honed.learner.jobs.reuse import Shelf
 from honed.learner.jobs.samples import BASE, as_scored, reference_samples
+from honed.learner.models.threads import beside_generation, use_threads
 from honed.learner.supervised.fit import Budget, Checkpoints, Fit, Standing
 from honed.learner.supervised.head import train_head
 from honed.learner.supervised.judgements import accuracy, judgement_batches, reward_rate, reward_trainer
@@ -143,7 +145,8 @@ class _Training:
     ) -> Manifest:
         """Trains, measures and publishes."""
         settings = self._settings
-        torch.set_num_threads(settings.reward_training.threads)
+        # For the samples; the training, which knows its model, chooses for itself.
+        torch.set_num_threads(settings.reward_training.threads or max(1, available_cores() - beside_generation(settings)))
         policies = PolicyStore(settings.policy_url, settings.run)
         base = await asyncio.to_thread(policies.fetch, BASE, Workspace(settings.directory).jobs / NAME)
         body = base if settings.reward_training.start_from is None else Path(settings.reward_training.start_from)
@@ -230,6 +233,7 @@ class _Training:
             precision=section.precision,
             pooling=Pooling(section.read, section.read_layers),
         )
+        use_threads(section.threads, model.classifier, beside_generation(self._settings))
         samples = [model.fitted(ids, tokenizer.prefix)[0] for ids in samples]
         # Judgements that somebody has erased meanwhile are not gone on with: what is left of them has another digest.
         kept = self._directory / f"{_CHECKPOINTS}-{_digest(judgements)}"

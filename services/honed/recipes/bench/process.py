@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from honed import __version__
+from honed.kit.cores import available_cores
 from honed.kit.errors import DataLoss, DeadlineExceeded, FailedPrecondition
 from honed.recipes.bench.bench import Origin
 from honed.recipes.bench.results import Task
@@ -79,7 +80,7 @@ def origin() -> Origin:
     commit = _git(here, "rev-parse", "--short=9", "HEAD")
     if commit and _git(here, "status", "--porcelain", "--", "."):
         commit += "+"  # changed since
-    return Origin(commit or f"release {__version__}", f"{_cores()} cores, {platform.machine()}")
+    return Origin(commit or f"release {__version__}", f"{available_cores()} cores, {platform.machine()}")
 
 
 def _git(here: Path, *arguments: str) -> str:
@@ -88,10 +89,6 @@ def _git(here: Path, *arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
