@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from honed.artifacts.files import open_backend
-from honed.check.cluster import STORE, is_path, is_sqlite
+from honed.check.cluster_files import is_path, is_sqlite
+from honed.check.cluster_places import STORE
 from honed.check.findings import Report
 from honed.cluster import names
 from honed.cluster.api import Cluster, items
