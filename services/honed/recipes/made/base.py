@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
-from honed.conductor.settings import DataSettings
+from honed.conductor.settings import DataSettings, EvaluationSettings
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:  # the tree itself asks here
@@ -137,6 +137,15 @@ def find_made(name: str) -> MadeData:
         raise InvalidArgument("data.made", f"there is no {name!r}; there are {', '.join(names)}")
     importlib.import_module(f"{_PACKAGE}.{name}")
     return _FOUND[name]
+
+
+def texts_and_prompts(directory: Path, held_out: int) -> DataSettings:
+    """The `data` section of texts to pretrain on, prompts, and so many held-out prompts: the files of these names."""
+    return DataSettings(
+        texts=(directory / "texts.jsonl",),
+        prompts=directory / "prompts.jsonl",
+        evaluation=EvaluationSettings(prompts=directory / "evaluation.jsonl", samples=held_out),
+    )
 
 
 def with_made_files(tree: Mapping[str, Any], directory: Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from honed.conductor.settings import DataSettings, EvaluationSettings
-from honed.recipes.made.base import Change, MadeData, Sampled, made
+from honed.conductor.settings import DataSettings
+from honed.recipes.made.base import Change, MadeData, Sampled, made, texts_and_prompts
 
 SHORTEST, LONGEST = 4, 8
 """Words of a prompt."""
@@ -28,11 +28,7 @@ class Continuations(MadeData):
 
     def files(self, directory: Path) -> DataSettings:
         """See `MadeData`."""
-        return DataSettings(
-            texts=(directory / "texts.jsonl",),
-            prompts=directory / "prompts.jsonl",
-            evaluation=EvaluationSettings(prompts=directory / "evaluation.jsonl", samples=HELD_OUT),
-        )
+        return texts_and_prompts(directory, HELD_OUT)
 
     def write(self, directory: Path, seed: int) -> None:
         """See `MadeData`."""
