@@ -23,8 +23,15 @@ def bench(
         typer.Option("--set", help="Something other than the recipes', such as learner.max_staleness=0; may be repeated."),
     ] = None,
     directory: Annotated[Path, typer.Option(help="Where the runs, their results and the page go.")] = Path("out/bench"),
+    kept: Annotated[
+        Path | None,
+        typer.Option("--results", help="Where result files lie, one of each recipe and seed. Default: DIRECTORY/results."),
+    ] = None,
     table: Annotated[
-        Path | None, typer.Option(help="A page in Markdown, such as docs/recipes.md: the table goes between its markers.")
+        Path | None,
+        typer.Option(
+            help="A page in Markdown, such as docs/recipes.md: the table goes between its markers, of all recipes with results."
+        ),
     ] = None,
     limit_minutes: Annotated[float, typer.Option(help="A run that takes longer is stopped, and has failed.", min=0.1)] = 30.0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what has results, and train again what is shared.")] = False,
@@ -47,7 +54,7 @@ def bench(
     chosen = [find_recipe(name) for name in names] if names else recipes()
     changed_tree(changes or ())  # one that cannot be is told at once
     wanted = tasks(list(dict.fromkeys(chosen)), seeds, changes=changes or ())
-    results = Results(directory / "results")
+    results = Results(kept or directory / "results")
     if dry_run:
         _show_plan(wanted, results, fresh=fresh)
         return
@@ -56,8 +63,10 @@ def bench(
         _forget(wanted, results, directory / "reuse")
     runner = ProcessRunner(directory / "runs", directory / "reuse", 60 * limit_minutes)
     _show_progress(run_bench(wanted, results, runner, origin()), runner.runs)
-    found = [result for task in wanted if (result := results.of(task)) is not None]
-    _write(found, directory / "recipes.html", table)
+    found = _known(results, wanted)
+    _write(found, directory / "recipes.html")
+    if table is not None:
+        _write_table(_known(results, tasks(recipes(), seeds, changes=changes or ())), table)
     if any(result.figures is None for result in found):
         raise typer.Exit(1)
 
@@ -99,14 +108,21 @@ def _outcome(result: Result) -> str:
     return f"{figures.figure}: {figures.before:.3f} → {figures.after:.3f} in {figures.seconds:.0f} s"
 
 
-def _write(found: Sequence[Result], page: Path, table: Path | None) -> None:
+def _known(results: Results, tasks: Sequence[Task]) -> list[Result]:
+    return [result for task in tasks if (result := results.of(task)) is not None]
+
+
+def _write(found: Sequence[Result], page: Path) -> None:
     from honed.recipes.bench.page import write_page
-    from honed.recipes.bench.table import markdown, rows, write_between_markers
+    from honed.recipes.bench.table import markdown, rows
 
     shown = rows(found)
-    text = markdown(shown)
     write_page(page, shown)
-    typer.echo(text, nl=False)
+    typer.echo(markdown(shown), nl=False)
     output.note(f"the curves: {page}")
-    if table is not None:
-        write_between_markers(table, text)
+
+
+def _write_table(found: Sequence[Result], page: Path) -> None:
+    from honed.recipes.bench.table import markdown, rows, write_between_markers
+
+    write_between_markers(page, markdown(rows(found)))

@@ -189,3 +189,31 @@ def test_a_recipe_that_is_not_there_is_refused_with_those_that_are():
     refused = CliRunner().invoke(app, ["recipes", "bench", "ppo2"])
     assert refused.exit_code == 1
     assert "there is no recipe 'ppo2'; there are best-of-n, dpo, " in refused.output
+
+
+def test_the_page_keeps_the_rows_of_recipes_that_this_call_does_not_run(tmp_path, monkeypatch):
+    from honed.recipes.catalogue import find_recipe
+
+    run = Runs()
+    list(run_bench([Task(find_recipe("dpo"), 1)], Results(tmp_path / "kept"), run, ORIGIN))
+    page = tmp_path / "recipes.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    run.runs = tmp_path / "runs"
+    monkeypatch.setattr("honed.recipes.bench.process.ProcessRunner", lambda *places: run)
+    asked = [
+        "recipes",
+        "bench",
+        "rloo",
+        "--seeds",
+        "1",
+        "--directory",
+        str(tmp_path / "out"),
+        "--results",
+        str(tmp_path / "kept"),
+    ]
+    done = CliRunner().invoke(app, [*asked, "--table", str(page)])
+    assert done.exit_code == 0, done.output
+    assert run.ran == ["dpo-1", "rloo-1"]
+    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == ["dpo-1.json", "rloo-1.json"]
+    assert [name for name in ("`dpo`", "`rloo`") if name in page.read_text()] == ["`dpo`", "`rloo`"]
+    assert "`dpo`" not in done.stdout
