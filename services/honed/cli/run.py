@@ -129,7 +129,8 @@ def serve(service: Annotated[Service, typer.Argument(help="Which service.")], ru
     with _last_words():
         check_start(settings, service.value)
         with traced(settings, service.value):
-            module = importlib.import_module(SERVICES[service.value].module)
+            with _no_collections():
+                module = importlib.import_module(SERVICES[service.value].module)
             asyncio.run(module.run(settings))
 
 
@@ -159,17 +160,32 @@ def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFi
         _traced_at_sigterm(span),
     ):
         if name is Job.pretrain:
-            from honed.learner.jobs import pretrain
+            with _no_collections():
+                from honed.learner.jobs import pretrain
 
             asyncio.run(asyncio.to_thread(pretrain.run, settings))
         elif name is Job.reward_model:
-            from honed.learner.jobs import reward_model
+            with _no_collections():
+                from honed.learner.jobs import reward_model
 
             asyncio.run(reward_model.run(settings))
         else:
             from honed.preference.main import migrate_database
 
             typer.echo(asyncio.run(migrate_database(settings)))
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """While modules are imported: what they make stays, and looking for what does not would take a tenth of the time."""
+    import gc
+
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def with_replicas(settings: RunSettings, asked: str | None) -> RunSettings:

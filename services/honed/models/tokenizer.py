@@ -81,7 +81,10 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
         DataLoss: It is missing or damaged.
     """
     digest = tokenizer_digest(directory)
-    from transformers import AutoTokenizer  # here, because it imports torch
+    from honed.models import lean  # noqa: F401  here, because it imports torch; before transformers
+
+    # isort: split
+    from transformers import AutoTokenizer
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+
+from honed.models import lean  # noqa: F401  before transformers
+
+# isort: split
 import transformers
 
 from honed.artifacts.version import VersionId
