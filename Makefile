@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 # The files of the tests are shared out among so many processes, in their order: chaos, which takes longest, begins, and the
-# short unit tests fill both to the end. 0: one after another, with breakpoints.
-PYTEST_WORKERS ?= 2
+# short unit tests fill all to the end. One more than the two cores, because some tests wait. 0: one after another, with breakpoints.
+PYTEST_WORKERS ?= 3
 CLUSTER_ARGS ?=
 
 .DEFAULT_GOAL := help
