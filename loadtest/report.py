@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,12 +73,19 @@ def show(*tables: Table) -> None:
 
 
 def run(command: Callable[[], None]) -> None:
-    """Runs a command; what a person can put right is told in one line, without a traceback."""
+    """Runs a command; what a person can put right is told in one line, without a traceback.
+
+    SIGTERM ends it as Ctrl-C does, with everything that it has started.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         command()
     except (HonedError, ValueError, OSError, TimeoutError) as error:
         print(f"loadtest: {error or type(error).__name__}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("loadtest: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def finish(figures: Mapping[str, Any]) -> None:
