@@ -51,7 +51,7 @@ class LearnerSettings(ServerSettings):
     )
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: Positive | None = Field(
-        None, description="Compute threads on a CPU. Unset: the cores that generation leaves; one of two for a small model."
+        None, description="Compute threads on a CPU. Unset: the cores that generation leaves, one of two for a small model."
     )
     batch: Positive = Field(256, description="Rollouts of one update.")
     epochs: Positive | None = Field(
