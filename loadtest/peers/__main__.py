@@ -7,8 +7,10 @@
 Method. For each seed both sides train on the same task, one after the other, never at once: the same random model, prompts,
 number and length of responses, passes over a batch, optimizer, learning rate and price of KL, and a reward that a rule gives.
 The peer is one process that samples with transformers and trains, with `--threads` compute threads, by default one for each
-core. Ours is `honed up` as a user starts it: vLLM, scorer, learner, conductor and Redis in processes of their own, a checkpoint
-and a push of each version.
+core. It is set up as fast as it can be; with `--as-it-comes` it keeps TRL's own settings where the task says nothing: eight
+responses in a pass, and activations that are computed again for the gradient (TRL's own precision is bfloat16). Ours is `honed
+up` as a user starts it: vLLM, scorer, learner, conductor and Redis in processes of their own, a checkpoint and a push of each
+version.
 
 Start-up counts on neither side: time begins with the end of a side's first update. The rate leaves out two more updates. The
 score is the mean of the batches in the last tenth of `--seconds`. `ratio` is the median of the seeds' ratios of episodes/s.
@@ -32,7 +34,7 @@ import typer
 import loadtest
 from loadtest import report
 from loadtest.peers import compare, ours
-from loadtest.peers.task import Task, make_model, make_prompts
+from loadtest.peers.task import PEER_BATCH, Task, make_model, make_prompts
 from loadtest.scratch import scratch_directory
 
 ROOT: Final = Path(loadtest.__file__).parents[1]
@@ -110,12 +112,17 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="Compute threads of the peer.")] = os.cpu_count() or 1,
     learning_rate: Annotated[float, typer.Option(min=0, help="AdamW's, of both.")] = 1e-3,
     precision: Annotated[Precision, typer.Option(help="Of both trainers' passes.")] = "float32",
+    as_it_comes: Annotated[
+        bool, typer.Option("--as-it-comes", help="TRL with its own settings, not the fastest ones.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="Ours: vllm, transformers or auto.")] = "auto",
     environment: Annotated[Path, typer.Option(help="What `make peers` made.")] = ROOT / "build" / "peers",
 ) -> None:
     """Compares honed with TRL's trainer and prints both sides' figures."""
     if not (environment / ".installed").exists():
         raise ValueError(f"there is no environment {environment}: `make peers` makes it")
+    if as_it_comes and batch % PEER_BATCH:
+        raise ValueError(f"--batch must be a multiple of {PEER_BATCH}, which TRL reads at once; it is {batch}")
     with scratch_directory() as root:
         make_model(root / "model", model, seed=1)
         make_prompts(root / "prompts.jsonl", seed=1)
@@ -131,6 +138,7 @@ def main(
             kl=0.01 if algorithm == "ppo" else 0.0,
             seconds=seconds,
             threads=threads,
+            as_it_comes=as_it_comes,
             precision=precision,
             seed=0,
         )
@@ -169,6 +177,7 @@ def _finish(pairs: list[tuple[compare.Side, compare.Side]], task: Task, model: s
         "seconds": task.seconds,
         "seeds": len(pairs),
         "threads": task.threads,
+        "as_it_comes": task.as_it_comes,
         "precision": task.precision,
         "missed": missed,
     }

@@ -52,6 +52,7 @@ def run_tree(root: Path, task: Task, engine: str) -> dict[str, Any]:
             "learning_rate": task.learning_rate,
             "precision": task.precision,
             "reward_normalisation": "none",
+            "overlap_push": True,  # nobody else waits for the generator
             "kl": {"controller": "fixed", "coefficient": task.kl},
             "steps": None,
         },

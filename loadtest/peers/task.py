@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 VOCABULARY, PROMPT_TOKENS, PROMPTS = 256, 8, 512
+PEER_BATCH = 8
+"""Responses that TRL reads at once on a device unless told otherwise."""
 END = "<|end|>"
 _VOWELS = frozenset("aeiou")
 _MAX_TOKENS = 128
@@ -37,6 +39,7 @@ class Task:
         kl: Price of a nat to the reference model; 0 needs none.
         seconds: How long to train from the end of the first update on.
         threads: Compute threads of the peer's process.
+        as_it_comes: Whether the peer keeps its own settings where the task says nothing.
         precision: Of both trainers' passes.
         seed: Of order and sampling.
     """
@@ -52,6 +55,7 @@ class Task:
     kl: float
     seconds: float
     threads: int
+    as_it_comes: bool
     precision: Literal["float32", "bfloat16"]
     seed: int
 

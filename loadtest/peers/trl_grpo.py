@@ -1,7 +1,7 @@
 """TRL's GRPO on the task: run in the peers' environment, `python -m loadtest.peers.trl_grpo TASK`.
 
-Set up as fast as it can be: all of the batch in one pass, no reference model, no gradient checkpointing, no dropout, no samples
-printed, no checkpoints.
+No reference model, no dropout, no clipping, no samples printed, no checkpoints. Unless the task takes it as it comes, it is
+set up as fast as it can be: all of the batch in one pass, no gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from loadtest.peers.task import Task, score
+from loadtest.peers.task import PEER_BATCH, Task, score
 from loadtest.peers.told import Done, Teller
 
 
@@ -36,9 +36,7 @@ def main(task: Task) -> None:
         settings = GRPOConfig(
             output_dir=directory,
             max_steps=1_000_000,
-            per_device_train_batch_size=task.batch,
-            gradient_accumulation_steps=1,
-            steps_per_generation=1,
+            **_passes(task),
             num_generations=task.group,
             num_iterations=task.epochs,
             max_completion_length=task.tokens,
@@ -54,7 +52,6 @@ def main(task: Task) -> None:
             report_to="none",
             disable_tqdm=True,
             disable_dropout=True,
-            gradient_checkpointing=False,
             bf16=task.precision == "bfloat16",
             use_cpu=True,
             seed=task.seed,
@@ -71,6 +68,14 @@ def main(task: Task) -> None:
             trainer.train()
         except Done:
             return
+
+
+def _passes(task: Task) -> dict[str, Any]:
+    """How the batch is cut into passes, and whether they keep their activations."""
+    if task.as_it_comes:
+        return {"per_device_train_batch_size": PEER_BATCH, "gradient_accumulation_steps": task.batch // PEER_BATCH}
+    whole = {"per_device_train_batch_size": task.batch, "gradient_accumulation_steps": 1}
+    return {**whole, "steps_per_generation": 1, "gradient_checkpointing": False}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """TRL's PPO, in the last release that has it, on the task: `python -m loadtest.peers.trl_ppo TASK` in the peers' environment.
 
-Set up as fast as it can be: all of the batch in one pass, no samples printed, no checkpoints, and a reward model that only
-looks tokens up. Its padding token lies outside of what the policy can sample, which would otherwise end TRL's responses early.
+No samples printed, no checkpoints, and a reward model that only looks tokens up. Unless the task takes it as it comes, it
+is set up as fast as it can be: all of the batch in one pass, no gradient checkpointing. Its padding token lies outside of
+what the policy can sample, which would otherwise end TRL's responses early.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from loadtest.peers.task import Task, score, words
+from loadtest.peers.task import PEER_BATCH, Task, score, words
 from loadtest.peers.told import Done, Teller
 
 
@@ -53,11 +54,9 @@ def main(task: Task) -> None:
         settings = PPOConfig(
             output_dir=directory,
             total_episodes=10_000_000,
-            per_device_train_batch_size=task.batch,
-            gradient_accumulation_steps=1,
+            **_passes(task),
             num_mini_batches=1,
             num_ppo_epochs=task.epochs,
-            local_rollout_forward_batch_size=task.batch,
             response_length=task.tokens,
             temperature=1.0,
             kl_coef=task.kl,
@@ -68,7 +67,6 @@ def main(task: Task) -> None:
             report_to="none",
             disable_tqdm=True,
             bf16=task.precision == "bfloat16",
-            gradient_checkpointing=False,
             use_cpu=True,
             seed=task.seed,
         )
@@ -86,6 +84,14 @@ def main(task: Task) -> None:
             trainer.train()
         except Done:
             return
+
+
+def _passes(task: Task) -> dict[str, Any]:
+    """How the batch is cut into passes, and whether they keep their activations."""
+    if task.as_it_comes:
+        return {"per_device_train_batch_size": PEER_BATCH, "gradient_accumulation_steps": task.batch // PEER_BATCH}
+    whole = {"per_device_train_batch_size": task.batch, "gradient_accumulation_steps": 1}
+    return {**whole, "local_rollout_forward_batch_size": task.batch, "gradient_checkpointing": False}
 
 
 if __name__ == "__main__":
