@@ -94,7 +94,7 @@ async def test_a_wait_that_is_cut_short_leaves_nothing_in_hand_that_waits_no_mor
     intake.rollbacks = ((2, 0),)
     await cut_short(intake, 9)
     assert [intake.holds(message.id) for message in (abandoned, stale, old)] == [False, False, False]
-    assert (intake.waiting, len(intake._leases)) == (0, 0)
+    assert (intake.waiting, len(intake._hand._leases)) == (0, 0)
     assert await settled(intake, queue) == [(stale.id, "stale"), (abandoned.id, "rolled_back"), (old.id, "rollouts")]
 
 

@@ -28,6 +28,7 @@ from google.protobuf.message import DecodeError
 from honed.kit.errors import InvalidArgument
 from honed.learner.data.episode import EmitsPadding, Episode, Vocabulary
 from honed.learner.loop.checkpoint_files import Progress
+from honed.learner.sources.hand import Hand
 from honed.learner.sources.held import Groups, Held
 from honed.learner.sources.source import BrokenPolicy, InHand
 from honed.learner.sources.trained import TrainedIds
@@ -87,16 +88,12 @@ class Intake:
             promoted: The version of each scorer whose scores are trained on; empty when that is not known.
             clock: Seconds.
         """
-        self._queue, self._leases, self._vocabulary = queue, leases, vocabulary
+        self._queue, self._hand, self._vocabulary = queue, Hand(leases), vocabulary
         self._settings, self._promoted = settings, promoted
         self._groups = Groups(settings.group, settings.group_timeout_s, clock)
         self.trained = trained
         self.rollbacks: tuple[tuple[int, int], ...] = ()
         self._waiting: list[Held] = []
-        self._entries: dict[str, Delivery] = {}
-        """The newest delivery of each entry that waits, or is collected and not yet let go."""
-        self._ids: dict[str, str] = {}
-        """Rollout id to entry, of the same."""
         self._padded = 0
         """Rollouts with the padding token since the last batch."""
         self._taking: asyncio.Future[list[Delivery]] | None = None
@@ -110,7 +107,7 @@ class Intake:
 
     def holds(self, rollout_id: str) -> bool:
         """Whether the rollout is in hand."""
-        return rollout_id in self._ids
+        return self._hand.holds(rollout_id)
 
     def progress(self, version: str) -> Progress:
         """See `Source`."""
@@ -174,11 +171,11 @@ class Intake:
 
     async def acknowledge(self, held: Sequence[Held]) -> None:
         """Ends rollouts that trained, once their effect is durable."""
-        await self._queue.ack(self._let_go(held))
+        await self._queue.ack(self._hand.let_go(held))
 
     async def drop(self, held: Sequence[Held], reason: str) -> None:
         """Ends rollouts that are not to train."""
-        await self._queue.drop(self._let_go(held), reason)
+        await self._queue.drop(self._hand.let_go(held), reason)
 
     def put_back(self, held: Sequence[Held]) -> None:
         """Has collected rollouts wait again, before all others."""
@@ -192,7 +189,7 @@ class Intake:
     async def discard(self, reason: str) -> int:
         """Drops what has been received and is in no batch, under a reason; returns how many. For after the last update."""
         waiting, self._waiting = self._waiting, []
-        return await self._queue.drop(self._let_go(waiting), reason)
+        return await self._queue.drop(self._hand.let_go(waiting), reason)
 
     async def release(self) -> None:
         """Gives back what waits, at a stop."""
@@ -200,7 +197,7 @@ class Intake:
         if self._taking is not None:
             await self._accept(await self._take(1))
         waiting, self._waiting = self._waiting, []
-        await self._queue.release(self._let_go(waiting))
+        await self._queue.release(self._hand.let_go(waiting))
 
     async def close(self) -> None:
         """Ends what is under way; what Redis gave meanwhile comes again after its lease."""
@@ -243,16 +240,8 @@ class Intake:
         duplicates: list[Delivery] = []
         unreadable: list[tuple[Delivery, str]] = []
         for delivery in deliveries:
-            earlier = self._entries.get(delivery.entry)
-            if earlier is not None and earlier.message.id == delivery.message.id:
-                self._leases.discard([earlier])
-                self._hold(delivery)
+            if self._hand.takes_again(delivery):
                 continue
-            if earlier is not None:
-                # After a failover an entry's id can come a second time, for something else. What was in hand under it
-                # does not exist in Redis any more; it trains, and is acknowledged in vain.
-                self._leases.discard([earlier])
-                del self._entries[delivery.entry]
             try:
                 scored = common_pb2.ScoredRollout.FromString(delivery.message.body)
                 episode = Episode.from_scored(delivery.entry, scored, self._vocabulary, max_tokens=self._settings.max_tokens)
@@ -260,12 +249,11 @@ class Intake:
                 self._padded += isinstance(error, EmitsPadding)
                 unreadable.append((delivery, str(error)))
                 continue
-            if episode.rollout_id in self.trained or episode.rollout_id in self._ids:
+            if episode.rollout_id in self.trained or self._hand.holds(episode.rollout_id):
                 duplicates.append(delivery)
                 continue
             held = Held(delivery, episode, {score.scorer: score.scorer_version for score in scored.scores})
-            self._hold(delivery)
-            self._ids[held.rollout_id] = delivery.entry
+            self._hand.add(held)
             self._waiting.append(held)
         if duplicates or unreadable:
             await self._end(self._refuse(duplicates, unreadable))
@@ -297,7 +285,7 @@ class Intake:
             return
         self._waiting = [held for held in fresh if held.rollout_id not in left]
         # All are let go before the first wait: where that is cancelled, none may stay in hand that waits no more.
-        await self._end(self._take_out({reason: self._let_go(held) for reason, held in out.items()}))
+        await self._end(self._take_out({reason: self._hand.let_go(held) for reason, held in out.items()}))
 
     async def _take_out(self, out: Mapping[str, Sequence[Delivery]]) -> None:
         for reason, deliveries in out.items():
@@ -314,20 +302,3 @@ class Intake:
             message = Message(rollout.rollout_id, rollout.SerializeToString(), delivery.message.traceparent)
             work.append((delivery, [message]))
         await self._queue.hand_on_each(work, ROLLOUTS)
-
-    def _let_go(self, held: Sequence[Held]) -> list[Delivery]:
-        deliveries = []
-        for each in held:
-            self._ids.pop(each.rollout_id, None)
-            current = self._entries.get(each.delivery.entry)
-            if current is not None and current.message.id == each.delivery.message.id:
-                del self._entries[each.delivery.entry]
-            else:
-                current = each.delivery
-            deliveries.append(current)
-        self._leases.discard(deliveries)
-        return deliveries
-
-    def _hold(self, delivery: Delivery) -> None:
-        self._entries[delivery.entry] = delivery
-        self._leases.add([delivery])
