@@ -179,6 +179,7 @@ class Learner:
     """A loop with all that belongs to it."""
 
     loop: TrainingLoop
+    history: History
     state: RunState
     release: Release
     journal: Journal
@@ -250,7 +251,7 @@ class World:
             state.load()
         settings = LoopSettings(4, self.steps, self.checkpoint_every, **self.settings)
         loop = TrainingLoop(state, history, settings, stopping, paused=paused, sleep=sleep)
-        return Learner(loop, state, release, journal, lease, status, reporter, stopping, slept)
+        return Learner(loop, history, state, release, journal, lease, status, reporter, stopping, slept)
 
     async def start(self, **options: Any) -> Learner:
         """A learner that has taken over from its predecessor."""

@@ -156,7 +156,7 @@ async def test_a_roll_back_takes_the_average_back_and_the_end_makes_another(aver
     averaging.intake.discarding.clear()
     averaging.intake.batches = batches(1, start=3)
     again = await averaging.start(fence=3)
-    await again.loop.roll_back(lambda: again.loop._history.of_step(2))
+    await again.loop.roll_back(lambda: again.history.of_step(2))
     assert int(again.state.training.state().average["updates"]) == 2
     await averaging.to_the_end(again)
     assert again.status.version == VersionId(4, 3)
@@ -169,7 +169,7 @@ async def test_going_back_to_the_average_goes_on_from_it_and_averages_nothing_be
     await averaging.to_the_end(await averaging.start())
     averaging.intake.discarding.clear()
     again = await averaging.start(fence=3)
-    version, exact = await again.loop.roll_back(lambda: again.loop._history.of_version(VersionId(2, 3)))
+    version, exact = await again.loop.roll_back(lambda: again.history.of_version(VersionId(2, 3)))
     assert (version, exact) == (VersionId(4, 3), False)
     await averaging.to_the_end(again)
     assert again.status.served == VersionId(4, 3)

@@ -531,7 +531,7 @@ async def test_a_roll_back_to_a_checkpoint_is_exact_and_abandons_what_came_after
     world.steps = 3
     learner = await world.start()
     await world.to_the_end(learner)
-    history = learner.loop._history
+    history = learner.history
     version, exact = await learner.loop.roll_back(lambda: history.of_step(2))
     assert (version, exact) == (VersionId(2, 2), True)
     assert learner.state.training.step == 2
@@ -550,7 +550,7 @@ async def test_rollouts_that_arrive_with_the_roll_back_of_a_finished_run_train(w
     running = asyncio.ensure_future(learner.loop.run())
     async with asyncio.timeout(60):
         await world.intake.discarding.wait()
-        history = learner.loop._history
+        history = learner.history
         await learner.loop.roll_back(lambda: history.of_step(2))
         assert learner.status.state == learner_pb2.LEARNER_STATE_WAITING
         world.intake.batches = batches(1, fence=2, start=9)
@@ -567,7 +567,7 @@ async def test_a_roll_back_beyond_the_checkpoints_takes_the_weights_of_the_versi
     world.steps, world.intake.batches = 5, batches(5)
     learner = await world.start()
     await world.to_the_end(learner)
-    history = learner.loop._history
+    history = learner.history
     version, exact = await learner.loop.roll_back(lambda: history.of_version(VersionId(1, 1)))
     assert (version, exact) == (VersionId(2, 1), False)
     stored = world.root / "fetched" / "1.1"
@@ -585,7 +585,7 @@ async def test_a_roll_back_reads_what_it_undoes_once_and_beside_the_event_loop(
     world.steps, world.intake.batches = 5, batches(5)
     learner = await world.start()
     await world.to_the_end(learner)
-    history, read, threads = learner.loop._history, learner.journal.read, []
+    history, read, threads = learner.history, learner.journal.read, []
 
     def noted(*arguments: object, **options: object) -> object:
         threads.append(threading.current_thread() is threading.main_thread())

@@ -20,7 +20,7 @@ NONE: Any = None  # no handler asks its context
 
 def service_of(world: World, learner: Learner) -> LearnerService:
     loaded: asyncio.Future[LoadedLearner] = asyncio.get_running_loop().create_future()
-    loaded.set_result(LoadedLearner(learner.loop, learner.journal, learner.loop._history, PauseFile(world.home)))
+    loaded.set_result(LoadedLearner(learner.loop, learner.journal, learner.history, PauseFile(world.home)))
     return LearnerService("r", world.steps, learner.status, loaded)
 
 

@@ -17,16 +17,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import HonedError
 from honed.kit.tracing import Span
-from honed.learner.loop.guard import Guard
-from honed.learner.loop.push import PushReport
 from honed.learner.loop.retry import Retry, Stopped, is_passing
 from honed.learner.loop.rollback import Destination, History
 from honed.learner.loop.run_state import RunState
+from honed.learner.loop.setbacks import OnRefused, Setbacks
 from honed.learner.loop.spans import train_spans, update_span
 from honed.learner.sources.source import BrokenPolicy, InHand
 from honed.learner.train.trainer import BadBatch, Interrupted
@@ -58,7 +57,7 @@ class LoopSettings:
     checkpoint_every: int = 1
     max_staleness: int = 2
     overlap_push: bool = True
-    on_refused: Literal["rollback", "continue"] = "rollback"
+    on_refused: OnRefused = "rollback"
     failures: int = 3
 
 
@@ -85,15 +84,22 @@ class TrainingLoop:
             paused: Begin paused.
             sleep: Between tries.
         """
-        self._run, self._history, self._settings, self._stopping = run, history, settings, stopping
+        self._run, self._settings, self._stopping = run, settings, stopping
         self._status = run.status
         self._retry = Retry(run.status, stopping, sleep)
         self._weights = asyncio.Lock()
         """Held while the state of the run changes."""
         self._changed = asyncio.Event()
         run.release.changed = self._changed.set
-        self._paused, self._failed = paused, False
-        self._bad_batches, self._refusals = Guard(settings.failures), Guard(settings.failures)
+        self._paused = paused
+        self._setbacks = Setbacks(
+            run,
+            history,
+            self._retry,
+            limit=settings.failures,
+            on_refused=settings.on_refused,
+            max_staleness=settings.max_staleness,
+        )
 
     async def run(self) -> None:
         """Trains until it is to stop. After the updates of the run it drops what still comes.
@@ -134,8 +140,8 @@ class TrainingLoop:
 
     def resume(self) -> None:
         """Goes on, after training had failed too."""
-        self._paused = self._failed = False
-        self._status.alarms.pop("training", None)
+        self._paused = False
+        self._setbacks.resume()
         self._changed.set()
 
     async def roll_back(self, find: Callable[[], Destination]) -> tuple[VersionId, bool]:
@@ -151,9 +157,7 @@ class TrainingLoop:
         async with self._weights:
             destination = await self._status.pulse.in_thread(find)
             await self._retry.run("roll-back", lambda: self._run.go_back(destination))
-            self._failed = False
-            self._bad_batches, self._refusals = Guard(self._settings.failures), Guard(self._settings.failures)
-            self._status.alarms.pop("training", None)
+            self._setbacks.forget()
             self._changed.set()
             return self._status.version, destination.checkpoint is not None
 
@@ -164,10 +168,10 @@ class TrainingLoop:
         if self._run.release.refused is not None:
             async with self._weights:
                 if self._run.release.refused is not None:
-                    await self._answer_refusal(self._run.release.refused)
-        elif self._failed:
+                    await self._setbacks.answer_refusal(self._run.release.refused)
+        elif self._setbacks.stopped:
             await self._retry.idle(learner_pb2.LEARNER_STATE_FAILED, self._changed.wait())
-            if not self._failed:
+            if not self._setbacks.stopped:
                 async with self._weights:
                     await self._retry.run("publish", lambda: self._run.start_release(finished=self._is_finished))
         elif self._paused:
@@ -191,7 +195,7 @@ class TrainingLoop:
                 held = await self._collect()
         except BrokenPolicy as error:
             async with self._weights:
-                await self._skip([], error, beyond=self._run.training.step)
+                await self._setbacks.skip([], error, beyond=self._run.training.step)
             return
         if held is None:
             return
@@ -236,9 +240,9 @@ class TrainingLoop:
             return
         except BadBatch as error:
             span.fail(error)
-            await self._skip(held, error)
+            await self._setbacks.skip(held, error)
             return
-        self._bad_batches.succeeded()
+        self._setbacks.applied()
         run.learned(held)
         status.update_s = figures["seconds"]
         told = {"honed.kl": figures.get("kl"), "honed.score": figures.get("score_mean")}
@@ -247,8 +251,7 @@ class TrainingLoop:
         if run.release.refused is not None and self._settings.on_refused == "rollback":
             return  # the update goes with the refused weights that it started from
         if status.served == before and (run.rolled_to is None or before.step > run.rolled_to):
-            self._refusals.succeeded()
-            status.alarms.pop("version", None)
+            self._setbacks.served()
         await self._retry.run("journal", lambda: run.record(figures, held, staleness))
         run.tell()
         await run.reporter.write()
@@ -256,52 +259,6 @@ class TrainingLoop:
             await self._retry.run("checkpoint", run.save)
         await self._retry.run("publish", lambda: run.publish(held))
         await run.journal.announce()
-
-    async def _skip(self, held: Sequence[InHand], error: Exception, *, beyond: int | None = None) -> None:
-        """Leaves a batch that cannot be applied; the weights are as they were before it.
-
-        Args:
-            held: The batch.
-            error: Why.
-            beyond: The update whose weights are themselves at fault, so that a roll-back must go further than to them.
-        """
-        logger.error("batch skipped", extra={"step": self._run.training.step, "reason": str(error)})
-        await self._retry.run("journal", lambda: self._run.skip(held, str(error)))
-        await self._run.intake.drop(held, "bad_batch")
-        verdict = self._bad_batches.failed()
-        if verdict == "rollback":
-            await self._retry.run("roll-back", lambda: self._back_to_last_good(str(error), before=beyond))
-        elif verdict == "fail":
-            self._fail(f"batch after batch cannot be applied, after a roll-back too; the last: {error}")
-
-    async def _answer_refusal(self, report: PushReport) -> None:
-        """Leaves a version that generators refused."""
-        reason = f"generators refused version {report.version}: {'; '.join(report.failures)}"
-        logger.error("version refused", extra={"version": report.version.label, "reason": reason})
-        self._status.alarms["version"] = reason
-        await self._retry.run("quarantine", lambda: self._run.release.quarantine(report))
-        self._run.release.refused = None
-        if report.version == self._run.averaged:
-            return  # the weights that it is of are served, and nothing trains on it: no reason to go back
-        verdict = self._refusals.failed()
-        if self._settings.on_refused == "rollback" or verdict == "rollback":
-            await self._retry.run("roll-back", lambda: self._back_to_last_good(reason, publish=verdict != "fail"))
-        elif verdict != "fail" and self._is_starved_by(report.version):
-            await self._run.rename()
-            await self._retry.run("publish", lambda: self._run.publish([]))
-        if verdict == "fail":
-            self._fail(f"version after version is refused, after a roll-back too; the last: {reason}")
-
-    def _is_starved_by(self, refused: VersionId) -> bool:
-        """Whether no rollout fresh enough can come any more unless the same weights are brought in under another name."""
-        status = self._status
-        served = status.served.step if status.served else 0
-        return refused == status.version and self._run.training.step - served > self._settings.max_staleness
-
-    async def _back_to_last_good(self, reason: str, *, publish: bool = True, before: int | None = None) -> None:
-        destination = await self._status.pulse.in_thread(lambda: self._history.last_good(before))
-        logger.warning("rolling back", extra={"to": destination.label, "reason": reason})
-        await self._run.go_back(destination, publish=publish)
 
     async def _finish(self) -> None:
         """The updates are done: all is made durable and brought in, and what still comes is dropped."""
@@ -329,8 +286,3 @@ class TrainingLoop:
             if not is_passing(error):
                 raise
             logger.warning("not saved; the updates are made again", extra={"reason": str(error)})
-
-    def _fail(self, reason: str) -> None:
-        self._failed = True
-        self._status.alarms["training"] = f"training has stopped: {reason}"
-        logger.critical("training has stopped", extra={"reason": reason})
