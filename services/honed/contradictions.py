@@ -170,14 +170,14 @@ def _of_reward_training(settings: RunSettings) -> Iterator[str]:
     highest = max(section.read_layers, default=0)
     if section.layers is not None and section.layers < highest:
         yield f"reward_training.read_layers: layer {highest} is none of the first {section.layers} that `layers` keeps"
-    without_meaning = _OF_STEPS if section.train == "head" else ("ridge",)
-    for name in without_meaning:
+    without_meaning = dict.fromkeys(_OF_STEPS, "a head is solved for and takes no steps") if section.train == "head" else {}
+    if section.train != "head":
+        without_meaning["ridge"] = "take weight_decay"
+    if section.train != "adapters":
+        without_meaning |= dict.fromkeys(("adapter_rank", "adapter_alpha"), "there are no adapters")
+    for name, reason in without_meaning.items():
         if getattr(section, name) != type(section).model_fields[name].default:
-            yield (
-                f"reward_training.{name}: means nothing where train is {section.train}, "
-                + ("a head is solved for and takes no steps" if section.train == "head" else "take weight_decay")
-                + ": remove it"
-            )
+            yield f"reward_training.{name}: means nothing where train is {section.train}, {reason}: remove it"
 
 
 def _of_generation(settings: RunSettings) -> Iterator[str]:

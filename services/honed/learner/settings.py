@@ -161,11 +161,14 @@ class RewardTrainingSettings(Section):
     start_from: str | None = Field(
         None, description="Hugging Face model directory whose body the reward model is made of; null: the run's base model."
     )
-    train: Literal["all", "head"] = Field(
+    train: Literal["all", "adapters", "head"] = Field(
         "all",
-        description="head: the body stays as it is and reads each text once; the best head is solved for, without a learning "
-        "rate. Minutes on little data, and more is left of what a large model knew.",
+        description="adapters: low-rank additions to the body's matrices, and the head; in the end a part of the weights. "
+        "head: the body stays as it is and reads each text once; the best head is solved for, without a learning rate: minutes "
+        "on little data. Both leave more of what a large model knew.",
     )
+    adapter_rank: Positive = Field(8, description="Of each matrix's addition, with adapters.")
+    adapter_alpha: Rate = Field(16.0, description="With adapters: an addition counts alpha / rank.")
     read: Literal["last", "mean"] = Field(
         "last", description="What the head reads: the state at the last token, or the mean of those of all tokens."
     )

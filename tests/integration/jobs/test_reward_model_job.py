@@ -156,6 +156,20 @@ async def test_the_head_alone_is_trained_on_the_body_of_another_model(rig: Rig, 
     assert await rig.run() == ["0.1", "0.2"], "another body makes another reward model"
 
 
+async def test_adapters_are_trained_on_the_body_and_are_part_of_what_is_saved(rig: Rig, tmp_path: Path) -> None:
+    rig.tree["reward_training"] = {"train": "adapters", "adapter_rank": 2, "learning_rate": 1e-2, "normalising_samples": 6}
+    assert await rig.run() == ["0.1"]
+    made = rig.store.fetch(VersionId(0, 1), tmp_path / "copy")
+    weights, own = load_file(made / "model.safetensors"), load_file(tmp_path / "model" / "model.safetensors")
+    shared = weights.keys() & own.keys()
+    assert shared == own.keys() - {"lm_head.weight"}, "no adapter is left in the file"
+    moved = {name for name in shared if not torch.equal(weights[name], own[name])}
+    assert moved == {name for name in shared if ".layers." in name and own[name].dim() == 2}
+    ranks = {name: int(torch.linalg.matrix_rank(weights[name] - own[name], rtol=1e-3)) for name in moved}
+    assert set(ranks.values()) <= {1, 2}
+    assert await rig.run() == ["0.1"]
+
+
 async def test_the_same_judgements_and_settings_train_nothing_again(rig: Rig) -> None:
     await rig.run()
     figures = rig.figures

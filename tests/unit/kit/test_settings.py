@@ -102,6 +102,13 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
         ),
         ("reward_training: {train: head, seconds: 60}", r"reward_training\.seconds: means nothing"),
         ("reward_training: {ridge: 1.0}", r"reward_training\.ridge: means nothing where train is all, take weight_decay"),
+        (
+            "reward_training: {train: head, adapter_rank: 4}",
+            r"reward_training\.adapter_rank: means nothing where train is head, there are no adapters",
+        ),
+        ("reward_training: {adapter_alpha: 4}", r"reward_training\.adapter_alpha: means nothing where train is all"),
+        ("reward_training: {train: adapters, ridge: 1.0}", r"reward_training\.ridge: means nothing where train is adapters"),
+        ("reward_training: {train: adapters, adapter_rank: 0}", r"adapter_rank: Input should be greater than 0"),
         ("reward_training: {layers: 2, read_layers: [1, 3]}", r"reward_training\.read_layers: layer 3"),
         (
             "learner: {algorithm: kto, options: {desirable_weight: 0, undesirable_weight: 0}}",
@@ -140,6 +147,7 @@ def test_settings_that_would_fail_or_mislead_later_are_refused_with_what_to_do(t
         "learner: {batch: 1, reward_normalisation: none}",
         "learner: {batch: 512, kl: {controller: fixed, horizon: 1}}",
         "reward_training: {train: head, ridge: 0, read: mean, read_layers: [2, 1], layers: 2, objective: best_of_k}",
+        "reward_training: {train: adapters, adapter_rank: 1, adapter_alpha: 0.5, layers: 1, weight_decay: 0}",
         "learner: {batch: 4, minibatches: 4}",
     ],
 )

@@ -1,5 +1,6 @@
 import json
 import math
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from honed.kit.errors import DataLoss, InvalidArgument
 from honed.learner.data.judgement import Ranking, Rating, SharedTexts, batch_judgements
+from honed.learner.models.adapters import adapted
 from honed.learner.supervised.fit import Budget, Checkpoints, Fit
 from honed.learner.supervised.judgements import accuracy, judgement_batches, reward_rate, reward_trainer
 from honed.learner.supervised.language_model import ModelShape, new_language_model, save_language_model
@@ -80,23 +82,29 @@ def test_training_learns_the_preference_and_repeats_bit_for_bit(language_model, 
     assert models[0].rewards(SEQUENCES) == models[1].rewards(SEQUENCES)
 
 
-def test_a_training_that_is_killed_goes_on_with_the_dropout_of_then(language_model, rankings, tmp_path):
+@pytest.mark.parametrize("what", ["all", "adapters"])
+def test_a_training_that_is_killed_goes_on_with_the_dropout_of_then(what, language_model, rankings, tmp_path):
     section = settings(batch_texts=4, learning_rate=5e-3, microbatch_tokens=20)
 
+    @contextmanager
     def begun():
-        return RewardModel.from_language_model(language_model, rng=rng())
+        model = RewardModel.from_language_model(language_model, rng=rng())
+        with (
+            adapted(model.classifier, model.classifier.score, rank=2, alpha=4.0, rng=rng(2)) if what != "all" else nullcontext()
+        ):
+            yield model
 
     def kill(at):
         if at.step == 7:
             raise Killed
 
-    whole = begun()
-    train(whole, rankings, section)
+    with begun() as whole:
+        train(whole, rankings, section)
     kept = {"checkpoints": Checkpoints(tmp_path, every_s=0, clock=lambda: 0.0)}
-    with pytest.raises(Killed):
-        train(begun(), rankings, section, progress=kill, **kept)
-    resumed = begun()
-    assert train(resumed, rankings, section, **kept).resumed_at == 6
+    with pytest.raises(Killed), begun() as model:
+        train(model, rankings, section, progress=kill, **kept)
+    with begun() as resumed:
+        assert train(resumed, rankings, section, **kept).resumed_at == 6
     assert resumed.rewards(SEQUENCES) == whole.rewards(SEQUENCES)
 
 

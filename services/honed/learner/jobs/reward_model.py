@@ -14,6 +14,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,7 @@ from honed.learner.data.judgement import Judgement, Ranking
 from honed.learner.jobs.home import job_home
 from honed.learner.jobs.reuse import Shelf
 from honed.learner.jobs.samples import BASE, as_scored, reference_samples
+from honed.learner.models.adapters import adapted
 from honed.learner.models.threads import beside_generation, use_threads
 from honed.learner.supervised.fit import Budget, Checkpoints, Fit, Standing
 from honed.learner.supervised.head import train_head
@@ -240,7 +242,7 @@ class _Training:
         if section.train == "head":
             train_head(model, judgements, section, kept, prefix=tokenizer.prefix, report=self._reports)
         else:
-            self._train_all(model, tokenizer, judgements, samples, kept)
+            self._train_in_steps(model, tokenizer, judgements, samples, kept)
         # So that the penalty for leaving the reference keeps its meaning: gain and bias are set on the reference policy's own
         # samples (lm-human-preferences).
         model.normalise(samples)
@@ -249,7 +251,7 @@ class _Training:
     def _reports(self, done: float, doing: str) -> None:
         self._progress.report(JobProgress(done, doing))
 
-    def _train_all(
+    def _train_in_steps(
         self,
         model: RewardModel,
         tokenizer: TextTokenizer,
@@ -267,14 +269,20 @@ class _Training:
                 JobProgress(at.done, f"step {at.step} of {source.batches}", {"loss": at.loss}, "reward_model", at.step)
             )
 
-        Fit(
-            reward_trainer(model, section, rng=self._generator, prefix=tokenizer.prefix),
-            source,
-            Budget(source.batches, lambda batch: 1, section.seconds),
-            reward_rate(section),
-            checkpoints=Checkpoints(kept),
-            progress=report,
-        ).run()
+        rank, alpha = section.adapter_rank, section.adapter_alpha
+        with (
+            adapted(model.classifier, model.classifier.score, rank=rank, alpha=alpha, rng=self._generator)
+            if section.train == "adapters"
+            else nullcontext()
+        ):
+            Fit(
+                reward_trainer(model, section, rng=self._generator, prefix=tokenizer.prefix),
+                source,
+                Budget(source.batches, lambda batch: 1, section.seconds),
+                reward_rate(section),
+                checkpoints=Checkpoints(kept),
+                progress=report,
+            ).run()
 
     def _agreement(self, model: RewardModel, tokenizer: TextTokenizer) -> dict[str, float]:
         """The share of held-out pairs that the model orders as people did, and how many pairs there are; none without data."""

@@ -5,7 +5,7 @@ The recipe is that of lm-human-preferences (Ziegler et al. 2019): the head start
 reference policy's samples mean 0, deviation 1, before and after. A text that occurs several times
 in one batch passes through the model once: judgements that share texts and stand near each other
 cost less. Nothing here reads a rating file: judgements come as token ids. The head alone
-is trained by `supervised.head`.
+is trained by `supervised.head`; adapters of the body are put on, and taken off, by who calls.
 """
 
 from __future__ import annotations
