@@ -30,13 +30,13 @@ _REDIS_VERSION: Final = (6, 2)
 _REMOTE_S: Final = 5.0
 
 
-def check_machine(settings: RunSettings, report: Report, model: BaseModel | None) -> None:
-    """Checks what can be checked without starting anything."""
+def check_machine(settings: RunSettings, report: Report, model: BaseModel | None, body: int | None = None) -> None:
+    """Checks what can be checked without starting anything; `body`: parameters of the reward model's body, if of its own."""
     if settings.conductor.services_elsewhere:
         _check_addresses(settings, report)  # the services have machines of their own
     else:
         if model is not None:
-            check_memory(settings, report, model.parameters)
+            check_memory(settings, report, model.parameters, body)
             _check_disk(settings, report, model.parameters)
         _check_devices(settings, report)
         _check_ports(settings, report)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from honed.artifacts.reward_models import TRAINED
 from honed.check.findings import Report
 from honed.config import RunSettings
 from honed.learner.algorithms.base import make_algorithm
@@ -34,29 +35,46 @@ class Gpu:
     free: float
 
 
-def memory_needed(settings: RunSettings, parameters: int) -> dict[str, float]:
-    """GiB by use, on a machine without a GPU; without activations, which depend on the longest batch."""
-    generation = settings.generation
-    weights = parameters * BYTES[generation.dtype] / _GIB
-    models = _reward_models(settings)
+def memory_needed(settings: RunSettings, parameters: int, body: int | None = None) -> dict[str, float]:
+    """GiB by use, on a machine without a GPU; without activations, which depend on the longest batch.
+
+    Args:
+        settings: The run's.
+        parameters: Of the model.
+        body: Of the model that `trained` is made of; None if that is the run's own.
+    """
     return {
         **_learner_models(settings, parameters),
         "learner: the state before an update": trained_models(settings) * parameters * _CHECKPOINT / _GIB,
-        f"generation: weights twice, {generation.replicas} times": generation.replicas * 2 * weights,
-        f"generation: KV cache, {generation.replicas} times": generation.replicas * generation.kv_cache_gib,
-        f"reward: {models} models, {settings.reward.replicas} times": settings.reward.replicas * models * parameters * 4 / _GIB,
+        **_generation(settings, parameters),
+        **_reward_models(settings, parameters, body),
         "redis: rollouts since the last checkpoint": _unsaved_bytes(settings) / _GIB,
-        "processes": _PROCESS_GIB * (4 + generation.replicas + settings.reward.replicas),
+        "processes": _PROCESS_GIB * (4 + settings.generation.replicas + settings.reward.replicas),
     }
 
 
-def gpu_memory_needed(settings: RunSettings, parameters: int, gpus: Sequence[Gpu]) -> list[dict[str, float]]:
+def memory_of_reward_training(settings: RunSettings, parameters: int, body: int | None = None) -> dict[str, float]:
+    """GiB by use while the reward model trains, beside generation alone; see `memory_needed`."""
+    moved = _OPTIMIZER if settings.reward_training.train == "all" else BYTES["float32"]  # adapters and a head are small
+    return {
+        "reward training: weights" + (", gradients, optimizer" if moved == _OPTIMIZER else ""): (body or parameters)
+        * moved
+        / _GIB,
+        **_generation(settings, parameters),
+        "processes": _PROCESS_GIB * (3 + settings.generation.replicas),
+    }
+
+
+def gpu_memory_needed(
+    settings: RunSettings, parameters: int, gpus: Sequence[Gpu], body: int | None = None
+) -> list[dict[str, float]]:
     """GiB by use on each GPU; without activations, and without the few hundred MiB that each process takes for itself.
 
     Args:
         settings: the run's.
         parameters: of the model.
         gpus: those that the processes see, in their order.
+        body: see `memory_needed`.
     """
     generation, bills = settings.generation, [dict[str, float]() for _ in gpus]
     weights = parameters * BYTES[generation.dtype] / _GIB
@@ -69,9 +87,7 @@ def gpu_memory_needed(settings: RunSettings, parameters: int, gpus: Sequence[Gpu
     learner = _gpu_of(settings.learner.device)
     if learner is not None and learner < len(gpus):
         bills[learner] |= _learner_models(settings, parameters)
-    if models := _reward_models(settings):
-        replicas = settings.reward.replicas
-        bills[0][f"reward: {models} models, {replicas} times"] = replicas * models * parameters * 4 / _GIB
+    bills[0] |= _reward_models(settings, parameters, body)
     return bills
 
 
@@ -116,11 +132,15 @@ def available_memory_gib() -> tuple[float, float]:
     return free / _GIB, total / _GIB
 
 
-def check_memory(settings: RunSettings, report: Report, parameters: int) -> None:
-    """Compares what a run needs with what there is."""
+def check_memory(settings: RunSettings, report: Report, parameters: int, body: int | None = None) -> None:
+    """Compares what a run needs with what there is; see `memory_needed`."""
     if not has_gpu():
         advice = "a smaller model, fewer replicas, or a smaller generation.kv_cache_gib or learner.checkpoint_every"
-        _compare(report, "", memory_needed(settings, parameters), available_memory_gib(), advice)
+        _compare(report, "", memory_needed(settings, parameters, body), available_memory_gib(), advice)
+        if settings.goes_through("reward_model"):
+            bill = memory_of_reward_training(settings, parameters, body)
+            advice = "a smaller reward_training.start_from, or train adapters or head"
+            _compare(report, " while the reward model trains", bill, available_memory_gib(), advice)
         return
     advice = "a smaller model or learner.checkpoint_every"
     _compare(report, "", _host_memory_needed(settings, parameters), available_memory_gib(), advice)
@@ -130,7 +150,7 @@ def check_memory(settings: RunSettings, report: Report, parameters: int) -> None
         report.warning("memory", f"that of the GPU could not be checked: nvidia-smi does not say how much there is ({error})")
         return
     advice = "a smaller generation.gpu_memory_share or model, or another learner.device"
-    for number, (gpu, bill) in enumerate(zip(gpus, gpu_memory_needed(settings, parameters, gpus), strict=True)):
+    for number, (gpu, bill) in enumerate(zip(gpus, gpu_memory_needed(settings, parameters, gpus, body), strict=True)):
         _compare(report, f" of GPU {number}", bill, (gpu.free, gpu.total), advice)
     room = gpus[0].total * settings.generation.gpu_memory_share
     weights = parameters * BYTES[settings.generation.dtype] / settings.generation.tensor_parallel / _GIB
@@ -193,8 +213,23 @@ def trained_models(settings: RunSettings) -> int:
     return 2 if settings.learner.critic == "separate" else 1
 
 
-def _reward_models(settings: RunSettings) -> int:
-    return sum(len(scorer.models) for scorer in settings.reward.scorers)
+def _generation(settings: RunSettings, parameters: int) -> dict[str, float]:
+    generation = settings.generation
+    weights = parameters * BYTES[generation.dtype] / _GIB
+    return {
+        f"generation: weights twice, {generation.replicas} times": generation.replicas * 2 * weights,
+        f"generation: KV cache, {generation.replicas} times": generation.replicas * generation.kv_cache_gib,
+    }
+
+
+def _reward_models(settings: RunSettings, parameters: int, body: int | None) -> dict[str, float]:
+    """Those from elsewhere are taken to be as large as the policy."""
+    sources = [source for scorer in settings.reward.scorers for _, source in scorer.models]
+    if not sources:
+        return {}
+    numbers = sum(body or parameters if source == TRAINED else parameters for source in sources)
+    replicas = settings.reward.replicas
+    return {f"reward: {len(sources)} models, {replicas} times": replicas * numbers * BYTES["float32"] / _GIB}
 
 
 def _gpu_of(device: str) -> int | None:

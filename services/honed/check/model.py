@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from honed.artifacts.tensors import read_tensor_entries
 from honed.check.findings import Report
 from honed.config import RunSettings
-from honed.kit.errors import DataLoss, HonedError
+from honed.kit.errors import DataLoss, FailedPrecondition, HonedError
 from honed.learner.settings import PretrainSettings
 from honed.models.chat import ChatTemplate
 from honed.models.facts import ModelFacts, read_json
@@ -69,34 +69,41 @@ def check_model(settings: RunSettings, report: Report, *, fast: bool) -> BaseMod
     parameters = _parameters(where, directory, report)
     if not fast and not report.errors:
         _check_family(where, directory, report)
+        if settings.learner.gradient_checkpointing and not report.errors:
+            _check_recomputing(directory, report)
     report.figures["parameters"] = parameters
     report.figures["model_type"] = facts.model_type
     return BaseModel(parameters, directory, template, tokenizer)
 
 
-def check_body(settings: RunSettings, report: Report, *, fast: bool) -> None:
-    """Checks the model whose body a reward model is made of, where it is not the run's own. `fast` leaves transformers out."""
-    section = settings.reward_training
+def check_body(settings: RunSettings, report: Report, *, fast: bool) -> int | None:
+    """Checks the model whose body a reward model is made of, where it is not the run's own. `fast` leaves transformers out.
+
+    Returns:
+        How many numbers its weights are; None where it is the run's own, or cannot be used.
+    """
+    section, parameters = settings.reward_training, None
     if not settings.goes_through("reward_model"):
-        return
+        return None
     start_from = section.start_from or settings.conductor.start_from
     depth = settings.pretrain.layers
     if section.start_from is not None:
         where, directory = "reward_training.start_from", Path(section.start_from)
         if _check_directory(where, directory, report) is None:
-            return
-        _parameters(where, directory, report)
+            return None
+        parameters = _parameters(where, directory, report)
         if not fast and not report.errors:
             _check_family(where, directory, report)
     if start_from is not None:
         try:
             config = read_json(Path(start_from) / "config.json")
         except DataLoss:
-            return  # a finding of the model's
+            return parameters  # a finding of the model's
         depth = int(config.get("num_hidden_layers", config.get("n_layer", 0)))
     for name, wanted in (("layers", section.layers or 0), ("read_layers", max(section.read_layers, default=0))):
         if wanted > depth:
             report.error(f"reward_training.{name}", f"{wanted} is more than the {depth} layers of the model")
+    return parameters
 
 
 def _check_directory(where: str, directory: Path, report: Report) -> ModelFacts | None:
@@ -148,6 +155,20 @@ def _check_family(where: str, directory: Path, report: Report) -> None:
         report.error(where, f"{config.model_type} is no causal language model: take one that generates text")
     if getattr(config, "quantization_config", None):
         report.error(where, f"{directory} holds quantized weights: training needs float32, bfloat16 or float16")
+
+
+def _check_recomputing(directory: Path, report: Report) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from honed.learner.models.recompute import SETTING, recompute_layers
+
+    with torch.device("meta"):  # has modules and no weights
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory, local_files_only=True))
+    try:
+        recompute_layers(model)
+    except FailedPrecondition as error:
+        report.error(SETTING, str(error).removeprefix(f"{SETTING}: "))
 
 
 def _pretrained(section: PretrainSettings, longest: int) -> int:

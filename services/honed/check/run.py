@@ -21,7 +21,7 @@ def check_run(settings: RunSettings, advance: Callable[[int], None] = lambda _: 
     """
     report = Report()
     model = check_model(settings, report, fast=fast)
-    check_body(settings, report, fast=fast)
+    body = check_body(settings, report, fast=fast)
     DataCheck(settings, report, model, advance, fast=fast).run()
-    check_machine(settings, report, model)
+    check_machine(settings, report, model, body)
     return report

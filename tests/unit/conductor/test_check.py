@@ -161,6 +161,24 @@ def test_the_body_of_a_reward_model_is_checked_as_the_policy_is(tree: dict[str, 
     assert any(line.startswith("error reward_training.layers: 7 is more") for line in texts_of(check_run(settings_of(tree))))
 
 
+def test_a_model_whose_layers_cannot_be_computed_again_is_refused_before_the_start(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    tree["learner"] = {**tree.get("learner", {}), "gradient_checkpointing": True}
+    assert texts_of(check_run(settings_of(tree))) == []
+    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=256))
+    model.save_pretrained(tmp_path / "old")
+    (tmp_path / "old" / "tokenizer.json").write_bytes((tmp_path / "model" / "tokenizer.json").read_bytes())
+    tree["conductor"]["start_from"] = str(tmp_path / "old")
+    found = texts_of(check_run(settings_of(tree)))
+    assert any(
+        line.startswith("error learner.gradient_checkpointing: OpenAIGPTLMHeadModel has no layers that can be computed again")
+        for line in found
+    )
+
+
 def test_all_that_is_wrong_with_a_run_is_found_at_once(tree: dict[str, Any], tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -216,6 +234,26 @@ def test_a_model_that_does_not_fit_is_refused_with_the_bill() -> None:
     memory = next(line for line in texts_of(report) if line.startswith("error memory: "))
     assert "optimizer 1043.1" in memory
     assert "take a smaller model" in memory
+
+
+def test_a_reward_model_of_a_larger_body_is_billed_as_it_trains_and_as_it_scores() -> None:
+    scorers = [{"name": "people", "kind": "reward_model", "source": "trained"}]
+    tree: dict[str, Any] = {"learner": {"device": "cpu"}, "reward": {"scorers": scorers}}
+
+    def bills(train: str) -> tuple[Report, list[str]]:
+        report = Report()
+        settings = RunSettings.model_validate({**tree, "reward_training": {"train": train}})
+        check_memory(settings, report, 1 << 20, body=70 << 30)
+        return report, [line for line in texts_of(report) if "error memory" in line]
+
+    report, found = bills("all")
+    assert report.figures["memory_gib"]["reward: 1 models, 1 times"] == pytest.approx(280.0)
+    training = report.figures["memory_while_the_reward_model_trains_gib"]
+    assert training["reward training: weights, gradients, optimizer"] == pytest.approx(1120.0)
+    assert len(found) == 2
+    assert "take a smaller reward_training.start_from, or train adapters or head" in found[1]
+    report, _ = bills("adapters")
+    assert report.figures["memory_while_the_reward_model_trains_gib"]["reward training: weights"] == pytest.approx(280.0)
 
 
 def test_rollouts_that_no_checkpoint_lets_go_are_part_of_the_bill() -> None:

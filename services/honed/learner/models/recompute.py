@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from honed.models import lean  # noqa: F401  before transformers
 
@@ -10,6 +10,8 @@ from honed.models import lean  # noqa: F401  before transformers
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from honed.kit.errors import FailedPrecondition
+
+SETTING: Final = "learner.gradient_checkpointing"
 
 
 def recompute_layers(language_model: Any) -> None:
@@ -21,8 +23,7 @@ def recompute_layers(language_model: Any) -> None:
     layers = [module for module in language_model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or not language_model.supports_gradient_checkpointing:
         raise FailedPrecondition(
-            f"learner.gradient_checkpointing: {type(language_model).__name__} has no layers that can be computed again; "
-            "set it to false"
+            f"{SETTING}: {type(language_model).__name__} has no layers that can be computed again; set it to false"
         )
     # Nothing here draws random numbers: there is no dropout.
     options = {"use_reentrant": False, "preserve_rng_state": False}
