@@ -4,6 +4,9 @@ Everything else in a causal transformer looks at single tokens, so a row of many
 is computed for each run of sequences of equal length, which lie in memory as a batch does: no token is copied or padded for it,
 and packed neighbours (`packing`) are of similar length, so that runs are few.
 
+Sequences that begin alike can share their beginning (`packing.Branches`): it is read once, and each sequence attends to it and
+to what it has of its own. With eight responses to a prompt as long as they are, that is 44% fewer tokens.
+
 What an attention gets from transformers for it is what flash attention gets, which makes no masks either: the soft cap and the
 sliding window of each layer.
 """
@@ -13,13 +16,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from honed.models import lean  # noqa: F401  before transformers
-from honed.models.packing import Runs, runs_of
+from honed.models.packing import Branches, Runs, runs_of, tokens_of
 
 # isort: split
 from transformers import AttentionInterface
@@ -90,13 +94,45 @@ def _attend(
         raise ValueError("a model that reads packed rows takes neither padding nor a cache")
     if runs is None:
         return _causal(module, query, key, value, **how), None
-    sizes = [count * length for count, length in runs]
-    parts = zip(*(torch.split(tensor.squeeze(0), sizes, dim=1) for tensor in (query, key, value)), strict=True)
+    parts = zip(*(torch.split(tensor.squeeze(0), tokens_of(runs), dim=1) for tensor in (query, key, value)), strict=True)
     found = []
-    for run, part in zip(runs, parts, strict=True):
-        rows = (tensor.unflatten(1, run).transpose(0, 1) for tensor in part)
-        found.append(_causal(module, *rows, **how).flatten(0, 1))
+    for (count, shape), part in zip(runs, parts, strict=True):
+        rows = [tensor.unflatten(1, (count, -1)).transpose(0, 1) for tensor in part]
+        read = _branched(module, shape, *rows, **how) if isinstance(shape, Branches) else _causal(module, *rows, **how)
+        found.append(read.flatten(0, 1))
     return (found[0] if len(found) == 1 else torch.cat(found)).unsqueeze(0), None
+
+
+def _branched(module: torch.nn.Module, shape: Branches, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+    """Groups of one shape `[n, H, T, D]` to `[n, T, H, D]`."""
+    prefix, count, longest = shape.prefix, len(shape.lengths), max(shape.lengths)
+    ragged = None if min(shape.lengths) == longest else _ragged(shape.lengths, query.device)
+
+    def own(tensor: Tensor) -> Tensor:
+        """What each sequence has of its own, `[n c, H, L, D]`; shorter ones repeat a token, which nothing before it sees."""
+        after = tensor[:, :, prefix:] if ragged is None else tensor[:, :, prefix:].index_select(2, ragged[0])
+        groups, heads, _, width = after.shape
+        return after.reshape(groups, heads, count, longest, width).transpose(1, 2).flatten(0, 1)
+
+    def seen(tensor: Tensor) -> Tensor:
+        """The beginning, and what each sequence has of its own, `[n c, H, P + L, D]`."""
+        before = tensor[:, None, :, :prefix].expand(-1, count, -1, -1, -1).flatten(0, 1)
+        return torch.cat([before, own(tensor)], dim=2)
+
+    before = _causal(module, query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], **how)
+    after = _causal(module, own(query), seen(key), seen(value), **how)
+    after = after.reshape(-1, count * longest, *after.shape[2:])
+    return torch.cat([before, after if ragged is None else after.index_select(1, ragged[1])], dim=1)
+
+
+@lru_cache(maxsize=256)
+def _ragged(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where in a row the tokens of sequences stand, padded to the longest `[c L]`; and where in that those of the row do."""
+    sizes, longest = torch.tensor(lengths), max(lengths)
+    places = torch.arange(longest).minimum(sizes.unsqueeze(1) - 1)
+    starts = sizes.cumsum(0) - sizes
+    kept = (torch.arange(longest) < sizes.unsqueeze(1)).flatten().nonzero().squeeze(1)
+    return (places + starts.unsqueeze(1)).flatten().to(device), kept.to(device)
 
 
 def _causal(
@@ -111,13 +147,13 @@ def _causal(
     dropout: float = 0.0,
     **others: Any,
 ) -> Tensor:
-    """Sequences `[b, H, L, D]` to `[b, L, H, D]`."""
+    """Sequences `[b, H, L, D]` to `[b, L, H, D]`; of keys there may be more, before them."""
     if others.get("s_aux") is not None:
         raise ValueError("attention sinks are not known here")
-    length, dtype = query.shape[2], query.dtype
+    length, keys, dtype = query.shape[2], key.shape[2], query.dtype
     mask = None
-    if softcap is not None or (sliding_window is not None and length > sliding_window):
-        mask = _mask(length, sliding_window, query.device)
+    if softcap is not None or keys > length or (sliding_window is not None and length > sliding_window):
+        mask = _mask(length, keys, sliding_window, query.device)
     with _precision(query.device):
         if query.device.type == "cpu":
             query, key, value = query.float(), key.float(), value.float()
@@ -138,10 +174,11 @@ def _precision(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _mask(length: int, window: int | None, device: torch.device) -> Tensor:
-    """True where a query sees a key, `[1, 1, L, L]`."""
-    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return (seen if window is None else seen.triu(1 - window)).view(1, 1, length, length)
+def _mask(length: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """True where a query sees a key, `[1, 1, L, K]`; the last query stands at the last key."""
+    before = keys - length
+    seen = torch.ones(length, keys, dtype=torch.bool, device=device).tril(before)
+    return (seen if window is None else seen.triu(before + 1 - window)).view(1, 1, length, keys)
 
 
 def _capped(

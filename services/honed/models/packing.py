@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
@@ -10,13 +11,37 @@ from honed.kit.errors import InvalidArgument
 
 _WORTH_A_PASS: Final = 128  # padding tokens whose cost is about that of starting another pass
 
-Runs = tuple[tuple[int, int], ...]
-"""How many sequences of which length follow one another."""
+
+@dataclass(frozen=True)
+class Branches:
+    """Sequences that begin alike: their beginning stands once, then what each of them has of its own.
+
+    Attributes:
+        prefix: Tokens of the beginning.
+        lengths: Of what each sequence has of its own, at least 1.
+    """
+
+    prefix: int
+    lengths: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """In all."""
+        return self.prefix + sum(self.lengths)
 
 
-def runs_of(lengths: Sequence[int]) -> Runs:
-    """The runs of sequences that stand in this order."""
-    return tuple((len(list(same)), length) for length, same in groupby(lengths))
+Runs = tuple[tuple[int, int | Branches], ...]
+"""How many sequences of which length, or groups of which shape, follow one another."""
+
+
+def runs_of(shapes: Iterable[int | Branches]) -> Runs:
+    """The runs of sequences and groups that stand in this order."""
+    return tuple((len(list(same)), shape) for shape, same in groupby(shapes))
+
+
+def tokens_of(runs: Runs) -> list[int]:
+    """Of each run."""
+    return [count * (shape.tokens if isinstance(shape, Branches) else shape) for count, shape in runs]
 
 
 def fill(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from honed.learner.train.trainer import Trainer, TrainSettings
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
 from honed.models.packed import NAME
+from honed.models.packing import Branches
 from honed.models.pooling import Place, Pooling
 from honed.models.reward_model import RewardModel
 
@@ -88,6 +90,40 @@ def test_token_logprobs_and_canaries_are_transformers_own(base: Path) -> None:
     assert measured.tolist() == pytest.approx([expected[int(slot)] for slot in packed.slots], abs=5e-5)
     (canary,) = canary_logprobs(policy, [TEXT])
     assert canary.logprobs == pytest.approx(logprobs(reference, TEXT), abs=5e-5)
+
+
+def sharing_a_prompt() -> list[Episode]:
+    """Ragged responses to two prompts, one of them longer than a sliding window, equal ones to a third, and one alone."""
+    made, source = episodes(12), random.Random(4)
+    prompts = [tuple(source.randrange(2, 258) for _ in range(length)) for length in (20, 12, 17)]
+    ragged = [replace(episode, prompt=prompts[number // 4]) for number, episode in enumerate(made[:8])]
+    equal = [replace(episode, prompt=prompts[2], response=tuple(range(n, n + 7))) for n, episode in enumerate(made[8:11], 9)]
+    return [*ragged, *equal, made[11]]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_prompt_that_is_read_once_for_its_responses_says_and_teaches_the_same(base: Path, precision: Any) -> None:
+    batch = sharing_a_prompt()
+    read = {}
+    for share in (False, True):
+        (packed,) = micro_batches(batch, range(len(batch)), max_tokens=10_000, width=30, share_prompts=share)
+        assert any(isinstance(shape, Branches) for _, shape in packed.runs) == share
+        policy = PolicyModel(load_language_model(base), precision=precision)
+        said = policy.evaluate(packed).logprobs
+        weights = torch.cos(torch.arange(30 * len(batch)).float())[packed.slots]
+        (said * weights).sum().backward()
+        placed = torch.zeros(30 * len(batch)).index_copy(0, packed.slots, said.detach())
+        read[share] = placed, {name: p.grad for name, p in policy.language_model.named_parameters()}, len(packed.tokens)
+    (alone, own, every), (together, shared, fewer) = read[False], read[True]
+    assert fewer == every - 3 * 20 - 3 * 12 - 2 * 17
+    close = {"atol": 1e-4, "rtol": 1e-4} if precision == "float32" else {"atol": 0.1, "rtol": 0.05}
+    torch.testing.assert_close(together, alone, **close)
+    for name, gradient in shared.items():
+        if precision == "float32":
+            torch.testing.assert_close(gradient, own[name], atol=2e-3, rtol=1e-3)
+        else:
+            cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), own[name].flatten(), dim=0)
+            assert float(cosine) > 0.98, name
 
 
 def test_the_gradient_of_a_packed_row_is_that_of_each_sequence_alone_with_layers_computed_again_or_not(base: Path) -> None:

@@ -10,6 +10,8 @@ from tests.unit.learner.samples import random_episodes
 
 from honed.kit.errors import InvalidArgument
 from honed.learner.data.batches import Rows, micro_batches
+from honed.learner.data.episode import Episode
+from honed.models.packing import tokens_of
 
 EPISODES = random_episodes(40, seed=3)
 WIDTH = Rows.of(EPISODES).mask.shape[1]
@@ -43,11 +45,49 @@ def test_each_state_is_the_token_before_its_target() -> None:
 def test_sequences_stand_one_behind_the_other_shortest_first_and_each_one_counts_its_own_positions(budget: int) -> None:
     read = 0
     for batch in micro_batches(EPISODES, range(40), max_tokens=budget, width=WIDTH):
-        lengths = [length for count, length in batch.runs for _ in range(count)]
+        lengths = [length for count, length in batch.runs for _ in range(count) if isinstance(length, int)]
         assert lengths == sorted(lengths)
         assert batch.positions.tolist() == [at for length in lengths for at in range(length)]
         read += len(batch.tokens)
     assert read == sum(len(e.prompt) + len(e.response) - 1 for e in EPISODES), "no token more than there are"
+
+
+def sharing(*sizes: int, prompt: int = 20, length: int = 6) -> list[Episode]:
+    """So many episodes to each prompt, responses of 1 to `length` tokens, whose ids tell them apart."""
+    made = []
+    for number, size in enumerate(sizes):
+        for member in range(size):
+            count = 1 + (member + length - 1) % length
+            response = tuple(1000 * (number + 1) + 10 * member + at for at in range(count))
+            shared = tuple(100 * (number + 1) + at for at in range(prompt))
+            made.append(dataclasses.replace(EPISODES[0], prompt=shared, response=response, logprobs=(-1.0,) * count))
+    return made
+
+
+@pytest.mark.parametrize("budget", [1, 25, 40, 10_000])
+def test_a_shared_prompt_stands_once_before_all_that_fit_behind_it(budget: int) -> None:
+    episodes = sharing(4, 1, 8)
+    packed = micro_batches(episodes, range(13), max_tokens=budget, width=6, share_prompts=True)
+    targets = torch.full((13 * 6,), -1)
+    for batch in packed:
+        assert sum(tokens_of(batch.runs)) == len(batch.tokens) == len(batch.positions)
+        targets[batch.slots] = batch.targets
+        at, following = batch.positions[batch.states], batch.slots % 6
+        assert torch.equal(at, 19 + following), "each token is predicted from the one before it in its sequence"
+        first = following == 0
+        assert torch.equal(batch.tokens[batch.states[first]] // 100, batch.targets[first] // 1000), "of its own prompt"
+        assert torch.equal(batch.tokens[batch.states[~first]], batch.targets[~first] - 1)
+    for row, episode in enumerate(episodes):
+        assert tuple(targets[row * 6 :][: len(episode.response)].tolist()) == episode.response
+    if budget == 10_000:
+        assert [len(batch.tokens) for batch in packed] == [3 * 20 + sum(len(e.response) - 1 for e in episodes)]
+
+
+def test_prompts_that_save_too_little_stand_with_each_response_as_they_do_without_sharing() -> None:
+    episodes = sharing(4, 4, prompt=10)  # 30 tokens of each group
+    shared, alone = (micro_batches(episodes, range(8), max_tokens=50, width=6, share_prompts=share) for share in (True, False))
+    assert [batch.runs for batch in shared] == [batch.runs for batch in alone]
+    assert all(torch.equal(one.states, other.states) for one, other in zip(shared, alone, strict=True))
 
 
 def test_packing_is_deterministic_and_does_not_depend_on_the_order_of_the_choice() -> None:

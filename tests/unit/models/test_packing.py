@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from honed.models.packing import fill, pack, runs_of
+from honed.models.packing import Branches, fill, pack, runs_of, tokens_of
 
 lengths = st.lists(st.integers(1, 400), max_size=80)
 
@@ -42,3 +42,10 @@ def test_without_padding_a_group_ends_where_one_more_sequence_would_pass_the_bud
 def test_runs_are_neighbours_of_equal_length() -> None:
     assert runs_of([3, 3, 5, 5, 5, 9]) == ((2, 3), (3, 5), (1, 9))
     assert runs_of([]) == ()
+
+
+def test_groups_of_one_shape_are_a_run_too_and_count_their_beginning_once() -> None:
+    shape = Branches(10, (3, 2))
+    runs = runs_of([4, shape, Branches(10, (3, 2)), Branches(10, (2, 3)), 15])
+    assert runs == ((1, 4), (2, shape), (1, Branches(10, (2, 3))), (1, 15))
+    assert tokens_of(runs) == [4, 30, 15, 15]

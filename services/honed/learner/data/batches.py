@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from honed.learner.data.continuation import Continuation
 from honed.learner.data.episode import Episode
-from honed.models.packing import Runs, fill, runs_of
+from honed.models.packing import Branches, Runs, fill, runs_of
+
+_WORTH_SHARING: Final = 32  # tokens that are not read again, for which attention in branches costs about as much
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,11 @@ class MicroBatch:
     """
 
     tokens: Tensor
-    """Prompts and responses without their last tokens, one behind the other, `[T]`."""
+    """Prompts and responses without their last tokens, one behind the other, `[T]`; a shared prompt stands once."""
     positions: Tensor
     """The place of each token in its sequence, `[T]`."""
     runs: Runs
-    """How many sequences of which length follow one another."""
+    """How many sequences of which length, or groups of which shape, follow one another."""
     states: Tensor
     """Where in `tokens` the state stands that predicts each action token, `[N]`."""
     targets: Tensor
@@ -84,7 +87,12 @@ class Rows:
 
 
 def micro_batches(
-    continuations: Sequence[Continuation], chosen: Sequence[int], *, max_tokens: int, width: int
+    continuations: Sequence[Continuation],
+    chosen: Sequence[int],
+    *,
+    max_tokens: int,
+    width: int,
+    share_prompts: bool = False,
 ) -> list[MicroBatch]:
     """Packs the chosen continuations into as few micro-batches as the budget and their order allow.
 
@@ -97,48 +105,83 @@ def micro_batches(
         chosen: indices into it.
         max_tokens: most tokens of one micro-batch.
         width: T of the batch's rows.
+        share_prompts: a prompt of several is read once for all of them that fit in one micro-batch, where the model can do
+            that and it pays.
 
     Raises:
         InvalidArgument: when the budget is not positive.
     """
     ordered = sorted(chosen)
-    groups = fill([_length(continuations[index]) for index in ordered], max_tokens)
-    return [_pack(continuations, [ordered[place] for place in group], width) for group in groups]
+    units = _of_one_prompt(continuations, ordered, max_tokens) if share_prompts else [[index] for index in ordered]
+    groups = fill([_tokens(continuations, unit) for unit in units], max_tokens)
+    return [_pack(continuations, [units[place] for place in group], width) for group in groups]
 
 
 def pack_on(
-    device: torch.device, continuations: Sequence[Continuation], chosen: Sequence[int], max_tokens: int
+    device: torch.device,
+    continuations: Sequence[Continuation],
+    chosen: Sequence[int],
+    max_tokens: int,
+    *,
+    share_prompts: bool = False,
 ) -> list[MicroBatch]:
     """As `micro_batches`, on a device; their slots lead into rows of all continuations."""
     width = max(len(item.response) for item in continuations)
-    return [batch.to(device) for batch in micro_batches(continuations, chosen, max_tokens=max_tokens, width=width)]
+    made = micro_batches(continuations, chosen, max_tokens=max_tokens, width=width, share_prompts=share_prompts)
+    return [batch.to(device) for batch in made]
 
 
-def _length(item: Continuation) -> int:
-    return len(item.prompt) + len(item.response) - 1
+def _of_one_prompt(continuations: Sequence[Continuation], chosen: Sequence[int], budget: int) -> list[list[int]]:
+    """Groups of continuations whose prompts are the same, each within the budget; alone where sharing saves too little."""
+    groups: dict[tuple[int, ...], list[list[int]]] = {}
+    for index in chosen:
+        of_prompt = groups.setdefault(tuple(continuations[index].prompt), [])
+        if not of_prompt or _tokens(continuations, [*of_prompt[-1], index]) > budget:
+            of_prompt.append([])
+        of_prompt[-1].append(index)
+    return [
+        part
+        for prompt, parts in groups.items()
+        for group in parts
+        for part in ([group] if len(prompt) * (len(group) - 1) >= _WORTH_SHARING else [[index] for index in group])
+    ]
 
 
-def _pack(continuations: Sequence[Continuation], group: Sequence[int], width: int) -> MicroBatch:
+def _tokens(continuations: Sequence[Continuation], unit: Sequence[int]) -> int:
+    """That the model reads of continuations which share their prompt."""
+    return len(continuations[unit[0]].prompt) + sum(len(continuations[index].response) - 1 for index in unit)
+
+
+def _shape(continuations: Sequence[Continuation], unit: Sequence[int]) -> int | Branches:
+    own = tuple(length for index in unit if (length := len(continuations[index].response) - 1))
+    return Branches(len(continuations[unit[0]].prompt), own) if len(own) > 1 else _tokens(continuations, unit)
+
+
+def _pack(continuations: Sequence[Continuation], units: Sequence[Sequence[int]], width: int) -> MicroBatch:
     tokens: list[int] = []
     positions: list[int] = []
     states: list[int] = []
     slots: list[int] = []
     targets: list[int] = []
     temperatures: list[float] = []
-    for index in group:
-        item = continuations[index]
-        count = len(item.response)
-        first = len(tokens) + len(item.prompt) - 1
-        tokens += [*item.prompt, *item.response[:-1]]
-        positions += range(_length(item))
-        states += range(first, first + count)
-        slots += range(index * width, index * width + count)
-        targets += item.response
-        temperatures += [item.temperature] * count
+    for unit in units:
+        prompt = continuations[unit[0]].prompt
+        tokens += prompt
+        positions += range(len(prompt))
+        last = len(tokens) - 1
+        for index in unit:
+            item = continuations[index]
+            count = len(item.response)
+            states += [last, *range(len(tokens), len(tokens) + count - 1)]
+            tokens += item.response[:-1]
+            positions += range(len(prompt), len(prompt) + count - 1)
+            slots += range(index * width, index * width + count)
+            targets += item.response
+            temperatures += [item.temperature] * count
     return MicroBatch(
         tokens=torch.tensor(tokens),
         positions=torch.tensor(positions),
-        runs=runs_of([_length(continuations[index]) for index in group]),
+        runs=runs_of(_shape(continuations, unit) for unit in units),
         states=torch.tensor(states),
         targets=torch.tensor(targets),
         temperatures=torch.tensor(temperatures, dtype=torch.float32),

@@ -21,6 +21,7 @@ from honed.learner.models.recompute import recompute_layers
 from honed.learner.models.trained import Trained
 from honed.models.attention import Precision, use_float32_attention
 from honed.models.packed import use_packed_attention
+from honed.models.packing import tokens_of
 from honed.models.token_head import TokenHead, chosen_logprobs, chosen_logprobs_and_entropy
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.language_model = language_model.eval()
         self._precision, self._recompute = precision, recompute
-        self._packed = use_packed_attention(language_model)
-        if not self._packed and precision == "bfloat16" and self.device.type == "cpu":
+        self.packed = use_packed_attention(language_model)
+        """Whether it reads a micro-batch as one row, and so can share prompts; else sequences of equal length share a pass."""
+        if not self.packed and precision == "bfloat16" and self.device.type == "cpu":
             use_float32_attention(language_model)
         if recompute:
             recompute_layers(language_model)
@@ -74,7 +76,7 @@ class Transformer(nn.Module):
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """Last hidden states that predict an action token, `[N, d]` float32."""
         with self._autocast():
-            hidden = self._read_packed(batch) if self._packed else self._read_runs(batch)
+            hidden = self._read_packed(batch) if self.packed else self._read_runs(batch)
         chosen: Tensor = hidden.index_select(0, batch.states).float()
         return chosen
 
@@ -87,12 +89,13 @@ class Transformer(nn.Module):
 
     def _read_runs(self, batch: MicroBatch) -> Tensor:
         """The same where attention is not known: sequences of equal length share a pass."""
-        sizes = [count * length for count, length in batch.runs]
+        sizes = tokens_of(batch.runs)
         found: list[Tensor] = []
-        for run, tokens, positions in zip(
+        for (count, _), tokens, positions in zip(
             batch.runs, torch.split(batch.tokens, sizes), torch.split(batch.positions, sizes), strict=True
         ):
-            read = self.language_model.base_model(input_ids=tokens.view(run), position_ids=positions.view(run), use_cache=False)
+            rows = {"input_ids": tokens.view(count, -1), "position_ids": positions.view(count, -1)}
+            read = self.language_model.base_model(**rows, use_cache=False)
             found.append(read.last_hidden_state.flatten(0, 1))
         return torch.cat(found)
 

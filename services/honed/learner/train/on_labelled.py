@@ -60,7 +60,7 @@ class _Batch:
         policy = self.updates.policy
         read = self._read(policy, self._mismatched, chosen) - self._mismatched_reference
         log_ratios = read[torch.tensor(chosen, device=policy.device)]
-        packed = micro_examples(self.batch, chosen, self.context.microbatch_tokens, policy.device)
+        packed = micro_examples(self.batch, chosen, self.context.microbatch_tokens, policy)
         self._log_ratios.append(log_ratios)
         self._tokens += sum(len(micro.batch.targets) for micro in packed)
         return _Minibatch(self, packed, log_ratios)
@@ -96,7 +96,7 @@ class _Batch:
         device = self.updates.policy.device
         found = torch.zeros(len(examples), device=device)
         if model is not None:
-            for micro in micro_examples(examples, chosen, self.context.microbatch_tokens, device):
+            for micro in micro_examples(examples, chosen, self.context.microbatch_tokens, model):
                 self.context.stop_if_asked()
                 [found[micro.examples]] = response_logprobs(model, micro)
         return found

@@ -30,7 +30,7 @@ class OnPairUpdates:
         """See `Algorithm`: one pass of the reference."""
         reference = torch.zeros(2, len(batch), device=self.policy.device)
         if self.reference is not None:
-            for micro in micro_examples(batch, range(len(batch)), context.microbatch_tokens, self.policy.device):
+            for micro in micro_examples(batch, range(len(batch)), context.microbatch_tokens, self.policy):
                 context.stop_if_asked()
                 reference[:, micro.examples] = self.of_responses(self.reference, micro)
         return _Batch(self, batch, context, reference)
@@ -61,7 +61,7 @@ class _Batch:
 
     def minibatch(self, chosen: Sequence[int]) -> _Minibatch:
         """See `Prepared`."""
-        packed = micro_examples(self.pairs, chosen, self._context.microbatch_tokens, self.updates.policy.device)
+        packed = micro_examples(self.pairs, chosen, self._context.microbatch_tokens, self.updates.policy)
         self._tokens += sum(len(micro.batch.targets) for micro in packed)
         return _Minibatch(self, packed)
 

@@ -52,11 +52,17 @@ class OnPolicyUpdates:
 
     def prepare(self, batch: Sequence[Episode], context: UpdateContext) -> _Batch:
         """See `Algorithm`: one pass of policy and reference, and what the algorithm computes once a batch."""
-        packed = pack_on(self.policy.device, batch, range(len(batch)), context.microbatch_tokens)
+        packed = self.pack(batch, range(len(batch)), context)
         sampled, entropy, first = self._read(batch, packed, context)
         gap = float((sampled.proximal - sampled.behaviour)[sampled.mask].exp().mean())
         check_ratio("sampler", gap, self.learner.max_ratio)
         return _Batch(self, batch, context, packed, sampled, self.algorithm.rows(sampled), entropy, first)
+
+    def pack(self, batch: Sequence[Episode], chosen: Sequence[int], context: UpdateContext) -> list[MicroBatch]:
+        """Micro-batches of the chosen episodes; those of a group share their prompt."""
+        models = (self.policy, self.policy.critic, self.reference)
+        share = self.algorithm.needs.group > 1 and all(model.packed for model in models if model is not None)
+        return pack_on(self.policy.device, batch, chosen, context.microbatch_tokens, share_prompts=share)
 
     def state(self) -> State:
         """See `Algorithm`."""
@@ -154,10 +160,8 @@ class _Batch:
             whole = torch.zeros_like(self.sampled.proximal)
             whole[index] = rows
             known[name] = whole.to(self.updates.policy.device)
-        if len(chosen) == len(self.episodes):
-            packed = self._packed
-        else:
-            packed = pack_on(self.updates.policy.device, self.episodes, chosen, self._context.microbatch_tokens)
+        whole_batch = len(chosen) == len(self.episodes)
+        packed = self._packed if whole_batch else self.updates.pack(self.episodes, chosen, self._context)
         return _Minibatch(self, index, packed, known)
 
     def finish(self) -> Mapping[str, float]:

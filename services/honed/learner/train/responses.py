@@ -33,21 +33,23 @@ class MicroExamples:
         examples: Their indices in the batch, `[P]`.
         batch: Their continuations, those of one example next to each other.
         width: Of the rows that `batch.slots` lead into.
+        responses: Continuations in all.
     """
 
     examples: Tensor
     batch: MicroBatch
     width: int
+    responses: int
 
 
-def micro_examples(batch: Sequence[Sided], chosen: Sequence[int], max_tokens: int, device: torch.device) -> list[MicroExamples]:
-    """Packs examples of similar length; one that is longer than the budget is read alone.
+def micro_examples(batch: Sequence[Sided], chosen: Sequence[int], max_tokens: int, model: TokenModel) -> list[MicroExamples]:
+    """Packs examples of similar length; one that is longer than the budget is read alone. Continuations may share a prompt.
 
     Args:
         batch: All examples.
         chosen: Indices of those to read.
         max_tokens: Most tokens of one pass.
-        device: Of the model.
+        model: What is to read them.
     """
     ordered = sorted(chosen)
     sides = {index: batch[index].sides for index in ordered}
@@ -57,8 +59,9 @@ def micro_examples(batch: Sequence[Sided], chosen: Sequence[int], max_tokens: in
         indices = [ordered[place] for place in group]
         continuations = [side for index in indices for side in sides[index]]
         width = max(len(side.response) for side in continuations)
-        [packed] = pack_on(device, continuations, range(len(continuations)), max_tokens=_ALL)
-        found.append(MicroExamples(torch.tensor(indices, device=device), packed, width))
+        every = range(len(continuations))
+        [packed] = pack_on(model.device, continuations, every, max_tokens=_ALL, share_prompts=model.packed)
+        found.append(MicroExamples(torch.tensor(indices, device=model.device), packed, width, len(continuations)))
     return found
 
 
@@ -66,8 +69,7 @@ def response_logprobs(model: TokenModel, micro: MicroExamples, *, mean: bool = F
     """Log-probability of each response, nats, `[S, P]` for P examples of S sides: sum over its tokens, or their mean."""
     tokens = model.logprobs(micro.batch)
     row = torch.div(micro.batch.slots, micro.width, rounding_mode="floor")
-    count = sum(sequences for sequences, _ in micro.batch.runs)
-    sums = torch.zeros(count, device=tokens.device).index_add(0, row, tokens)
+    sums = torch.zeros(micro.responses, device=tokens.device).index_add(0, row, tokens)
     if mean:
-        sums = sums / torch.bincount(row, minlength=count)
+        sums = sums / torch.bincount(row, minlength=micro.responses)
     return sums.view(len(micro.examples), -1).t()
