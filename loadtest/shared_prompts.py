@@ -1,4 +1,4 @@
-"""What reading a prompt once for its responses saves: seconds of forward and backward passes, as a ratio to reading it with each.
+"""What reading a prompt once for its responses saves: seconds of passes, as a ratio to reading it with each response.
 
 Method. One random model of the demo's shape, or one that is named; `--groups` prompts, `--group` responses to each, of one to
 `--tokens` tokens. The same process, threads and budget of tokens of a pass; passes of both kinds in turns, after a warm-up of
