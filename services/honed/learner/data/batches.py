@@ -23,7 +23,9 @@ from honed.learner.data.continuation import Continuation
 from honed.learner.data.episode import Episode
 from honed.models.packing import Branches, Runs, fill, runs_of
 
-_WORTH_SHARING: Final = 32  # tokens that are not read again, for which attention in branches costs about as much
+# Attention in branches costs about as much as reading so many tokens, and as so much of what there is to read.
+_LEAST_SAVED: Final = 32
+_LEAST_SHARE: Final = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,13 @@ def _of_one_prompt(continuations: Sequence[Continuation], chosen: Sequence[int],
         if not of_prompt or _tokens(continuations, [*of_prompt[-1], index]) > budget:
             of_prompt.append([])
         of_prompt[-1].append(index)
-    return [
-        part
-        for prompt, parts in groups.items()
-        for group in parts
-        for part in ([group] if len(prompt) * (len(group) - 1) >= _WORTH_SHARING else [[index] for index in group])
-    ]
+    units: list[list[int]] = []
+    for prompt, parts in groups.items():
+        for group in parts:
+            saved = len(prompt) * (len(group) - 1)
+            pays = saved >= max(_LEAST_SAVED, _LEAST_SHARE * (saved + _tokens(continuations, group)))
+            units += [group] if pays else [[index] for index in group]
+    return units
 
 
 def _tokens(continuations: Sequence[Continuation], unit: Sequence[int]) -> int:
