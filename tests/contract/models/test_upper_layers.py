@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract.models.test_algorithms import pairs
+from tests.contract.models.test_algorithms import groups, pairs
 from tests.contract.models.test_families import episodes, logprobs, own
 from tests.support.families import FAMILIES, make_family_model
 from transformers import BloomConfig, BloomForCausalLM
@@ -22,9 +22,11 @@ from honed.learner.models.policy import PolicyModel, ReferenceModel
 from honed.learner.models.upper_layers import UpperReference, freeze_lower_layers
 from honed.learner.settings import LearnerSettings
 from honed.learner.train import rng
+from honed.learner.train.algorithm import UpdateContext
 from honed.learner.train.optimizer import build_optimizer
 from honed.learner.train.trainer import Trainer, TrainSettings
 from honed.models.loader import load_language_model
+from honed.models.packing import Branches
 
 EPISODES = episodes()
 WIDTH = max(len(episode.response) for episode in EPISODES)
@@ -93,6 +95,25 @@ def test_the_reference_keeps_only_what_trains(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in reference.parameters())
     trainer.update(EPISODES)
     assert len(trainer.optimizer.state) == len(policy.trainable())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_groups_share_their_prompts_with_the_upper_reference_too(family: str, tmp_path: Path) -> None:
+    base = make_family_model(tmp_path, family)
+    upper, whole = (trainer_of(base, unfrozen, algorithm="grpo", kl={"coefficient": 0.1}) for unfrozen in (2, None))
+    figures, expected = upper.update(groups()), whole.update(groups())
+    assert figures["policy_loss"] == pytest.approx(expected["policy_loss"], rel=1e-4, abs=1e-6)
+    gradients = {name: p.grad for name, p in whole.model.named_parameters()}
+    for name, parameter in upper.model.trainable().items():
+        if parameter.grad is not None:  # there is no value loss
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-3)
+    packed = upper.algorithm.pack(groups(), range(12), UpdateContext(1, None, 10_000, lambda: None))
+    assert any(isinstance(shape, Branches) for micro in packed for _, shape in micro.runs)
+    plain = ReferenceModel(load_language_model(base))
+    for micro in packed:
+        measured, beside = upper.algorithm.reference.beside(upper.model, micro)
+        torch.testing.assert_close(beside, plain.logprobs(micro), atol=1e-5, rtol=1e-4)
+        assert (measured.logprobs - beside).abs().max() > 1e-2, "the policy has moved"
 
 
 def test_pairs_are_compared_with_the_same_reference(tmp_path: Path) -> None:
