@@ -55,11 +55,13 @@ def memory_needed(settings: RunSettings, parameters: int, body: int | None = Non
 
 def memory_of_reward_training(settings: RunSettings, parameters: int, body: int | None = None) -> dict[str, float]:
     """GiB by use while the reward model trains, beside generation alone; see `memory_needed`."""
-    moved = _OPTIMIZER if settings.reward_training.train == "all" else BYTES["float32"]  # adapters and a head are small
+    weights = body or parameters
+    if settings.reward_training.train == "all":
+        bill = {"reward training: weights, gradients, optimizer": weights * _OPTIMIZER / _GIB}
+    else:  # adapters and a head are small
+        bill = {"reward training: weights": weights * BYTES["float32"] / _GIB}
     return {
-        "reward training: weights" + (", gradients, optimizer" if moved == _OPTIMIZER else ""): (body or parameters)
-        * moved
-        / _GIB,
+        **bill,
         **_generation(settings, parameters),
         "processes": _PROCESS_GIB * (3 + settings.generation.replicas),
     }

@@ -163,8 +163,9 @@ def _check_recomputing(directory: Path, report: Report) -> None:
 
     from honed.learner.models.recompute import SETTING, recompute_layers
 
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):  # has modules and no weights
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory, local_files_only=True))
+        model = AutoModelForCausalLM.from_config(config)
     try:
         recompute_layers(model)
     except FailedPrecondition as error:

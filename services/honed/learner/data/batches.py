@@ -136,11 +136,14 @@ def pack_on(
 def _of_one_prompt(continuations: Sequence[Continuation], chosen: Sequence[int], budget: int) -> list[list[int]]:
     """Groups of continuations whose prompts are the same, each within the budget; alone where sharing saves too little."""
     groups: dict[tuple[int, ...], list[list[int]]] = {}
+    left: dict[tuple[int, ...], int] = {}  # of the budget of a prompt's last group
     for index in chosen:
-        of_prompt = groups.setdefault(tuple(continuations[index].prompt), [])
-        if not of_prompt or _tokens(continuations, [*of_prompt[-1], index]) > budget:
-            of_prompt.append([])
-        of_prompt[-1].append(index)
+        prompt, own = tuple(continuations[index].prompt), len(continuations[index].response) - 1
+        if prompt not in groups or own > left[prompt]:
+            groups.setdefault(prompt, []).append([])
+            left[prompt] = budget - len(prompt)
+        groups[prompt][-1].append(index)
+        left[prompt] -= own
     units: list[list[int]] = []
     for prompt, parts in groups.items():
         for group in parts:
