@@ -5,92 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from honed.artifacts.reward_models import TRAINED
+from honed.check.bills import (
+    BYTES,
+    GIB,
+    Gpu,
+    gpu_memory_needed,
+    gpu_memory_of_reward_training,
+    host_memory_needed,
+    memory_needed,
+    memory_of_reward_training,
+)
 from honed.check.findings import Report
 from honed.config import RunSettings
-from honed.learner.algorithms.base import make_algorithm
 
-BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-_GIB: Final = 1 << 30
-_OPTIMIZER: Final = 16  # weight, gradient and two moments of a parameter, float32
-_CHECKPOINT: Final = 12  # weight and two moments
-_PROCESS_GIB: Final = 0.5  # of Python and its libraries
 _QUERY: Final = ("nvidia-smi", "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits")
 _QUERY_TIMEOUT_S: Final = 20.0
 _SHOWN_GIB: Final = 0.05
-_ROLLOUT_BYTES: Final = 1000  # of an entry in Redis, beside the response
-_TOKEN_BYTES: Final = 8  # id and log-probability
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Memory of one GPU, GiB."""
-
-    total: float
-    free: float
-
-
-def memory_needed(settings: RunSettings, parameters: int, body: int | None = None) -> dict[str, float]:
-    """GiB by use, on a machine without a GPU; without activations, which depend on the longest batch.
-
-    Args:
-        settings: The run's.
-        parameters: Of the model.
-        body: Of the model that `trained` is made of; None if that is the run's own.
-    """
-    return {
-        **_learner_models(settings, parameters),
-        "learner: the state before an update": trained_models(settings) * parameters * _CHECKPOINT / _GIB,
-        **_generation(settings, parameters),
-        **_reward_models(settings, parameters, body),
-        "redis: rollouts since the last checkpoint": _unsaved_bytes(settings) / _GIB,
-        "processes": _PROCESS_GIB * (4 + settings.generation.replicas + settings.reward.replicas),
-    }
-
-
-def memory_of_reward_training(settings: RunSettings, parameters: int, body: int | None = None) -> dict[str, float]:
-    """GiB by use while the reward model trains, beside generation alone; see `memory_needed`."""
-    weights = body or parameters
-    if settings.reward_training.train == "all":
-        bill = {"reward training: weights, gradients, optimizer": weights * _OPTIMIZER / _GIB}
-    else:  # adapters and a head are small
-        bill = {"reward training: weights": weights * BYTES["float32"] / _GIB}
-    return {
-        **bill,
-        **_generation(settings, parameters),
-        "processes": _PROCESS_GIB * (3 + settings.generation.replicas),
-    }
-
-
-def gpu_memory_needed(
-    settings: RunSettings, parameters: int, gpus: Sequence[Gpu], body: int | None = None
-) -> list[dict[str, float]]:
-    """GiB by use on each GPU; without activations, and without the few hundred MiB that each process takes for itself.
-
-    Args:
-        settings: the run's.
-        parameters: of the model.
-        gpus: those that the processes see, in their order.
-        body: see `memory_needed`.
-    """
-    generation, bills = settings.generation, [dict[str, float]() for _ in gpus]
-    weights = parameters * BYTES[generation.dtype] / _GIB
-    for bill, gpu in zip(bills[: generation.tensor_parallel], gpus, strict=False):
-        if generation.engine == "transformers":
-            bill[f"generation: weights twice, {generation.replicas} times"] = generation.replicas * 2 * weights
-        else:
-            share = generation.replicas * generation.gpu_memory_share * gpu.total
-            bill[f"generation: gpu_memory_share {generation.gpu_memory_share:g}, {generation.replicas} times"] = share
-    learner = _gpu_of(settings.learner.device)
-    if learner is not None and learner < len(gpus):
-        bills[learner] |= _learner_models(settings, parameters)
-    bills[0] |= _reward_models(settings, parameters, body)
-    return bills
+_SMALLER_REWARD_TRAINING: Final = "a smaller reward_training.start_from, or train adapters or head"
 
 
 def read_gpus(query: Callable[[], str], visible: str | None = None) -> list[Gpu]:
@@ -131,7 +66,7 @@ def available_memory_gib() -> tuple[float, float]:
         total, free = min(total, limit), min(free, limit - used)
     except (OSError, ValueError):
         pass
-    return free / _GIB, total / _GIB
+    return free / GIB, total / GIB
 
 
 def check_memory(settings: RunSettings, report: Report, parameters: int, body: int | None = None) -> None:
@@ -141,11 +76,10 @@ def check_memory(settings: RunSettings, report: Report, parameters: int, body: i
         _compare(report, "", memory_needed(settings, parameters, body), available_memory_gib(), advice)
         if settings.goes_through("reward_model"):
             bill = memory_of_reward_training(settings, parameters, body)
-            advice = "a smaller reward_training.start_from, or train adapters or head"
-            _compare(report, " while the reward model trains", bill, available_memory_gib(), advice)
+            _compare(report, " while the reward model trains", bill, available_memory_gib(), _SMALLER_REWARD_TRAINING)
         return
     advice = "a smaller model or learner.checkpoint_every"
-    _compare(report, "", _host_memory_needed(settings, parameters), available_memory_gib(), advice)
+    _compare(report, "", host_memory_needed(settings, parameters), available_memory_gib(), advice)
     try:
         gpus = read_gpus(_nvidia_smi, os.environ.get("CUDA_VISIBLE_DEVICES"))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -154,8 +88,13 @@ def check_memory(settings: RunSettings, report: Report, parameters: int, body: i
     advice = "a smaller generation.gpu_memory_share or model, or another learner.device"
     for number, (gpu, bill) in enumerate(zip(gpus, gpu_memory_needed(settings, parameters, gpus, body), strict=True)):
         _compare(report, f" of GPU {number}", bill, (gpu.free, gpu.total), advice)
+    if settings.goes_through("reward_model"):
+        advice = f"a smaller generation.gpu_memory_share, or {_SMALLER_REWARD_TRAINING}"
+        training = gpu_memory_of_reward_training(settings, parameters, gpus, body)
+        for number, (gpu, bill) in enumerate(zip(gpus, training, strict=True)):
+            _compare(report, f" of GPU {number} while the reward model trains", bill, (gpu.free, gpu.total), advice)
     room = gpus[0].total * settings.generation.gpu_memory_share
-    weights = parameters * BYTES[settings.generation.dtype] / settings.generation.tensor_parallel / _GIB
+    weights = parameters * BYTES[settings.generation.dtype] / settings.generation.tensor_parallel / GIB
     if settings.generation.engine != "transformers" and weights >= room:
         report.error(
             "generation.gpu_memory_share",
@@ -174,13 +113,6 @@ def rounded(parts: Mapping[str, float]) -> dict[str, float]:
     return {name: round(gib, 3) for name, gib in parts.items()}
 
 
-def _host_memory_needed(settings: RunSettings, parameters: int) -> dict[str, float]:
-    """GiB by use, beside what lies on the GPUs."""
-    every = memory_needed(settings, parameters)
-    on_cpu = ("learner",) if _gpu_of(settings.learner.device) is None else ("learner: the state",)
-    return {name: gib for name, gib in every.items() if name.startswith((*on_cpu, "redis", "processes"))}
-
-
 def _compare(report: Report, of: str, parts: Mapping[str, float], there: tuple[float, float], advice: str) -> None:
     needed, (free, total) = sum(parts.values()), there
     figures = {"needed": round(needed, 2), "free": round(free, 2), "total": round(total, 2)}
@@ -191,54 +123,6 @@ def _compare(report: Report, of: str, parts: Mapping[str, float], there: tuple[f
         report.error("memory", f"{text}: take {advice}")
     elif needed > free:
         report.warning("memory", f"{text}: end other programs, or take {advice}")
-
-
-def _unsaved_bytes(settings: RunSettings) -> float:
-    """Rollouts leave their stream when a checkpoint holds what they taught."""
-    learner = settings.learner
-    updates = min(learner.checkpoint_every, learner.steps or learner.checkpoint_every)
-    return updates * learner.batch * (_ROLLOUT_BYTES + _TOKEN_BYTES * settings.conductor.response_tokens)
-
-
-def _learner_models(settings: RunSettings, parameters: int) -> dict[str, float]:
-    """GiB of the models that the learner computes with."""
-    bill = {"learner: weights, gradients, optimizer": trained_models(settings) * parameters * _OPTIMIZER / _GIB}
-    if make_algorithm(settings.learner).needs.reference and settings.learner.unfrozen_layers is None:
-        bill["learner: reference policy"] = parameters * 4 / _GIB
-    if settings.learner.ema_decay is not None:
-        bill["learner: average of the weights"] = parameters * 4 / _GIB
-    return bill
-
-
-def trained_models(settings: RunSettings) -> int:
-    """The policy, and a critic of its own."""
-    return 2 if settings.learner.critic == "separate" else 1
-
-
-def _generation(settings: RunSettings, parameters: int) -> dict[str, float]:
-    generation = settings.generation
-    weights = parameters * BYTES[generation.dtype] / _GIB
-    return {
-        f"generation: weights twice, {generation.replicas} times": generation.replicas * 2 * weights,
-        f"generation: KV cache, {generation.replicas} times": generation.replicas * generation.kv_cache_gib,
-    }
-
-
-def _reward_models(settings: RunSettings, parameters: int, body: int | None) -> dict[str, float]:
-    """Those from elsewhere are taken to be as large as the policy."""
-    sources = [source for scorer in settings.reward.scorers for _, source in scorer.models]
-    if not sources:
-        return {}
-    numbers = sum(body or parameters if source == TRAINED else parameters for source in sources)
-    replicas = settings.reward.replicas
-    return {f"reward: {len(sources)} models, {replicas} times": replicas * numbers * BYTES["float32"] / _GIB}
-
-
-def _gpu_of(device: str) -> int | None:
-    """Which GPU a device is; None for the CPU."""
-    if device == "cpu":
-        return None
-    return int(device.partition(":")[2] or 0)
 
 
 def _nvidia_smi() -> str:

@@ -12,11 +12,14 @@ import pytest
 from tests.support.run import run_tree, settings_of
 from typer.testing import CliRunner
 
+from honed.check.bills import memory_needed
 from honed.check.findings import Report
 from honed.check.machine import check_machine
-from honed.check.memory import check_memory, memory_needed
+from honed.check.memory import check_memory
 from honed.check.model import BaseModel
 from honed.check.run import check_run
+from honed.check.scorers import check_scorers
+from honed.check.surroundings import check_surroundings
 from honed.cli.init import _judgements, _quoted
 from honed.cli.main import app
 from honed.conductor.prompt_file import PromptFile, check_prompts
@@ -205,7 +208,7 @@ def test_a_remote_scorer_that_is_not_there_yet_is_a_warning_and_a_missing_token_
         {"name": "c", "kind": "remote", "source": "127.0.0.1:1", "options": {"deadline_s": 60}},
     ]
     report = Report()
-    check_machine(RunSettings.model_validate({"reward": {"scorers": scorers}}), report, None)
+    check_scorers(RunSettings.model_validate({"reward": {"scorers": scorers}}), report)
     found = texts_of(report)
     assert any(
         line.startswith("warning reward.scorers.0.source: 127.0.0.1:1 does not list its scorers: UNAV") for line in found
@@ -220,12 +223,14 @@ def test_of_services_that_run_elsewhere_this_machine_is_asked_neither_memory_nor
 
     def found() -> list[str]:
         report = Report()
-        check_machine(RunSettings.model_validate(tree), report, BaseModel(70_000_000_000))
+        settings = RunSettings.model_validate(tree)
+        check_machine(settings, report, BaseModel(70_000_000_000))
+        check_surroundings(settings, report)
         return texts_of(report)
 
     assert any("learner.address is not set, and 127.0.0.1:0 leads nowhere" in line for line in found())
     tree["learner"] = {**ports["learner"], "device": "cuda:7"}
-    assert [line for line in found() if "queue.url" not in line and "reward.scorers" not in line] == []
+    assert [line for line in found() if "queue.url" not in line] == []
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_bill() -> None:
@@ -310,10 +315,46 @@ def test_each_gpu_has_its_own_bill_and_one_in_use_is_a_warning(monkeypatch: pyte
     assert "20.0 of 79.6 GiB are free" in found
 
 
+def test_a_reward_model_that_does_not_fit_a_gpu_as_it_trains_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, GPUS)
+    tree: dict[str, Any] = {"reward": {"scorers": [{"name": "people", "kind": "reward_model", "source": "trained"}]}}
+    tree |= {"learner": {"device": "cpu"}, "reward_training": {"start_from": "large"}}
+    tree["data"] = {"judgements": [{"file": "pairs.jsonl", "format": "trl"}]}
+
+    def found(**training: Any) -> list[str]:
+        report = Report()
+        changed = RunSettings.model_validate({**tree, "reward_training": {**tree["reward_training"], **training}})
+        check_memory(changed, report, 1_000_000, body=2_000_000_000)
+        return [line for line in texts_of(report) if "while the reward model trains" in line]
+
+    (line,) = found()
+    assert line.startswith("error memory: the run needs about 97.5 GiB of GPU 0 while the reward model trains (generation")
+    assert "reward training: weights, gradients, optimizer 29.8" in line
+    assert "take a smaller generation.gpu_memory_share, or a smaller reward_training.start_from, or train adapters" in line
+    (line,) = found(device="cuda:1")
+    assert line.startswith(
+        "warning memory: the run needs about 29.8 GiB of GPU 1 while the reward model trains (reward training"
+    )
+    assert found(device="cuda:1", train="adapters") == found(device="cpu") == []
+
+
 def test_weights_that_do_not_fit_the_engines_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(monkeypatch, GPUS)
     settings = RunSettings.model_validate({"generation": {"dtype": "bfloat16"}, "learner": {"device": "cpu"}})
     assert any(line.startswith("error generation.gpu_memory_share: ") for line in of_gpu(settings, 70_000_000_000)[0])
+
+
+@pytest.mark.parametrize("section", ["learner", "sft", "reward_training"])
+def test_a_device_that_this_machine_lacks_is_refused_by_its_name(section: str) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    report = Report()
+    check_machine(RunSettings.model_validate({section: {"device": "cuda:3"}}), report, None)
+    assert f"error {section}.device: is cuda:3, and this machine has no GPU that torch can use: set auto or cpu" in texts_of(
+        report
+    )
 
 
 @pytest.mark.parametrize("answer", [FileNotFoundError("it is not installed"), "[N/A], [N/A]\n", ""])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from honed.check.findings import Report
-from honed.check.machine import check_machine
+from honed.check.surroundings import check_surroundings
 from honed.conductor.local import local_run
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
@@ -51,7 +51,7 @@ async def test_what_is_asked_for_and_not_installed_is_refused_at_the_start_and_b
     check_tracking(settings_of(tmp_path))
     settings = settings_of(tmp_path, tracking={name: {}}, generation={"engine": "transformers"})
     report = Report()
-    check_machine(settings, report, None)
+    check_surroundings(settings, report)
     assert [finding.text for finding in report.errors if finding.where == "tracking"] == [
         f"tracking.{name} is set, and the package {package} is not installed: install honed[{name}], or remove tracking.{name}"
     ]
