@@ -80,8 +80,11 @@ def _check_devices(settings: RunSettings, report: Report) -> None:
             report.error("generation.tensor_parallel", "is over 1, and this machine has no GPU: leave it at 1")
         if settings.generation.cuda_graphs:
             report.error("generation.cuda_graphs", "is set, and this machine has no GPU: leave it out")
-    devices = {"learner": settings.learner, "sft": settings.sft, "reward_training": settings.reward_training}
-    asked = {f"{name}.device": section.device for name, section in devices.items()}
+    asked = {
+        "learner.device": settings.learner.device,
+        "sft.device": settings.sft.device,
+        "reward_training.device": settings.reward_training.device,
+    }
     wanted = [field for field, device in asked.items() if device.startswith("cuda")]
     if wanted:
         import torch
