@@ -49,8 +49,8 @@ class Queue:
         return [True] * len(work)
 
 
-def intake_of(queue: Queue, pad: int | None = None) -> Intake:
-    settings = IntakeSettings(1, on_promotion="rescore" if pad is None else "keep")
+def intake_of(queue: Queue, pad: int | None = None, group: int = 1) -> Intake:
+    settings = IntakeSettings(1, on_promotion="rescore" if pad is None else "keep", group=group)
     typed = cast(Any, queue)
     return Intake(typed, Holding(typed), Vocabulary(258, pad), settings, TrainedIds("small"), lambda: {"rm": "new"})
 
@@ -124,3 +124,36 @@ async def test_as_many_responses_with_padding_as_a_batch_has_are_a_broken_policy
     batch = await intake.collect(4, 0)
     assert [held.rollout_id for held in batch] == [messages[n].id for n in (1, 6, 8, 9)]
     assert [ended for ended in queue.ended if ended[1] == "dead"] == [(messages[n].id, "dead") for n in (0, 2, 3, 4, 5, 7)]
+
+
+@pytest.mark.parametrize(("fence", "step"), [(1, 6), (2, 2)], ids=["abandoned", "stale"])
+async def test_padding_of_versions_that_may_train_no_more_is_not_charged_to_the_version_that_serves(
+    fence: int, step: int
+) -> None:
+    """After a roll-back there may be several batches of it on the way: they would end the training of a sound policy."""
+    messages = list(recorded(12, 12))
+    old = [sampled_by(padded(message), fence, step) for message in messages[:8]]
+    sound = [sampled_by(message, 2, 4) for message in messages[8:]]
+    queue = Queue([*old, *sound])
+    queue.gate.set()
+    intake = intake_of(queue, pad=1)
+    intake.rollbacks = ((2, 4),)
+    assert [held.rollout_id for held in await intake.collect(4, 4)] == [message.id for message in sound]
+    assert [ended for ended in queue.ended if ended[1] == "dead"] == [(message.id, "dead") for message in old]
+
+
+async def test_a_group_that_a_response_with_padding_has_torn_does_not_wait_for_it() -> None:
+    messages = [grouped(message, number // 2) for number, message in enumerate(recorded(6, 6))]
+    queue = Queue([messages[0], padded(messages[1]), *messages[2:]])
+    queue.gate.set()
+    intake = intake_of(queue, pad=1, group=2)
+    async with asyncio.timeout(10):
+        batch = await intake.collect(4, 0)
+    assert [held.rollout_id for held in batch] == [message.id for message in messages[2:]]
+    assert sorted(queue.ended) == [(messages[0].id, "incomplete_group"), (messages[1].id, "dead")]
+
+
+def grouped(message: Message, group: int) -> Message:
+    scored = common_pb2.ScoredRollout.FromString(message.body)
+    scored.rollout.group_id = f"group-{group}"
+    return Message(message.id, scored.SerializeToString())

@@ -23,7 +23,16 @@ _FINISHED: Final[dict[int, FinishReason]] = {
 
 
 class EmitsPadding(InvalidArgument):
-    """The policy sampled the padding token. One such rollout is left out; where most are, the policy is broken."""
+    """The policy sampled the padding token. One such rollout is left out; where most are, the policy is broken.
+
+    Attributes:
+        episode: What it sampled; sound in all else.
+    """
+
+    def __init__(self, field: str, reason: str, episode: Episode) -> None:
+        """See `InvalidArgument` for the first two."""
+        super().__init__(field, reason)
+        self.episode = episode
 
 
 @dataclass(frozen=True)
@@ -167,12 +176,6 @@ def _check(episode: Episode, vocabulary: Vocabulary, max_tokens: int | None) -> 
             raise InvalidArgument(f"scores[{at}].value", f"scorer {scorer!r} gave {value}, which is not finite")
     _check_ids("rollout.prompt_token_ids", episode.prompt, vocabulary.size)
     _check_ids("rollout.response_token_ids", episode.response, vocabulary.size)
-    if vocabulary.pad_token_id is not None and vocabulary.pad_token_id in episode.response:
-        at = episode.response.index(vocabulary.pad_token_id)
-        raise EmitsPadding(
-            f"rollout.response_token_ids[{at}]",
-            f"is the padding token {vocabulary.pad_token_id}; forbid it when sampling",
-        )
     length = len(episode.response)
     if max_tokens is not None and len(episode.prompt) + length > max_tokens:
         raise InvalidArgument(
@@ -185,6 +188,13 @@ def _check(episode: Episode, vocabulary: Vocabulary, max_tokens: int | None) -> 
         if not (math.isfinite(logprob) and logprob <= 1e-3):
             raise InvalidArgument(f"rollout.logprobs[{at}]", f"{logprob} is not the logarithm of a probability")
     _check_spans(episode.spans, length)
+    if vocabulary.pad_token_id is not None and vocabulary.pad_token_id in episode.response:
+        at = episode.response.index(vocabulary.pad_token_id)
+        raise EmitsPadding(
+            f"rollout.response_token_ids[{at}]",
+            f"is the padding token {vocabulary.pad_token_id}; forbid it when sampling",
+            episode,
+        )
 
 
 def _check_end(rollout: common_pb2.Rollout, vocabulary: Vocabulary) -> None:

@@ -6,8 +6,8 @@ Every entry that does not train leaves under a reason that is counted where it i
 - `duplicate`: a rollout with this id has trained, or is in hand under another entry. Redis forgot what it had been told.
 - `rolled_back`: a version sampled it that a roll-back has abandoned.
 - `old_reward_model`: it was scored by a reward model that has been replaced, and such rollouts are not scored anew.
-- `incomplete_group`: others of its group did not come in time. Groups train whole, where an algorithm compares their members:
-  with one that leaves, all do.
+- `incomplete_group`: another of its group held the padding token, or did not come in time. Groups train whole, where an
+  algorithm compares their members: with one that leaves, all do.
 - `run_finished`: it came after the last update. `bad_batch`: its batch was skipped.
 
 One that cannot be read is a dead letter. A rollout can come again while it is in hand: its lease ran out while Redis or
@@ -94,8 +94,8 @@ class Intake:
         self.trained = trained
         self.rollbacks: tuple[tuple[int, int], ...] = ()
         self._waiting: list[Held] = []
-        self._padded = 0
-        """Rollouts with the padding token since the last batch."""
+        self._padded: list[Held] = []
+        """Rollouts with the padding token since the last batch, of versions that may still train. In hand no more."""
         self._taking: asyncio.Future[list[Delivery]] | None = None
         self._ending: asyncio.Future[None] | None = None
         """The ends in Redis of what is in hand no more."""
@@ -156,8 +156,9 @@ class Intake:
         await self._ended()
         while True:
             await self._sift(step)
-            if self._padded >= size:
-                count, self._padded = self._padded, 0
+            if len(self._padded) >= size:
+                count = len(self._padded)
+                self._padded.clear()
                 raise BrokenPolicy(f"{count} responses with the padding token came before there was a batch of {size} others")
             batch: list[Held] = []
             for group in self._groups.whole(self._waiting):
@@ -165,7 +166,7 @@ class Intake:
                 if len(batch) >= size:
                     chosen = {held.rollout_id for held in batch}
                     self._waiting = [held for held in self._waiting if held.rollout_id not in chosen]
-                    self._padded = 0
+                    self._padded.clear()
                     return batch
             await self._accept(await self._take(size - len(batch)))
 
@@ -246,7 +247,8 @@ class Intake:
                 scored = common_pb2.ScoredRollout.FromString(delivery.message.body)
                 episode = Episode.from_scored(delivery.entry, scored, self._vocabulary, max_tokens=self._settings.max_tokens)
             except (DecodeError, InvalidArgument) as error:
-                self._padded += isinstance(error, EmitsPadding)
+                if isinstance(error, EmitsPadding):
+                    self._padded.append(Held(delivery, error.episode))
                 unreadable.append((delivery, str(error)))
                 continue
             if episode.rollout_id in self.trained or self._hand.holds(episode.rollout_id):
@@ -278,7 +280,13 @@ class Intake:
                 out["old_reward_model"].append(held)
             else:
                 fresh.append(held)
-        for reason, torn in self._groups.torn(fresh, out).items():
+        # What a version that is gone had sampled is not the fault of the one that took its place.
+        self._padded = [
+            held
+            for held in self._padded
+            if not held.is_abandoned(self.rollbacks) and held.staleness(step) <= self._settings.max_staleness
+        ]
+        for reason, torn in self._groups.torn(fresh, {**out, "incomplete_group": self._padded}).items():
             out.setdefault(reason, []).extend(torn)
         left = {held.rollout_id for gone in out.values() for held in gone}
         if not left:
