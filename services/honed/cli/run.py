@@ -98,11 +98,13 @@ def demo(
 
     Needs no GPU and about ten minutes on two cores. Writes report.html and report.json.
     """
+    from honed.cli.check import refuse_errors
     from honed.cli.demo import demo_settings, run_demo
     from honed.telemetry import traced
 
     _keep_private()
     settings = demo_settings(run_file, directory)
+    refuse_errors(settings)
     with traced(settings, "conductor"):
         asyncio.run(run_demo(settings, keep=keep, fresh=fresh))
 

@@ -84,6 +84,35 @@ def test_what_a_run_file_names_and_is_not_there_is_refused_with_what_there_is(ch
     assert told in " ".join(refused.output.split())
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            ["reward.scorers=[{name: p, kind: function, source: politeness}]"],
+            "no entry point 'politeness' in the group honed.scorers; installed: ",
+        ),
+        (["learner.algorithm=ppo2"], "learner.algorithm: there is no 'ppo2'; there are a2c, "),
+    ],
+)
+def test_a_recipe_that_is_changed_to_what_is_not_there_is_refused_before_anything_trains(changes, told, tmp_path):
+    options = [word for change in changes for word in ("--set", change)]
+    refused = runner.invoke(app, ["recipes", "run", "grpo-verifiable", "--directory", str(tmp_path / "run"), *options])
+    assert refused.exit_code == 1
+    assert told in " ".join(refused.output.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_demo_looks_at_its_run_file_before_anything_trains(tmp_path):
+    path = tmp_path / "mine.yaml"
+    tree = yaml.safe_load(find_recipe(DEMO).text)
+    tree["reward"]["scorers"].append({"name": "politeness", "kind": "function", "source": "politeness"})
+    path.write_text(yaml.safe_dump(tree))
+    refused = runner.invoke(app, ["demo", "--run-file", str(path), "--directory", str(tmp_path / "run")])
+    assert refused.exit_code == 1
+    assert "no entry point 'politeness' in the group honed.scorers; installed: " in " ".join(refused.output.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_demo_is_a_recipe_of_two_names(tmp_path):
     assert find_recipe("demo") == find_recipe(DEMO)
     demo, recipe = demo_settings(None, tmp_path), recipe_run_settings(DEMO, tmp_path, None)
