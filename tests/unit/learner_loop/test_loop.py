@@ -451,6 +451,37 @@ async def test_where_the_run_says_so_the_learner_goes_on_from_a_refused_version(
     assert learner.journal.totals == Totals(trained=12, turn=12, pushed=2, failed=1, refused=1)
 
 
+async def test_a_version_that_is_refused_while_the_one_before_is_answered_is_answered_too(world: World) -> None:
+    world.settings = {"on_refused": "continue", "overlap_push": True}
+    world.generator.refuses, world.generator.commit_takes_s = {1, 2}, 0.05
+    learner = await world.start()
+    quarantine = learner.release.quarantine
+
+    async def slowly(report: PushReport) -> None:
+        await asyncio.sleep(0.3)
+        await quarantine(report)
+
+    learner.release.quarantine = slowly  # type: ignore[method-assign]
+    await world.to_the_end(learner)
+    assert sorted(mark.label for mark in world.store.marks.all("quarantined")) == ["1.1", "1.2"]
+    assert world.generator.serving == "1.3"
+
+
+async def test_a_generator_that_takes_a_version_counts_though_the_others_fail_as_before(world: World) -> None:
+    """The failures were the news: the version served, and nothing fresh could be sampled for ever."""
+    world.steps, world.generator.broken = 1, {"prepare": 99}
+    learner = await world.start()
+
+    def taken() -> bool:
+        if learner.slept and len(world.generators) == 1:
+            world.generators.append(FakeGenerator())
+        return world.generators[-1].serving == "1.1" and "push" not in learner.status.alarms
+
+    await world.until(learner, taken)
+    assert learner.status.served == VersionId(1, 1)
+    assert [push.committed for push in read_pushes(world.home)] == [0, 1]
+
+
 async def test_a_version_that_a_generator_takes_is_quarantined_no_more(world: World) -> None:
     """One that starts meanwhile may have marked it before any other had taken it."""
     world.store.marks.add(VersionId(1, 2), "quarantined", Mark("refused at the start of a generator", "now"))
@@ -561,6 +592,22 @@ async def test_rollouts_that_arrive_with_the_roll_back_of_a_finished_run_train(w
         await running
     assert world.intake.dropped == []
     assert read_updates(world.home)[-1].rollout_ids == ids(range(36, 40))
+
+
+async def test_a_roll_back_while_the_last_push_is_waited_for_goes_on_from_there(world: World) -> None:
+    """The learner called itself finished, and waited for rollouts that nobody then asked for."""
+    world.generator.commit_takes_s = 0.2
+    learner = await world.start()
+    running = asyncio.ensure_future(learner.loop.run())
+    async with asyncio.timeout(60):
+        while learner.state.training.step < 3:
+            await asyncio.sleep(0.001)
+        history = learner.history
+        await learner.loop.roll_back(lambda: history.of_step(2))
+        await world.intake.starved.wait()
+        assert not learner.status.finished
+        learner.stopping.set()
+        await running
 
 
 async def test_a_roll_back_beyond_the_checkpoints_takes_the_weights_of_the_version(world: World) -> None:

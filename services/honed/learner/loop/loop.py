@@ -267,6 +267,8 @@ class TrainingLoop:
             if self._run.release.refused is not None:
                 return
             async with self._weights:
+                if not self._is_finished:
+                    return  # a roll-back has come between
                 await self._retry.run("checkpoint", self._run.save)
                 if self._run.average_is_due:
                     await self._retry.run("publish", self._run.publish_average)

@@ -82,8 +82,20 @@ class Release:
         """Called when generators have refused a version, or the push has failed for good."""
         self.committed: Callable[[], None] = lambda: None
         """Called when a generator has committed a version."""
-        self.refused: PushReport | None = None
-        """The push that generators refused, until somebody has dealt with it."""
+        self._refused: list[PushReport] = []
+
+    @property
+    def refused(self) -> PushReport | None:
+        """The first push that generators refused and that nobody has dealt with yet."""
+        return self._refused[0] if self._refused else None
+
+    def answered(self, report: PushReport) -> None:
+        """Somebody has dealt with a refused push; others that came meanwhile stand."""
+        self._refused.remove(report)
+
+    def forget_refusals(self) -> None:
+        """What was refused is left behind."""
+        self._refused.clear()
 
     async def publish(self, version: VersionId, held: Sequence[InHand], *, average: WeightAverage | None = None) -> Manifest:
         """Puts the weights as they are now, or their average, into the store. Not while the weights change.
@@ -183,12 +195,12 @@ class Release:
                         span.set({"honed.committed": report.committed, "honed.failures": len(report.failures)})
                         if not report.committed:
                             span.fail("refused" if report.refused else "unreached")
-                    if report.failures != told:
+                    if report.committed or report.refused or report.failures != told:
                         self._record(report)
                         told = report.failures
                 self._attempted.set()
                 if report.refused:
-                    self.refused = report
+                    self._refused.append(report)
                 if report.committed or report.refused:
                     break
                 self._status.alarms["push"] = (
@@ -205,7 +217,7 @@ class Release:
             raise
         finally:
             self._attempted.set()
-            if self.refused is not None:
+            if self._refused:
                 self.changed()
 
     def _record(self, report: PushReport) -> None:

@@ -216,7 +216,8 @@ class RunState:
         after = await self.status.pulse.in_thread(lambda: self._after(step, forget=forget))
         self.intake.rollbacks = rollbacks
         self.rollbacks, self.rolled_to = self.rollbacks + 1, step
-        self.release.refused = self.averaged = None
+        self.release.forget_refusals()
+        self.averaged = None
         self.status.version, self.saved, self.status.finished = VersionId(fence, step), None, False
         if self.status.state == learner_pb2.LEARNER_STATE_FINISHED:
             # At once: a conductor that still reads "finished" after the roll-back would feed nothing, for ever.

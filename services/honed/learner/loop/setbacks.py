@@ -84,7 +84,7 @@ class Setbacks:
         logger.error("version refused", extra={"version": report.version.label, "reason": reason})
         self._run.status.alarms["version"] = reason
         await self._retry.run("quarantine", lambda: self._run.release.quarantine(report))
-        self._run.release.refused = None
+        self._run.release.answered(report)
         if report.version == self._run.averaged:
             return  # the weights that it is of are served, and nothing trains on it: no reason to go back
         verdict = self._refusals.failed()
