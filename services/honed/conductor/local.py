@@ -20,7 +20,6 @@ from honed.conductor.fleet import LocalFleet
 from honed.conductor.local_launcher import Limits, ProcessLauncher
 from honed.conductor.processes import Processes
 from honed.conductor.record import recorded
-from honed.conductor.roster import Roster
 from honed.conductor.run import Run
 from honed.conductor.service import conductor_server
 from honed.conductor.tracked import tracked
@@ -76,14 +75,13 @@ async def local_run(settings: RunSettings, *, fresh: bool = False, expendable: C
         fleet = LocalFleet(settings, launcher, processes, lambda current: write_settings(current, workspace.effective_settings))
         run = Run(settings, fleet, PolicyStore(settings.policy_url, settings.run))
         run.kept = kept
-        roster = Roster(settings, fleet)
-        server = conductor_server(run, roster)
+        server = conductor_server(run)
         with _signals(run, launcher):
             try:
                 await server.start()
                 await server.ready()
                 fleet.announce()
-                async with roster.running(), recorded(run), tracked(run):
+                async with run.roster.running(), recorded(run), tracked(run):
                     yield run
             finally:
                 workspace.endpoints.unlink(missing_ok=True)

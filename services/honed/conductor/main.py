@@ -22,7 +22,6 @@ from honed.conductor.leadership import Leadership, Say, Unopposed
 from honed.conductor.local import DirectoryInUse, alone
 from honed.conductor.record import recorded
 from honed.conductor.results import Results
-from honed.conductor.roster import Roster
 from honed.conductor.run import Run
 from honed.conductor.service import conductor_server
 from honed.conductor.summary import write_summary
@@ -56,15 +55,14 @@ async def run(settings: RunSettings) -> None:
     async with _launching(settings, Results(settings, store)) as (jobs, leadership):
         fleet = ExternalFleet(settings, jobs)
         driven = Run(settings, fleet, store, leadership)
-        roster = Roster(settings, fleet)
-        server = conductor_server(driven, roster)
+        server = conductor_server(driven)
 
         async def work(stopping: asyncio.Event) -> None:
             await _lead(driven, leadership, server, stopping)
 
         # Where a Lease chooses, its holder takes the directory; elsewhere whoever comes second is refused before it listens.
         with contextlib.nullcontext() if _chosen_by_lease(settings) else alone(driven.workspace):
-            async with roster.running(), fleet.watched():
+            async with driven.roster.running(), fleet.watched():
                 await serve_until_signalled(server, work)
 
 

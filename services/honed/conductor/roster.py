@@ -12,7 +12,7 @@ from honed.config import RunSettings
 from honed.kit.errors import DeadlineExceeded, HonedError
 from honed.queue.connection import RetryPolicy
 from honed.queue.keys import RunKeys
-from honed.queue.members import Member, Members
+from honed.queue.members import REWARD, Member, Members
 from honed.runtime import redis_link
 from honed.topology import REPLICATED
 
@@ -34,6 +34,15 @@ class Roster:
         """What members say that needs a person: their fact `alarm`."""
         members = (member for members in self.members.values() for member in members)
         return [f"{member.name}: {member.facts['alarm']}" for member in members if "alarm" in member.facts]
+
+    @property
+    def broken(self) -> str:
+        """Why nothing will be scored, however long one waits: each process of the reward service says so by its fact `broken`.
+
+        Empty while one of them may score, or none has registered.
+        """
+        scoring = self.members.get(REWARD, ())
+        return scoring[0].facts["broken"] if scoring and all("broken" in member.facts for member in scoring) else ""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -24,6 +24,7 @@ from honed.conductor.judgements import import_judgements
 from honed.conductor.leadership import Leadership
 from honed.conductor.online import OnlineLoop
 from honed.conductor.prompt_file import check_prompts
+from honed.conductor.roster import Roster
 from honed.conductor.state import PHASE_NAMES, RunState
 from honed.config import RunSettings
 from honed.kit.aio import raise_if_cancelled
@@ -58,6 +59,8 @@ class Run:
         """
         self.settings, self.fleet, self.store = settings, fleet, store
         self.state = RunState()
+        self.roster = Roster(settings, fleet)
+        """Looks while somebody has it running."""
         self.stopping = asyncio.Event()
         self.workspace = Workspace(settings.directory)
         self.loop = OnlineLoop(settings, fleet, self.state, leadership)
@@ -73,7 +76,8 @@ class Run:
         Args:
             before_loop: awaited between the start of all services and the first prompt.
             end_on_failure: whether what may pass ends the run as well: a phase that could be tried again, a learner that has
-                given up or dies again and again. Otherwise all of that is waited for, under an alarm.
+                given up or dies again and again, a scorer that never gives a score. Otherwise all of that is waited for, under
+                an alarm.
 
         Raises:
             Exception: training failed; the state says so too.
@@ -169,7 +173,8 @@ class Run:
 
     def alarms(self) -> list[str]:
         """What needs a person; empty when all is well."""
-        return [*self.state.alarms.values(), *(state.alarm for state in self.fleet.states() if state.alarm)]
+        processes = (state.alarm for state in self.fleet.states() if state.alarm)
+        return [*self.state.alarms.values(), *processes, *self.roster.alarms]
 
     async def _phases(self, before_loop: Hook | None) -> None:
         timeout_s = self.settings.conductor.start_timeout_s
@@ -244,7 +249,7 @@ class Run:
                 return
 
     async def _lost(self) -> str:
-        """Returns why the learner will not train on, if the run is to end then."""
+        """Returns why training will not go on, if the run is to end then."""
         while True:
             await asyncio.sleep(POLL_S)
             if not self._end_on_failure:
@@ -252,6 +257,8 @@ class Run:
             for state in self.fleet.states():
                 if state.name == "learner" and state.alarm:
                     return state.alarm
+            if self.roster.broken:
+                return self.roster.broken
             if self.state.phase == conductor_pb2.RUN_PHASE_FAILED:
                 return self.state.alarms.get("learner") or "the learner has given up"
 

@@ -8,7 +8,6 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from honed.conductor import metrics
-from honed.conductor.roster import Roster
 from honed.conductor.run import Run
 from honed.conductor.state import PHASE_NAMES
 from honed.conductor.versions import Versions
@@ -24,11 +23,11 @@ DEFAULT_PAGE = 100
 REGISTERED_TIMEOUT_S = 15.0
 
 
-def conductor_server(run: Run, roster: Roster) -> Server:
+def conductor_server(run: Run) -> Server:
     """The server of a run's conductor; nothing listens yet."""
     section = run.settings.conductor
     metrics.observe(run)
-    service = ConductorService(run, roster, Versions(run.settings, run.fleet, run.store, run.workspace))
+    service = ConductorService(run, Versions(run.settings, run.fleet, run.store, run.workspace))
     add = conductor_pb2_grpc.add_ConductorServiceServicer_to_server
     servicer = Servicer(SERVICES["conductor"].grpc_name, add, service)
     return Server([Listener(section.host, section.port, [servicer])], server_options(run.settings, section))
@@ -37,9 +36,9 @@ def conductor_server(run: Run, roster: Roster) -> Server:
 class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
     """Answers for the one run of this conductor."""
 
-    def __init__(self, run: Run, roster: Roster, versions: Versions) -> None:
+    def __init__(self, run: Run, versions: Versions) -> None:
         """Serves `run`."""
-        self._run, self._roster, self._versions = run, roster, versions
+        self._run, self._versions = run, versions
         self._scaled: Once[conductor_pb2.SetReplicasResponse] = Once()
 
     async def StartRun(self, request: conductor_pb2.StartRunRequest, context: Any) -> conductor_pb2.StartRunResponse:
@@ -112,7 +111,7 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
 
         async def scale() -> conductor_pb2.SetReplicasResponse:
             expected = await self._run.fleet.scale(request.service, request.replicas)
-            await self._roster.shows(request.service, expected, REGISTERED_TIMEOUT_S)
+            await self._run.roster.shows(request.service, expected, REGISTERED_TIMEOUT_S)
             return conductor_pb2.SetReplicasResponse(run=self._message())
 
         # Shielded: newcomers start one after another, and a caller that gives up must not leave it at half of them.
@@ -140,7 +139,7 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
             error=state.error,
             phase_progress=min(1.0, share),
             figures=figures,
-            alarms=[*self._run.alarms(), *self._roster.alarms],
+            alarms=self._run.alarms(),
             accounts=state.accounts,
             target_steps=target,
             prompts_admitted=state.admitted,
@@ -154,7 +153,7 @@ class ConductorService(conductor_pb2_grpc.ConductorServiceServicer):
     def _processes(self) -> list[conductor_pb2.ProcessStatus]:
         """The processes that the conductor started, and those that have registered."""
         rows: list[conductor_pb2.ProcessStatus] = []
-        members = {member.address: member for role in REPLICATED for member in self._roster.members.get(role, ())}
+        members = {member.address: member for role in REPLICATED for member in self._run.roster.members.get(role, ())}
         for process in self._run.fleet.states():
             member = members.pop(self._run.fleet.address(process.name), None)
             rows.append(

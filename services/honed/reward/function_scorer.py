@@ -45,7 +45,7 @@ from pydantic import ValidationError
 
 from honed.kit.errors import FailedPrecondition, InvalidArgument, NotFound
 from honed.options import refused_option
-from honed.reward.scorer import BadSample, Kind, ScorerFailed, ScorerInput, ScorerOutput
+from honed.reward.scorer import BadSample, Kind, NotAScore, ScorerFailed, ScorerInput, ScorerOutput
 
 GROUP = "honed.scorers"
 
@@ -103,7 +103,8 @@ class FunctionScorer:
         """See `Scorer`."""
         samples = [self._sample(item) for item in batch]
         try:
-            values = list(self._function(samples))
+            returned: Any = self._function(samples)
+            values = list(returned) if hasattr(returned, "__iter__") or hasattr(returned, "__getitem__") else None
         except Exception as error:
             # Whatever a user's function raises concerns this batch, never the service.
             if len(batch) > 1:  # which of them it concerns is found by trying them one by one
@@ -111,8 +112,11 @@ class FunctionScorer:
             if isinstance(error, InvalidArgument):
                 raise BadSample(self.name, self.version, str(error), 0) from error
             raise ScorerFailed(self.name, self.version, f"{type(error).__name__}: {error}", 0) from error
+        if values is None:
+            wanted = f"a list of {len(batch)}, one for each sample, is wanted"
+            raise NotAScore(self.name, self.version, f"it returned one {type(returned).__name__} where {wanted}")
         if len(values) != len(batch):
-            raise ScorerFailed(self.name, self.version, f"it returned {len(values)} values for {len(batch)} samples")
+            raise NotAScore(self.name, self.version, f"it returned {len(values)} values for {len(batch)} samples")
         return [self._output(value, index) for index, value in enumerate(values)]
 
     def _sample(self, item: ScorerInput) -> Sample:
@@ -128,7 +132,7 @@ class FunctionScorer:
             each = list(value)
         except TypeError as error:
             reason = f"it returned {value!r} where one reward for each token is wanted (it has `dense = True`)"
-            raise ScorerFailed(self.name, self.version, reason, index) from error
+            raise NotAScore(self.name, self.version, reason, index) from error
         rewards = tuple(self._number(one, index) for one in each)
         return ScorerOutput(math.fsum(rewards), token_values=rewards)
 
@@ -139,9 +143,9 @@ class FunctionScorer:
             reason = f"it returned {value!r}, which is no number"
             if isinstance(value, Sequence) and not isinstance(value, str) and not self.dense:
                 reason += "; a function that rewards each token says so by an attribute `dense = True`"
-            raise ScorerFailed(self.name, self.version, reason, index) from error
+            raise NotAScore(self.name, self.version, reason, index) from error
         if not math.isfinite(number):
-            raise ScorerFailed(self.name, self.version, f"it returned {number}, which is not finite", index)
+            raise NotAScore(self.name, self.version, f"it returned {number}, which is not finite", index)
         return number
 
 

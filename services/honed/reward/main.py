@@ -172,6 +172,8 @@ class _Process:
         working = "yes" if self._worker is not None and self._worker.working else "no"
         section = self._settings.reward
         facts = {**self._follower.facts(), "working": working, "metrics_port": str(section.metrics_port)}
+        if self._worker is not None:
+            facts |= self._worker.trouble.facts()
         return Member(self._name, section.target, ready=self._ready, facts=facts)
 
     def _policy_tokenizer(self) -> ScoringTokenizer:

@@ -13,7 +13,7 @@ from typing import Final
 
 from honed.kit.errors import HonedError, InvalidArgument
 from honed.reward import metrics
-from honed.reward.scorer import Scorer, ScorerFailed, ScorerInput, ScorerOutput, ScoringTokenizer, check_longest
+from honed.reward.scorer import NotAScore, Scorer, ScorerFailed, ScorerInput, ScorerOutput, ScoringTokenizer, check_longest
 
 LARGEST: Final = 3.4e38
 """The largest reward of a token: they travel as float32."""
@@ -118,7 +118,7 @@ class WeightedSum:
         """Scores a batch, in its order.
 
         Raises:
-            ScorerFailed: A scorer raised, or gave the wrong number of values, or one that is not finite.
+            ScorerFailed: A scorer raised; as `NotAScore`, it gave the wrong number of values, or one that is not finite.
         """
         inputs, complete = list(batch), [True] * len(batch)
         if self._truncation is not None:
@@ -137,10 +137,10 @@ class WeightedSum:
         except Exception as error:  # a scorer's bug concerns its batch, never the service
             raise ScorerFailed(scorer.name, scorer.version, f"{type(error).__name__}: {error}") from error
         if len(outputs) != len(inputs):
-            raise ScorerFailed(scorer.name, scorer.version, f"it returned {len(outputs)} values for {len(inputs)} samples")
+            raise NotAScore(scorer.name, scorer.version, f"it returned {len(outputs)} values for {len(inputs)} samples")
         for index, output in enumerate(outputs):
             if not math.isfinite(output.value):
-                raise ScorerFailed(scorer.name, scorer.version, f"its value is {output.value}, which is not finite", index)
+                raise NotAScore(scorer.name, scorer.version, f"its value is {output.value}, which is not finite", index)
         return [
             ScoreValue(
                 scorer.name,
@@ -165,11 +165,11 @@ class WeightedSum:
         given, wanted = len(values), len(scored.response_ids)
         if given != wanted:
             reason = f"it returned {given} rewards for a response of {wanted} tokens: one a token is wanted"
-            raise ScorerFailed(scorer.name, scorer.version, reason, index)
+            raise NotAScore(scorer.name, scorer.version, reason, index)
         for at, value in enumerate(values):
             if not abs(value) <= LARGEST:
                 reason = f"its reward of token {at} is {value}, which is not finite in float32"
-                raise ScorerFailed(scorer.name, scorer.version, reason, index)
+                raise NotAScore(scorer.name, scorer.version, reason, index)
         return (*values, *(0.0,) * (len(whole.response_ids) - wanted))
 
     def _reward(self, index: int, scores: tuple[ScoreValue, ...], complete: bool) -> Reward:
@@ -179,5 +179,5 @@ class WeightedSum:
         value = sum(score.weight * score.value for score in scores)
         if not math.isfinite(value):
             last = scores[-1]
-            raise ScorerFailed(last.scorer, last.version, "the weighted sum overflows", index)
+            raise NotAScore(last.scorer, last.version, "the weighted sum overflows", index)
         return Reward(value, scores)

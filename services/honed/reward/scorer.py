@@ -53,6 +53,10 @@ class BadSample(ScorerFailed):
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
+class NotAScore(ScorerFailed):
+    """The scorer answered, and its answer is no score: not finite, or of the wrong shape. Its code is wrong; no outage is."""
+
+
 def is_outage(error: BaseException) -> bool:
     """Whether an error, or what caused it, says that a scorer is out of order for now, whatever it is asked."""
     cause: BaseException | None = error

@@ -7,7 +7,7 @@ scored by one version of each scorer.
 A failure counts as a delivery of the rollout only if the scorer works: a rollout that scored before, or
 one of a single token where none did, is scored to tell. While it does not work, or Redis is away,
 rollouts go back with their counts as they were, and the worker rests for growing pauses. Neither ends
-the process, which serves beside it.
+the process, which serves beside it; `trouble` tells of a scorer that does not work.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from honed.reward import metrics
 from honed.reward.batching import DynamicBatcher, Result
 from honed.reward.messages import rollout_input, scored_message
 from honed.reward.reward import Reward
-from honed.reward.scorer import BadSample, ScorerFailed, ScorerInput, ScoringTokenizer, is_outage
+from honed.reward.scorer import BadSample, ScorerInput, ScoringTokenizer, is_outage
+from honed.reward.trouble import Trouble, reason_of
 from honed.v1 import common_pb2
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class ScoringWorker:
         group_size: int = 256,
         check_run: Callable[[], Awaitable[None]] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        trouble: Trouble | None = None,
     ) -> None:
         """Takes nothing until `run`.
 
@@ -65,6 +67,7 @@ class ScoringWorker:
             check_run: Raises FailedPrecondition if the streams are those of another run of the same name; asked before any
                 rollout is taken, and again after each outage of Redis.
             sleep: How to rest while a scorer or Redis is away.
+            trouble: Where to note that the scorers do not work; a new one by default.
         """
         self._queue = queue
         self._batcher = batcher
@@ -77,6 +80,8 @@ class ScoringWorker:
         self._scored_before: ScorerInput | None = None
         self.working = True
         """Whether rollouts are taken and scored at present."""
+        self.trouble = trouble or Trouble()
+        """What is known of a scorer that does not work."""
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Works until `stopping` is set, and ends what is in hand then. Rides out any outage of Redis."""
@@ -159,28 +164,33 @@ class ScoringWorker:
             metrics.ROLLOUTS.labels("handed_on" if mine else "lost").inc()
             if not mine:
                 logger.warning("rollout was taken over meanwhile", extra=about(delivery))
-        if failed and not await self._scorer_works(work[0][1], failed[0][1]):
+        if failed and (proof := await self._why_not(work[0][1], failed[0][1])) is not None:
+            self.trouble.failed([*(reason for _, reason in failed), proof])
             await self._release([delivery for delivery, _ in failed], failed[0][1])
             return
         for delivery, reason in failed:
             await self._fail(delivery, reason, retry=True)
+        if not work:  # entries that are no rollouts say nothing of the scorers
+            return
+        if scored or failed:  # the proof has scored, where only failures came
+            self.trouble.scored()
         self._note(working=True)
 
-    async def _scorer_works(self, rollout: common_pb2.Rollout, error: Exception) -> bool:
-        """Whether a rollout that scored before still does; where none has, whether a single token of `rollout` does.
+    async def _why_not(self, rollout: common_pb2.Rollout, error: Exception) -> Exception | None:
+        """Why the scorer does not work, or None if it does: if a rollout that scored before still does.
 
-        Without the latter a process that finds nothing but bad rollouts at its start would try them for ever. An `error` that
-        says itself that the scorer is away needs no such proof.
+        Where none has, a single token of `rollout` is scored to tell. Without that a process that finds nothing but bad
+        rollouts at its start would try them for ever. An `error` that says itself that the scorer is away needs no such proof.
         """
         if self._scored_before is None and is_outage(error):
-            return False
+            return error
         token = tuple(rollout.prompt_token_ids[-1:])
         probe = self._scored_before or ScorerInput(self._tokenizer, token, response_tokens=token, reference=rollout.reference)
         try:
             [result] = await self._batcher.score_each([probe], patient=True)
-        except HonedError:
-            return False
-        return isinstance(result, Reward)
+        except HonedError as unable:
+            return unable
+        return None if isinstance(result, Reward) else result
 
     async def _release(self, deliveries: Sequence[Delivery], error: Exception) -> None:
         """Gives back what failed by no fault of its own; the worker takes nothing for a while."""
@@ -208,7 +218,7 @@ class ScoringWorker:
 
     async def _fail(self, delivery: Delivery, error: Exception, *, retry: bool) -> None:
         """Counts a delivery that failed by the rollout's own fault."""
-        reason = str(error.at(None)) if isinstance(error, ScorerFailed) else f"{type(error).__name__}: {error}"
+        reason = reason_of(error)
         outcome = await self._queue.fail(delivery, reason, retry=retry, retry_after_ms=_RETRY_AFTER_MS)
         metrics.ROLLOUTS.labels({"retry": "retried"}.get(outcome, outcome)).inc()
         logger.warning("rollout failed", extra={**about(delivery), "reason": reason, "outcome": outcome})

@@ -7,9 +7,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -26,6 +27,7 @@ from honed.artifacts.promotions import PromotionRecord
 from honed.artifacts.reward_models import RewardModelStore
 from honed.artifacts.store import PolicyStore
 from honed.artifacts.version import VersionId
+from honed.conductor.roster import Roster
 from honed.kit.channel import connect
 from honed.kit.tokens import read_token
 from honed.queue.connection import RedisLink
@@ -33,6 +35,7 @@ from honed.queue.embedded import free_port
 from honed.queue.keys import ROLLOUTS, SCORED, RunKeys
 from honed.queue.members import REWARD, Members
 from honed.queue.stream import WorkQueue
+from honed.settings_file import load_settings
 from honed.v1 import common_pb2, reward_pb2, reward_pb2_grpc
 
 pytestmark = pytest.mark.redis
@@ -64,6 +67,11 @@ class Run:
         self.file = directory / "run.yaml"
         self.file.write_text(yaml.safe_dump(tree))
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "HONED_QUEUE__URL": redis_url, "HF_HUB_OFFLINE": "1"}
+
+    def change(self, sections: Mapping[str, object], installed: Path) -> None:
+        """Changes the run file, and adds a directory of packages to those that replicas find."""
+        self.file.write_text(yaml.safe_dump({**yaml.safe_load(self.file.read_text()), **sections}))
+        self._environment["PYTHONPATH"] = f"{installed}:{self._environment.get('PYTHONPATH', '')}"
 
     def replica(self, number: int = 0) -> Replica:
         return Replica(self, number)
@@ -244,6 +252,27 @@ async def test_the_endpoint_serves_on_without_redis_and_scoring_goes_on_when_it_
             while await sink.depth() < 5:
                 await asyncio.sleep(0.01)
         assert process.returncode is None
+
+
+async def test_a_users_function_that_answers_nan_is_an_alarm_that_the_conductor_shows(
+    run: Run, redis_server: Server, link: RedisLink, keys: RunKeys
+) -> None:
+    installed = run.directory / "packages"
+    (installed / "mine-1.dist-info").mkdir(parents=True)
+    (installed / "mine.py").write_text("def tone(samples):\n    return [float('nan')] * len(samples)\n")
+    (installed / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (installed / "mine-1.dist-info" / "entry_points.txt").write_text("[honed.scorers]\ntone = mine:tone\n")
+    run.change({"reward": {"scorers": [{"name": "polite", "kind": "function", "source": "tone"}]}}, installed)
+    await WorkQueue(link, keys, ROLLOUTS, "test").put([rollout(i) for i in range(5)])
+    fleet: Any = SimpleNamespace(redis_url=redis_server.url)
+    roster = Roster(load_settings(run.file), fleet)
+    async with run.replica().process(), roster.running(), asyncio.timeout(60):
+        while not roster.alarms:
+            await asyncio.sleep(0.05)
+    [alarm] = roster.alarms
+    assert alarm.startswith("reward-")
+    assert "scorer 'polite' (mine 1) failed: it returned nan, which is not finite" in alarm
+    assert roster.broken == "", "a minute has not passed"
 
 
 async def test_a_service_without_its_reward_model_waits_alive_and_not_ready(

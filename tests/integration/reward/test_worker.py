@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent import futures
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -21,11 +22,12 @@ from honed.queue.messages import Delivery, Message
 from honed.queue.stream import DeliverySettings, WorkQueue
 from honed.reward import metrics
 from honed.reward.batching import BatchSettings, DynamicBatcher
-from honed.reward.function_scorer import find_function
+from honed.reward.function_scorer import FunctionScorer, find_function
 from honed.reward.remote_scorer import RemoteScorer
 from honed.reward.reward import Term, WeightedSum
 from honed.reward.scorer import Scorer
 from honed.reward.settings import RemoteOptions
+from honed.reward.trouble import Trouble
 from honed.reward.worker import ScoringWorker
 from honed.v1 import common_pb2, reward_pb2
 
@@ -76,13 +78,14 @@ class Rig:
         lease_ms: int = 60_000,
         check_run: Callable[[], Awaitable[None]] | None = None,
         sweep_ms: int = 20,
+        trouble: Trouble | None = None,
     ) -> AsyncIterator[asyncio.Task[None]]:
         """Runs a worker, and stops it as the service does."""
         stopping = asyncio.Event()
         batcher = DynamicBatcher(lambda: WeightedSum([Term(scorer, 2.0)]), BatchSettings(64, 0.001, 128))
         async with batcher.running(), asyncio.timeout(60):
             queue = self.queue(consumer, ROLLOUTS, lease_ms, sweep_ms)
-            worker = ScoringWorker(queue, batcher, TOKENIZER, group_size=16, check_run=check_run, sleep=self.pause)
+            worker = ScoringWorker(queue, batcher, TOKENIZER, 16, check_run, self.pause, trouble)
             task = asyncio.ensure_future(worker.run(stopping))
             yield task
             stopping.set()
@@ -268,6 +271,30 @@ async def test_a_scorer_that_is_away_costs_no_rollout_a_delivery(rig: Rig, error
     assert reason == "scorer 'fake' (v1) failed: ValueError: this one never", "the one that the scorer itself refuses"
     assert rig.pauses[:6] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
     assert max(rig.pauses) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(float("nan"), "it returned nan, which is not finite"), ([1.0], r"it returned [1.0], which is no number")],
+)
+async def test_a_scorer_whose_answers_are_no_scores_is_an_alarm_until_it_is_mended(rig: Rig, value: Any, reason: str) -> None:
+    answers = [value]
+    now, trouble = [0.0], Trouble(lambda: now[0])
+    await rig.source.put([rollout(i) for i in range(20)])
+    async with rig.worker(FunctionScorer("odd", lambda samples: answers * len(samples), "1"), trouble=trouble):
+        async with asyncio.timeout(30):
+            while len(rig.pauses) < 4:
+                await asyncio.sleep(0.005)
+            assert trouble.alarm.startswith(f"scorer 'odd' (1) failed: {reason}")
+            assert trouble.broken == ""
+            now[0] = 61.0
+            while not trouble.broken:
+                await asyncio.sleep(0.005)
+        stats = await rig.source.stats()
+        assert (stats.dead, stats.depth, stats.handed_on) == (0, 20, 0)
+        answers[0] = 1.0
+        await rig.scored(20)
+        assert trouble.facts() == {}
 
 
 async def test_a_remote_scorer_that_is_away_costs_no_rollout_a_delivery(rig: Rig) -> None:

@@ -113,7 +113,7 @@ async def test_a_caller_that_gives_up_does_not_leave_the_scaling_at_half(fleet: 
         launcher.ready[f"generation-{number}"].set_result(None)
     await starting
     run: Any = SimpleNamespace(settings=RunSettings(), fleet=fleet)
-    service = ConductorService(run, None, None)  # type: ignore[arg-type]
+    service = ConductorService(run, None)  # type: ignore[arg-type]
     request = conductor_pb2.SetReplicasRequest(service="generation", replicas=4)
     calling = asyncio.ensure_future(service.SetReplicas(request, None))
     await turns()

@@ -18,6 +18,7 @@ from honed.conductor.launcher import ProcessState
 from honed.conductor.run import Run
 from honed.kit.errors import FailedPrecondition, HonedError, Unavailable
 from honed.kit.progress import JobProgress
+from honed.queue.members import Member
 from honed.v1 import (
     common_pb2,
     conductor_pb2,
@@ -258,6 +259,29 @@ async def test_a_learner_that_dies_again_and_again_ends_only_a_run_that_is_to_en
         run.stopping.set()
         await executing
     assert "learner died 11 times in 600 s" in run.alarms()
+
+
+@pytest.mark.parametrize("end_on_failure", [False, True])
+async def test_a_scorer_that_never_gives_a_score_ends_only_a_run_that_is_to_end_with_it(
+    tmp_path: Path, preference: tuple[FakePreference, str], end_on_failure: bool
+) -> None:
+    service, target = preference
+    service.by_kind = {"pairwise": 1}
+    run, _ = make_run(tmp_path, target)
+    executing = asyncio.ensure_future(run.execute(end_on_failure=end_on_failure))
+    await until(lambda: run.state.phase == conductor_pb2.RUN_PHASE_PPO, 10, "the learner starts")
+    facts = {"alarm": "scorer 'f' returned nan: mend it", "broken": "scorer 'f' returned nan"}
+    await run.roster.note({"reward": [Member("reward-0", "b:1", facts=facts)]})
+    assert "reward-0: scorer 'f' returned nan: mend it" in run.alarms()
+    if end_on_failure:
+        with pytest.raises(Unavailable, match="scorer 'f' returned nan"):
+            await executing
+        assert run.state.error == "scorer 'f' returned nan"
+    else:
+        await asyncio.sleep(0.1)
+        assert not executing.done()
+        run.stopping.set()
+        await executing
 
 
 async def test_a_finished_run_trains_on_when_its_learner_goes_back_whoever_asked_for_it(

@@ -14,7 +14,6 @@ from honed.conductor.endpoints import with_ports
 from honed.conductor.fleet import LocalFleet
 from honed.conductor.launcher import ProcessSpec, ProcessState
 from honed.conductor.processes import Processes
-from honed.conductor.roster import Roster
 from honed.conductor.run import Run
 from honed.conductor.service import ConductorService
 from honed.conductor.versions import Versions
@@ -62,8 +61,8 @@ class World:
         run = Run(self.settings, self.fleet, PolicyStore(self.settings.policy_url, self.settings.run))
         run.workspace.root.mkdir()
         self.endpoints = run.workspace.endpoints
-        self.roster = Roster(self.settings, self.fleet)
-        self.service = ConductorService(run, self.roster, Versions(self.settings, self.fleet, run.store, run.workspace))
+        self.roster = run.roster
+        self.service = ConductorService(run, Versions(self.settings, self.fleet, run.store, run.workspace))
 
     async def scale(self, replicas: int) -> conductor_pb2.Run:
         request = conductor_pb2.SetReplicasRequest(service="reward", replicas=replicas)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
 from pydantic import Field
@@ -11,7 +12,7 @@ from tests.unit.reward.support import item
 from honed.kit.errors import FailedPrecondition, InvalidArgument, NotFound
 from honed.reward.builtin import length, repetition
 from honed.reward.function_scorer import GROUP, FunctionScorer, Sample, ScoreFunction, find_function
-from honed.reward.scorer import BadSample, ScorerFailed
+from honed.reward.scorer import BadSample, NotAScore, ScorerFailed
 from honed.settings import Section
 
 BATCH = [item("one"), item("two")]
@@ -138,7 +139,7 @@ def test_tokens_are_pieces_of_the_response_and_no_half_characters() -> None:
     ],
 )
 def test_dense_rewards_of_a_wrong_shape_name_the_scorer(values: list[object], dense: bool, reason: str) -> None:
-    with pytest.raises(ScorerFailed, match=f"scorer 'f' .*{reason}"):
+    with pytest.raises(NotAScore, match=f"scorer 'f' .*{reason}"):
         FunctionScorer("f", lambda samples: values, "1", dense=dense).score(BATCH)  # type: ignore[arg-type, return-value]
 
 
@@ -146,8 +147,9 @@ def test_what_a_function_raises_names_the_scorer() -> None:
     def broken(samples: Sequence[Sample]) -> list[float]:
         raise KeyError("lexicon")
 
-    with pytest.raises(ScorerFailed, match=r"scorer 'f' \(pkg 1\.2\) failed: KeyError: 'lexicon'"):
+    with pytest.raises(ScorerFailed, match=r"scorer 'f' \(pkg 1\.2\) failed: KeyError: 'lexicon'") as caught:
         scorer(broken).score(BATCH)
+    assert not isinstance(caught.value, NotAScore), "it may be an outage: only answers tell that the code is wrong"
 
 
 @pytest.mark.parametrize(
@@ -158,10 +160,12 @@ def test_what_a_function_raises_names_the_scorer() -> None:
         ([float("inf"), 1.0], "returned inf, which is not finite", 0),
         ([1.0, "high"], "returned 'high', which is no number", 1),
         ([1.0, None], "returned None, which is no number", 1),
+        (1.0, "returned one float where a list of 2, one for each sample, is wanted", None),
+        (None, "returned one NoneType where a list of 2, one for each sample, is wanted", None),
     ],
 )
-def test_a_wrong_answer_names_the_scorer_and_the_sample(values: list[float], reason: str, sample: int | None) -> None:
-    with pytest.raises(ScorerFailed, match=reason) as caught:
+def test_a_wrong_answer_names_the_scorer_and_the_sample(values: Any, reason: str, sample: int | None) -> None:
+    with pytest.raises(NotAScore, match=reason) as caught:
         scorer(lambda samples: values).score(BATCH)
     assert caught.value.sample == sample
 

@@ -9,7 +9,7 @@ from tests.unit.reward.support import TOKENIZER, FakeScorer, item
 from honed.kit.errors import InvalidArgument
 from honed.reward.messages import score_messages
 from honed.reward.reward import Term, Truncation, WeightedSum
-from honed.reward.scorer import ScorerFailed, ScorerInput, ScorerOutput
+from honed.reward.scorer import NotAScore, ScorerFailed, ScorerInput, ScorerOutput
 
 DOT = ord(".")
 
@@ -29,13 +29,13 @@ def test_the_reward_is_the_weighted_sum_and_names_each_scorer_with_its_version()
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_a_value_that_is_not_finite_is_an_error_that_names_scorer_and_sample(value: str) -> None:
-    with pytest.raises(ScorerFailed, match=r"'fake' \(v1\) failed on sample 1.*not finite") as caught:
+    with pytest.raises(NotAScore, match=r"'fake' \(v1\) failed on sample 1.*not finite") as caught:
         WeightedSum([Term(FakeScorer(), 1.0)]).score([item("1"), item(value)])
     assert caught.value.sample == 1
 
 
 def test_a_sum_that_overflows_is_an_error() -> None:
-    with pytest.raises(ScorerFailed, match="sum overflows"):
+    with pytest.raises(NotAScore, match="sum overflows"):
         WeightedSum([Term(FakeScorer("a"), 1e308), Term(FakeScorer("b"), 1e308)]).score([item("1.7")])
 
 
@@ -44,7 +44,7 @@ def test_too_few_values_are_an_error() -> None:
         def score(self, batch: Sequence[ScorerInput]) -> list[ScorerOutput]:
             return super().score(batch)[1:]
 
-    with pytest.raises(ScorerFailed, match="1 values for 2 samples"):
+    with pytest.raises(NotAScore, match="1 values for 2 samples"):
         WeightedSum([Term(Short(), 1.0)]).score([item("1"), item("2")])
 
 
@@ -128,6 +128,6 @@ def test_behind_the_truncation_token_a_token_is_worth_nothing() -> None:
 def test_rewards_of_tokens_that_are_not_one_a_token_name_the_scorer_and_the_sample(
     given: tuple[float, ...], sample: int, reason: str
 ) -> None:
-    with pytest.raises(ScorerFailed, match=f"scorer 'dense' .*on sample {sample}: .*{reason}") as caught:
+    with pytest.raises(NotAScore, match=f"scorer 'dense' .*on sample {sample}: .*{reason}") as caught:
         WeightedSum([Term(Dense(given=given), 1.0)]).score([item(list(b"x") * len(given)), item(list(b"ab"))])
     assert caught.value.sample == sample
