@@ -71,6 +71,13 @@ def _of_learner(settings: RunSettings) -> Iterator[str]:
             "learner.critic_learning_rate: a value head on the policy learns at learner.learning_rate: remove it, or take "
             "learner.critic: separate"
         )
+    if learner.weight_decay and learner.optimizer != "adamw":
+        yield f"learner.weight_decay: {learner.optimizer} has none: take learner.optimizer: adamw, or leave it out"
+    if learner.steps is not None and learner.warmup_steps >= learner.steps:
+        yield (
+            f"learner.warmup_steps: {learner.warmup_steps}, and learner.steps: {learner.steps} would all be warm-up: take "
+            "fewer than that"
+        )
     if learner.ema_decay is not None and learner.steps is None:
         yield (
             "learner.ema_decay: the average of the weights becomes the last version, and with learner.steps: null there is no "

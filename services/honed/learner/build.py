@@ -32,7 +32,7 @@ from honed.learner.train.on_labelled import OnLabelledUpdates
 from honed.learner.train.on_pairs import OnPairUpdates
 from honed.learner.train.on_policy import OnPolicyUpdates
 from honed.learner.train.on_scored_pairs import OnScoredPairs
-from honed.learner.train.optimizer import build_optimizer
+from honed.learner.train.optimizer import EPSILON, build_optimizer, decayed_matrices
 from honed.learner.train.trainer import Trainer, TrainSettings
 from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
@@ -78,7 +78,14 @@ def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None 
             if section.unfrozen_layers is None
             else UpperReference(policy, section.unfrozen_layers, precision=section.precision)
         )
-    optimizer = build_optimizer(section.optimizer, parameter_groups(section, policy), lr=section.learning_rate)
+    optimizer = build_optimizer(
+        section.optimizer,
+        parameter_groups(section, policy),
+        lr=section.learning_rate,
+        betas=section.betas,
+        eps=EPSILON if section.epsilon is None else section.epsilon,
+        weight_decay=section.weight_decay,
+    )
     updates = updates_of(section, policy, reference)
     if section.ptx is not None:
         mixed_in = MixedIn(
@@ -91,14 +98,18 @@ def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None 
 
 
 def parameter_groups(section: LearnerSettings, policy: PolicyModel) -> list[dict[str, Any]]:
-    """What the optimizer moves: a separate critic may do so at a rate of its own."""
+    """What the optimizer moves: a separate critic may do so at a rate of its own, and matrices alone decay."""
     trainable = policy.trainable()
     critics = [parameter for name, parameter in trainable.items() if name.startswith("critic.")]
     others = [parameter for name, parameter in trainable.items() if not name.startswith("critic.")]
-    if not critics:
-        return [{"params": others}]
-    factor = (section.critic_learning_rate or section.learning_rate) / section.learning_rate
-    return [{"params": others}, {"params": critics, "rate_factor": factor}]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    if critics:
+        factor = (section.critic_learning_rate or section.learning_rate) / section.learning_rate
+        groups.append({"params": critics, "rate_factor": factor})
+    if not section.weight_decay:
+        return groups
+    split = [{**group, **part} for group in groups for part in decayed_matrices(group["params"], section.weight_decay)]
+    return [group for group in split if group["params"]]
 
 
 def updates_of(section: LearnerSettings, policy: PolicyModel, reference: ReferenceModel | None) -> Algorithm[Any]:
@@ -165,6 +176,8 @@ def train_settings(section: LearnerSettings) -> TrainSettings:
         total_updates=None if section.schedule == "constant" else section.steps,  # auto is linear where there is an end
         epochs=section.epochs or find_algorithm(section.algorithm).epochs,
         minibatches=section.minibatches,
+        warmup_updates=section.warmup_steps,
+        max_grad_norm=section.gradient_norm,
         microbatch_tokens=section.microbatch_tokens,
     )
 

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator
 
 from honed.settings import Count, Positive, Rate, Seconds, Section, ServerSettings, Share, Weight
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class KlSettings(Section):
     """The penalty for leaving the reference policy."""
@@ -76,7 +78,27 @@ class LearnerSettings(ServerSettings):
     schedule: Literal["auto", "linear", "constant"] = Field(
         "auto", description="auto: linear to 0 over `steps`; constant when the run has no end."
     )
-    optimizer: Literal["adam_tf", "adamw"] = "adam_tf"
+    warmup_steps: Count = Field(
+        0,
+        description="Updates in which the rate rises to learning_rate: in the n-th it is n / warmup_steps of it. The schedule "
+        "falls over the updates after them.",
+    )
+    optimizer: Literal["adam_tf", "adamw"] = Field(
+        "adam_tf",
+        description="adam_tf: Adam with TensorFlow's place of epsilon, which takes smaller first steps. adamw: torch's.",
+    )
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.999), description="Decay of the gradient's first and second moment; InstructGPT and TRLX have 0.9 and 0.95."
+    )
+    epsilon: Rate | None = Field(
+        None,
+        description="Of the optimizer. null: 1e-5, lm-human-preferences' for adam_tf, and for adamw too, where torch and TRL "
+        "have 1e-8.",
+    )
+    weight_decay: Weight = Field(0.0, description="Of matrices; adamw alone has one.")
+    gradient_norm: Rate | None = Field(
+        None, description="Gradients of all that trains are scaled down to this norm together; null: they are not."
+    )
     clip_ratio: Annotated[float, Field(gt=0)] = 0.2
     clip_value: Annotated[float, Field(gt=0)] = 0.2
     value_coefficient: Annotated[float, Field(ge=0)] = 0.1

@@ -15,6 +15,7 @@ from honed.learner.train.optimizer import (
     linear_rate,
     load_optimizer_tensors,
     optimizer_tensors,
+    scheduled_rate,
 )
 
 SHAPES = {"a": (3, 4), "b": (5,)}
@@ -102,3 +103,11 @@ def test_the_rate_falls_linearly_to_zero() -> None:
     assert [linear_rate(8.0, step=s, total=4) for s in range(6)] == [8.0, 6.0, 4.0, 2.0, 0.0, 0.0]
     with pytest.raises(InvalidArgument, match="total"):
         linear_rate(1.0, step=0, total=0)
+
+
+def test_after_a_warm_up_that_begins_at_one_step_of_it_the_rate_falls_over_the_rest() -> None:
+    assert [scheduled_rate(8.0, step=s, total=8, warmup=4) for s in range(9)] == [2.0, 4.0, 6.0, 8.0, 8.0, 6.0, 4.0, 2.0, 0.0]
+    assert [scheduled_rate(8.0, step=s, total=None, warmup=2) for s in range(4)] == [4.0, 8.0, 8.0, 8.0]
+    assert [scheduled_rate(8.0, step=s, total=4) for s in range(5)] == [linear_rate(8.0, step=s, total=4) for s in range(5)]
+    with pytest.raises(InvalidArgument, match="more than the warm-up of 4"):
+        scheduled_rate(1.0, step=0, total=4, warmup=4)

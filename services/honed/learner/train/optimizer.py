@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from honed.kit.errors import DataLoss, InvalidArgument
 
 OptimizerKind = Literal["adam_tf", "adamw"]
+EPSILON: Final = 1e-5
+"""Of either kind where nobody says: lm-human-preferences'. torch's own AdamW has 1e-8; recorded results were made with this."""
 
 
 class TensorFlowAdam(torch.optim.Optimizer):
@@ -31,7 +33,7 @@ class TensorFlowAdam(torch.optim.Optimizer):
         *,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-5,
+        eps: float = EPSILON,
     ) -> None:
         """`eps` is added to the uncorrected root of the second moment; 1e-5 in lm-human-preferences."""
         if not lr >= 0:
@@ -94,7 +96,7 @@ def build_optimizer(
     *,
     lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-5,
+    eps: float = EPSILON,
     weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
     """Makes the optimizer that `kind` names.
@@ -105,12 +107,15 @@ def build_optimizer(
         lr: learning rate before the schedule.
         betas: decay of the first and second moment.
         eps: see the class.
-        weight_decay: decoupled decay; `adamw` only.
+        weight_decay: decoupled decay, where a group has none of its own; `adamw` only.
+
+    Raises:
+        InvalidArgument: it is asked of an optimizer that has none.
     """
     if kind == "adamw":
         return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
     if weight_decay:
-        raise InvalidArgument("optimizer.weight_decay", "the recipe's adam_tf has none; choose adamw or leave it 0")
+        raise InvalidArgument("learner.weight_decay", "the recipe's adam_tf has none; choose adamw or leave it 0")
     return TensorFlowAdam(params, lr=lr, betas=betas, eps=eps)
 
 
@@ -132,6 +137,27 @@ def linear_rate(base: float, *, step: int, total: int) -> float:
     if total <= 0:
         raise InvalidArgument("total", f"must be positive, got {total}")
     return base * max(0.0, 1.0 - step / total)
+
+
+def scheduled_rate(base: float, *, step: int, total: int | None, warmup: int = 0) -> float:
+    """Learning rate of update `step`, from 0: it rises to `base` in `warmup` updates, and falls linearly over the others.
+
+    Update `n` of the warm-up, from 1, has `n / warmup` of `base`: with 10, the first has a tenth, as InstructGPT's.
+
+    Args:
+        base: The highest rate.
+        step: Updates that were made.
+        total: All updates, warm-up included, over which it falls to 0; None keeps it at `base`.
+        warmup: Fewer than `total`.
+
+    Raises:
+        InvalidArgument: when no update of `total` is left after the warm-up.
+    """
+    if total is not None and total <= warmup:
+        raise InvalidArgument("total", f"must be positive, and more than the warm-up of {warmup}, got {total}")
+    if step < warmup:
+        return base * (step + 1) / warmup
+    return base if total is None else linear_rate(base, step=step - warmup, total=total - warmup)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -25,7 +25,7 @@ from honed.learner.models.trained import Trained
 from honed.learner.train import rng
 from honed.learner.train.algorithm import Algorithm, B, BadLoss, Minibatch, UpdateContext
 from honed.learner.train.average import WeightAverage
-from honed.learner.train.optimizer import linear_rate, load_optimizer_tensors, optimizer_tensors, set_rate
+from honed.learner.train.optimizer import load_optimizer_tensors, optimizer_tensors, scheduled_rate, set_rate
 from honed.learner.train.state import TrainerState
 
 M = TypeVar("M", bound=Trained)
@@ -41,6 +41,7 @@ class TrainSettings:
     Attributes:
         learning_rate: Before the schedule.
         total_updates: The rate falls linearly to 0 over so many updates; None keeps it constant.
+        warmup_updates: The rate rises linearly in so many updates before it falls; see `scheduled_rate`.
         epochs: Passes over a batch.
         minibatches: Optimizer steps of an epoch.
         max_grad_norm: Gradients are scaled down to this 2-norm; None clips none.
@@ -50,6 +51,7 @@ class TrainSettings:
 
     learning_rate: float = 1e-5
     total_updates: int | None = None
+    warmup_updates: int = 0
     epochs: int = 4
     minibatches: int = 1
     max_grad_norm: float | None = None
@@ -121,8 +123,9 @@ class Trainer(Generic[B, M]):
         if len(batch) < settings.minibatches:
             raise InvalidArgument("batch", f"{len(batch)} examples cannot fill {settings.minibatches} minibatches")
         if rate is None:
-            total, rate = settings.total_updates, settings.learning_rate
-            rate = rate if total is None else linear_rate(rate, step=self.step, total=total)
+            rate = scheduled_rate(
+                settings.learning_rate, step=self.step, total=settings.total_updates, warmup=settings.warmup_updates
+            )
         set_rate(self.optimizer, rate)
         try:
             whole = settings.minibatches == 1
