@@ -11,6 +11,7 @@ from torch import Tensor
 
 from honed.learner.algorithms.base import make_algorithm
 from honed.learner.models.policy import TokenEvaluation
+from honed.learner.objectives.policy_gradient import behaviour_weights
 from honed.learner.settings import LearnerSettings
 from honed.learner.train.sampled import Sampled
 
@@ -19,6 +20,9 @@ LIMIT = 1e-6
 
 GROUP = 2
 """Responses to one prompt."""
+
+CAP = 1.1
+"""Of behaviour weights: small enough that some of each batch are truncated, and some are not."""
 
 SHAPES = {
     "ragged": (5, 1, 7, 3, 2, 9, 4, 6),
@@ -97,22 +101,34 @@ class Batch:
         return replace(self, logprobs=self.logprobs.clone().requires_grad_(), values=self.values.clone().requires_grad_())
 
 
-def loss_of(learner: LearnerSettings, batch: Batch, rows: dict[str, Tensor] | None = None) -> Tensor:
-    """The loss of an algorithm on one minibatch, a scalar, as the trainer adds it up; its sampler had the proximal weights.
+def weights_of(batch: Batch) -> Tensor:
+    """Behaviour weights of stale tokens, `[B, T]`, truncated at `CAP`."""
+    weights = behaviour_weights(batch.proximal, batch.behaviour, CAP)
+    truncated = weights[batch.mask] == CAP
+    assert truncated.any()
+    assert not truncated.all()
+    return weights
+
+
+def loss_of(
+    learner: LearnerSettings, batch: Batch, rows: dict[str, Tensor] | None = None, *, decoupled: bool = False
+) -> Tensor:
+    """The loss of an algorithm on one minibatch, a scalar, as the trainer adds it up.
 
     Args:
         learner: The algorithm and its settings.
         batch: The batch; gradients flow to its `logprobs` and `values`.
         rows: What replaces rows that the algorithm computed, to compare its loss alone.
+        decoupled: Whether its sampler had the behaviour's weights, and not the proximal ones.
     """
     algorithm, mask = make_algorithm(learner), batch.mask
     sampled = Sampled(
         mask=mask,
-        behaviour=batch.proximal,
+        behaviour=batch.behaviour if decoupled else batch.proximal,
         proximal=batch.proximal,
         reference=batch.reference,
         values=batch.old_values,
-        weights=torch.ones_like(batch.proximal),
+        weights=weights_of(batch) if decoupled else torch.ones_like(batch.proximal),
         scores=batch.scores,
         raw_scores=batch.scores.double(),
         repeated=torch.zeros(len(mask), dtype=torch.bool),

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.peers.parity import GROUP, SHAPES, Batch, loss_of, same
+from tests.peers.parity import CAP, GROUP, SHAPES, Batch, loss_of, same, weights_of
 from torch import Tensor
+from torch.nn import functional
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RewardTrainer, RLOOTrainer
 from trl.experimental.cpo import CPOTrainer
 
@@ -187,6 +188,7 @@ def scored_by_trl(kind: type, batch: Batch, **fields: Any) -> dict[str, Tensor]:
     lengths = batch.mask.sum(1).tolist()
     prompts, texts, tokens = ["p"] * len(lengths), ["c"] * len(lengths), [[1] * n for n in lengths]
     ids = [[1]] * len(lengths)
+    sampler = [row[:n].tolist() for row, n in zip(batch.behaviour, lengths, strict=True)] if fields.get("use_vllm") else None
     answers = [batch.proximal, batch.reference]
     stub = trainer(
         args=SimpleNamespace(
@@ -210,8 +212,8 @@ def scored_by_trl(kind: type, batch: Batch, **fields: Any) -> dict[str, Tensor]:
         **fields,
     )
     if kind is GRPOTrainer:
-        stub._generate = lambda _: (ids, tokens, None, texts, None, {}, None, None)
-        answers = answers[1:]
+        stub._generate = lambda _: (ids, tokens, None, texts, sampler, {}, None, None)
+        answers = answers if sampler else answers[1:]
     else:
         stub._generate = lambda _: (ids, tokens, texts)
 
@@ -222,18 +224,22 @@ def scored_by_trl(kind: type, batch: Batch, **fields: Any) -> dict[str, Tensor]:
     return kind._generate_and_score_completions(stub, [{"prompt": prompt} for prompt in prompts])
 
 
-def grpo_scored_by_trl(batch: Batch, scale: str) -> Tensor:
+def grpo_scored_by_trl(batch: Batch, scale: str, *, corrects: bool = False) -> dict[str, Tensor]:
+    """With `corrects` as on vLLM, whose log-probabilities are the behaviour's: weights truncated at `CAP`."""
     fields = {
         "environment_factories": None,
         "environments": None,
         "tools": None,
         "num_iterations": 1,
-        "use_vllm": False,
-        "vllm_importance_sampling_correction": False,
+        "use_vllm": corrects,
+        "vllm_importance_sampling_correction": corrects,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_min": None,
+        "vllm_importance_sampling_clip_max": CAP,
         "multi_objective_aggregation": "sum_then_normalize",
         "scale_rewards": scale,
     }
-    return scored_by_trl(GRPOTrainer, batch, **fields)["advantages"]
+    return scored_by_trl(GRPOTrainer, batch, **fields)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -243,7 +249,7 @@ def test_grpo_advantages_by_unbiased_deviations(scale: str, shape: str) -> None:
     batch = Batch.random(shape)
     ours = group.relative_advantages(batch.scores, batch.groups, scale)
     peer = "GRPOTrainer._generate_and_score_completions"
-    same(ours, grpo_scored_by_trl(batch, scale), what=f"relative_advantages, scale {scale}", peer=peer)
+    same(ours, grpo_scored_by_trl(batch, scale)["advantages"], what=f"relative_advantages, scale {scale}", peer=peer)
 
 
 def sequence_loss_of_trl(kind: type, batch: Batch, inputs: dict[str, Tensor], **fields: Any) -> Tensor:
@@ -274,15 +280,18 @@ GRPO = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("name", GRPO)
-def test_grpo_and_its_successors(name: str, shape: str) -> None:
+def test_grpo_and_its_successors_also_decoupled_by_truncated_weights_of_stale_tokens(
+    name: str, decoupled: bool, shape: str
+) -> None:
     options, theirs = dict(GRPO[name][0]), dict(GRPO[name][1])
     beta, scale = options.pop("beta", 0.04), theirs.pop("scale", "group")
     learner = LearnerSettings(
         algorithm="grpo", clip_ratio=0.2, options={"clip_high": 0.28, **options}, kl={"coefficient": beta}
     )
     batch, peer_batch = (Batch.random(shape).with_gradient() for _ in range(2))
-    loss = loss_of(learner, batch)
+    loss = loss_of(learner, batch, decoupled=decoupled)
 
     fields: dict[str, Any] = {
         "beta": beta,
@@ -291,23 +300,34 @@ def test_grpo_and_its_successors(name: str, shape: str) -> None:
         "current_gradient_accumulation_steps": 1,
         "top_entropy_quantile": 1.0,
         "off_policy_mask_threshold": None,
-        "use_vllm": False,
+        "use_vllm": decoupled,
+        "vllm_importance_sampling_correction": decoupled,
         "_entropy_bonus_enabled": False,
         "args": SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
         **theirs,
     }
+    scored = grpo_scored_by_trl(peer_batch, scale, corrects=decoupled)
     inputs = {
-        "advantages": grpo_scored_by_trl(peer_batch, scale),
+        "advantages": scored["advantages"],
         "old_per_token_logps": peer_batch.proximal,
         "ref_per_token_logps": peer_batch.reference,
         "num_items_in_batch": peer_batch.mask.sum(),
     }
-    expected = sequence_loss_of_trl(GRPOTrainer, peer_batch, inputs, **fields)
+    what = f"grpo, {name}"
     peer = f"GRPOTrainer._compute_loss, {fields['loss_type']}, {fields['importance_sampling_level']}"
-    same(loss, expected, what=f"grpo, {name}", peer=peer)
+    if decoupled:
+        # Rows end where the longest response does.
+        ratio = scored["importance_sampling_ratio"]
+        longest = ratio.shape[1]
+        kept = batch.mask[:, :longest]
+        same(weights_of(batch)[:, :longest][kept], ratio[kept], what="behaviour_weights", peer="GRPOTrainer, token_truncate")
+        inputs["importance_sampling_ratio"] = functional.pad(ratio, (0, batch.mask.shape[1] - longest))
+        what, peer = f"{what}, decoupled", f"{peer}, vllm_importance_sampling_correction"
+    expected = sequence_loss_of_trl(GRPOTrainer, peer_batch, inputs, **fields)
+    same(loss, expected, what=what, peer=peer)
     loss.backward()
     expected.backward()
-    same(batch.logprobs.grad, peer_batch.logprobs.grad, what=f"gradient of grpo, {name}", peer=peer)
+    same(batch.logprobs.grad, peer_batch.logprobs.grad, what=f"gradient of {what}", peer=peer)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tests.peers.parity import SHAPES, Batch, loss_of, same
+from tests.peers.parity import CAP, SHAPES, Batch, loss_of, same, weights_of
 from torch import Tensor
-from verl.trainer.ppo import core_algos
+from verl.trainer.ppo import core_algos, rollout_corr_helper
 from verl.utils import torch_functional
 from verl.workers.config import ActorConfig
 
@@ -40,9 +41,9 @@ def settings(mode: str = "token-mean", high: float = 0.28, dual: float = 1e6) ->
     )
 
 
-def policy_loss(name: str, batch: Batch, advantages: Tensor, config: ActorConfig) -> Tensor:
+def policy_loss(name: str, batch: Batch, advantages: Tensor, config: ActorConfig, weights: Tensor | None = None) -> Tensor:
     loss, _ = core_algos.get_policy_loss_fn(name)(
-        batch.proximal, batch.logprobs, advantages, batch.mask.float(), config.loss_agg_mode, config
+        batch.proximal, batch.logprobs, advantages, batch.mask.float(), config.loss_agg_mode, config, weights
     )
     return loss
 
@@ -108,6 +109,52 @@ def test_ppo_with_and_without_dual_clip(dual: float | None, shape: str) -> None:
     expected.backward()
     same(ours.logprobs.grad, theirs.logprobs.grad, what=f"gradient of {what} by log-probabilities", peer=peer)
     same(ours.values.grad, theirs.values.grad, what=f"gradient of {what} by values", peer=peer)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ppo_decoupled_by_truncated_weights_of_stale_tokens(shape: str) -> None:
+    ours, theirs = (Batch.random(shape).with_gradient() for _ in range(2))
+    weights, _ = rollout_corr_helper.compute_rollout_correction_weights(
+        (theirs.proximal - theirs.behaviour).detach(), theirs.mask.float(), "token", CAP
+    )
+    peer = "rollout_corr_helper.compute_rollout_correction_weights, token"
+    same(weights_of(ours) * ours.mask, weights, what="behaviour_weights", peer=peer)
+    learner = LearnerSettings(clip_ratio=0.2, value_coefficient=0.0)
+    loss = loss_of(learner, ours, {"advantages": ours.advantages, "returns": ours.rewards}, decoupled=True)
+    expected = policy_loss("vanilla", theirs, theirs.advantages, settings(high=0.2), weights)
+    peer = "core_algos.compute_policy_loss_vanilla, rollout_is_weights"
+    same(loss, expected, what="ppo, decoupled", peer=peer)
+    loss.backward()
+    expected.backward()
+    same(ours.logprobs.grad, theirs.logprobs.grad, what="gradient of ppo, decoupled", peer=peer)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reinforce_plus_plus_from_rewards_to_gradient(shape: str) -> None:
+    """Returns of rewards with the KL's price in them, whitened over the batch; verl divides their variance by n - 1."""
+    ours, theirs = (Batch.random(shape).with_gradient() for _ in range(2))
+    mask, beta, gamma = theirs.mask.float(), 0.05, 0.98
+    rewards = -beta * core_algos.kl_penalty(theirs.proximal, theirs.reference, "k1") * mask
+    rewards = rewards.detach().scatter_add(1, theirs.mask.sum(1, keepdim=True) - 1, theirs.scores.unsqueeze(1))
+    advantages, returns = core_algos.compute_reinforce_plus_plus_outcome_advantage(rewards, mask, SimpleNamespace(gamma=gamma))
+    peer = "core_algos.compute_reinforce_plus_plus_outcome_advantage"
+    same(advantage.returns_to_go(rewards, ours.mask, gamma=gamma) * ours.mask, returns, what="returns_to_go", peer=peer)
+    count = int(ours.mask.sum())
+    rescaled = advantages * (count / (count - 1)) ** 0.5
+    learner = LearnerSettings(
+        algorithm="reinforce",
+        clip_ratio=0.2,
+        gamma=gamma,
+        options={"baseline": "whiten", "clipped": True},
+        kl={"coefficient": beta, "controller": "fixed"},
+    )
+    loss = loss_of(learner, ours)
+    expected = policy_loss("vanilla", theirs, rescaled, settings(high=0.2))
+    peer = f"{peer}, times sqrt(n / (n - 1)), and compute_policy_loss_vanilla"
+    same(loss, expected, what="reinforce, REINFORCE++", peer=peer)
+    loss.backward()
+    expected.backward()
+    same(ours.logprobs.grad, theirs.logprobs.grad, what="gradient of reinforce, REINFORCE++", peer=peer)
 
 
 def outcomes(batch: Batch) -> tuple[Tensor, Tensor, np.ndarray]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from honed.settings import Count, Positive, Rate, Seconds, Section, ServerSettings, Share, Weight
 
@@ -205,8 +205,10 @@ class RewardTrainingSettings(Section):
     seconds: Seconds | None = Field(None, description="Ends at the latest after so long; null: no limit.")
     learning_rate: Rate = 1e-5
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Share of the training in which the rate rises.")
-    objective: Literal["ranked_pairs", "best_of_k"] = Field(
-        "ranked_pairs", description="All pairs of a ranking (InstructGPT), or its best against the rest (lm-human-preferences)."
+    objective: Literal["ranked_pairs", "best_of_k", "scalar_compare"] = Field(
+        "ranked_pairs",
+        description="All pairs of a ranking (InstructGPT), or its best against the rest (lm-human-preferences). "
+        "scalar_compare: only comparisons of which people said how much better; scores should differ by their margin.",
     )
     margin: Weight = Field(
         0.0,
@@ -240,6 +242,12 @@ class RewardTrainingSettings(Section):
         if len(set(layers)) < len(layers):
             raise ValueError("names a layer twice")
         return layers
+
+    @model_validator(mode="after")
+    def _differs(self) -> Self:
+        if self.objective == "scalar_compare" and not self.margin:
+            raise ValueError("objective scalar_compare needs margin: how far apart scores are of which one is much better")
+        return self
 
     def weight(self, annotator: str, source: str) -> float:
         """How much a judgement of somebody counts."""

@@ -11,6 +11,8 @@ from tests.unit.learner.padded import grouped_episodes
 from tests.unit.learner.samples import make_trainer, random_episodes
 from tests.unit.learner.test_dpo import PAIRS
 from tests.unit.learner.test_dpo import trainer as pair_trainer
+from tests.unit.learner.test_kto import BATCH as LABELLED
+from tests.unit.learner.test_kto import trainer as labelled_trainer
 from tests.unit.learner.test_mixture import trainer as mixture_trainer
 from tests.unit.learner.test_online_dpo import trainer as scored_pair_trainer
 
@@ -36,10 +38,13 @@ def test_the_figures_of_the_last_update_are_shown_and_no_older_one() -> None:
 
 @pytest.mark.parametrize("algorithm", algorithm_names())
 def test_every_figure_of_an_update_is_documented(algorithm: str) -> None:
+    learns_from = find_algorithm(algorithm).learns_from
     if algorithm == "online_dpo":
         stats = scored_pair_trainer().update(grouped_episodes())
-    elif find_algorithm(algorithm).learns_from == "rollouts":
+    elif learns_from == "rollouts":
         stats = make_trainer(TrainSettings(epochs=1), {"algorithm": algorithm}).update(random_episodes(4, seed=3))
+    elif learns_from == "labels":
+        stats = labelled_trainer().update(LABELLED)
     else:
         stats = pair_trainer().update(PAIRS)
     stats = {**stats, **mixture_trainer(1.0).update(grouped_episodes())}

@@ -80,6 +80,20 @@ def test_the_head_learns_the_preference_and_the_body_stays(model, rankings, tmp_
     assert moved == {"score.weight"}
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused_with_how_many_texts_have_them(model, rankings, tmp_path, monkeypatch, broken):
+    read, texts = RewardModel.features, SharedTexts.of(rankings).texts
+
+    def some(self, sequences):
+        features = read(self, sequences).clone()
+        features[[place for place, ids in enumerate(sequences) if tuple(ids) in texts[:2]], 3] = broken
+        return features
+
+    monkeypatch.setattr(RewardModel, "features", some)
+    with pytest.raises(InvalidArgument, match=rf"of 2 of {len(texts)} texts .* not finite: set .*precision to float32"):
+        train_head(model, rankings, REWARD_TRAINING, tmp_path)
+
+
 def test_it_is_served_as_it_was_trained(model, rankings, language_model, tmp_path):
     train_head(model, rankings, REWARD_TRAINING, tmp_path / "kept")
     model.normalise(SEQUENCES)

@@ -172,6 +172,16 @@ def test_margins_ties_and_weights_reach_the_loss():
     assert summed_loss(scores, shared, "best_of_k").item() == pytest.approx(pair + best + squared, rel=1e-5)
 
 
+def test_the_difference_of_scores_is_held_against_the_margin():
+    shared = SharedTexts.of([
+        Ranking((0,), ((1,), (2,)), margin=0.5, weight=2.0),
+        Ranking((0,), ((3,), (1,)), margin=3.0),
+        Rating((0,), (3,), 2.0, weight=0.75),
+    ])  # fmt: skip
+    expected = 2.0 * (1.0 - 0.5) ** 2 + (2.0 - 3.0) ** 2 + 0.75 * (3.0 - 2.0) ** 2
+    assert summed_loss(torch.tensor([1.0, 0.0, 3.0]), shared, "scalar_compare").item() == pytest.approx(expected)
+
+
 def test_gain_and_bias_make_mean_0_and_deviation_1_exactly(model):
     model.normalise(SEQUENCES)
     rewards = torch.tensor(model.rewards(SEQUENCES), dtype=torch.float64)

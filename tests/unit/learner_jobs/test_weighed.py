@@ -49,6 +49,17 @@ def test_the_best_of_k_is_learned_where_one_is_best():
     assert rows(ranked(1, 0, 0, 1), objective="best_of_k") == []
 
 
+def test_scores_learn_their_difference_from_comparisons_that_say_how_much_better():
+    rating = said(rating=pb.RatingJudgement(value=1, low=0, high=2))
+    found = rows(compared(2), compared(), ranked(0, 1), ranked(0, 1, 2), rating, objective="scalar_compare", margin=1.5)
+    assert [(row.strength, row.rating) for row in found] == [(2 / 3, None), (0.0, 0.5)]
+
+
+def test_a_difference_to_learn_needs_a_margin():
+    with pytest.raises(ValidationError, match="objective scalar_compare needs margin"):
+        RewardTrainingSettings(objective="scalar_compare")
+
+
 def test_the_margin_follows_from_how_much_better_somebody_said_it_was(tokenizer):
     said_so = rows(*(compared(strength) for strength in range(4)), ranked(0, 1))
     encoded = encode(TextTokenizer(tokenizer), said_so, sees_prompt=False, margin=3.0)

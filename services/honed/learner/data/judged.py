@@ -64,12 +64,15 @@ def read_judgement(judgement: preference_pb2.Judgement) -> Judged | None:
 def weighed(judgements: Iterable[preference_pb2.Judgement], section: RewardTrainingSettings) -> Iterator[Judged]:
     """What judgements say to a reward model, by the weights of those who judged; without what says nothing, or weighs nothing.
 
-    Where the best of a ranking is all that is learned, one with several that are best says nothing.
+    Where the best of a ranking is all that is learned, one with several that are best says nothing; where scores learn by
+    how much they should differ, neither does a ranking, or a comparison without its strength.
     """
     for judgement in judgements:
         weight = section.weight(judgement.annotator, judgement.source)
         row = read_judgement(judgement) if weight else None
         if row is None or (section.objective == "best_of_k" and row.ranks and row.ranks[0] == row.ranks[1]):
+            continue
+        if section.objective == "scalar_compare" and row.rating is None and not row.strength:
             continue
         yield replace(row, weight=weight)
 

@@ -210,7 +210,7 @@ class _Training:
         if not rows and any(read_judgement(judgement) is not None for judgement in exported):
             raise FailedPrecondition(
                 "reward_training.annotator_weights, source_weights and objective leave no judgement: give somebody who judged "
-                "a weight, or learn from ranked_pairs, which needs no single best response"
+                "a weight, or learn from ranked_pairs, which needs neither a single best response nor how much better it is"
             )
         if not rows:
             raise FailedPrecondition(

@@ -64,7 +64,7 @@ def train_head(
         report: Called with the share that is done and what is being done; raising from it ends the training.
 
     Raises:
-        InvalidArgument: There are no judgements, or the body says the same of all texts.
+        InvalidArgument: There are no judgements, or the body says the same of all texts, or something not finite of some.
     """
     if not judgements:
         raise InvalidArgument("judgements", "there are none to learn from")
@@ -77,6 +77,13 @@ def train_head(
         pass_tokens=section.microbatch_tokens,
         report=lambda done: report(_READING * done, f"{round(done * len(texts))} of {len(texts)} texts read"),
     )
+    # Else the mean of every feature is NaN, and all texts look alike.
+    if broken := int((~features.isfinite()).any(1).sum()):
+        raise InvalidArgument(
+            "reward_training.start_from",
+            f"of {broken} of {len(texts)} texts the body says something that is not finite: set reward_training.precision to "
+            "float32, or start from another model, with weights that are finite",
+        )
     report(_READING, "solving for the head")
     loss = SummedLoss(shared, section.objective, features.device)
     solved = solve(features, lambda scores: loss(scores) / len(judgements), ridge=section.ridge)

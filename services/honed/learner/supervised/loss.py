@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from honed.learner.data.judgement import SharedTexts
-from honed.learner.objectives.preference import best_of_k, bradley_terry, ranked_pairs, scalar_rating
+from honed.learner.objectives.preference import best_of_k, bradley_terry, ranked_pairs, scalar_compare, scalar_rating
 
-Objective = Literal["ranked_pairs", "best_of_k"]
+Objective = Literal["ranked_pairs", "best_of_k", "scalar_compare"]
 _Part = tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]
 
 
@@ -22,8 +22,10 @@ class SummedLoss:
         """Prepares it.
 
         Args:
-            shared: The judgements; with "best_of_k" one response is the best of each.
-            objective: Of rankings; see `RewardTrainingSettings`. Two responses are a comparison by Bradley-Terry with either.
+            shared: The judgements; with "best_of_k" one response is the best of each, with "scalar_compare" none ranks
+                more than two.
+            objective: Of rankings; see `RewardTrainingSettings`. Two responses are a comparison by Bradley-Terry with the
+                first two.
             device: Of the scores.
         """
         self._shared, self._objective, self._device = shared, objective, device
@@ -48,6 +50,8 @@ class SummedLoss:
         best = torch.zeros(len(rankings), dtype=torch.int64, device=self._device)
 
         def loss(ranked: Tensor) -> Tensor:
+            if self._objective == "scalar_compare":
+                return scalar_compare(ranked[:, 0], ranked[:, 1], margins, weights=weights)
             if size == 2:
                 return bradley_terry(ranked[:, 0], ranked[:, 1], margins, weights=weights)
             if self._objective == "ranked_pairs":
