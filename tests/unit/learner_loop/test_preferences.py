@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from honed.learner.data.pair import Pair
 from honed.learner.loop.checkpoint_files import Progress
 from honed.learner.sources import preferences
 from honed.learner.sources.preferences import PreferenceExamples
+from honed.learner.sources.snapshot_keys import SnapshotKeys
 from honed.learner.sources.trained import TrainedIds
 
 
@@ -30,6 +32,11 @@ class Recorded:
         first = len(self.pairs_now)
         self.pairs_now += [Pair(f"pair-{n}", (1,), (n + 2,), (n + 3,)) for n in range(first, first + count)]
 
+    async def newest(self) -> int:
+        if self.failing:
+            raise self.failing.pop()
+        return len(self.pairs_now)
+
     async def freeze(self, key: str) -> str:
         if self.failing:
             raise self.failing.pop()
@@ -47,8 +54,13 @@ def _no_pauses(monkeypatch):
     monkeypatch.setattr(preferences, "_LONGEST_PAUSE_S", 0.002)
 
 
-def source(recorded, *, refresh=True):
-    return PreferenceExamples("run", recorded, seed=7, refresh=refresh)
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def source(recorded, *, refresh=True, home="learner"):
+    return PreferenceExamples("run", recorded, SnapshotKeys(Path(home) / "keys", "run"), seed=7, refresh=refresh)
 
 
 async def trained(pairs, updates, *, size=3, first=0):
@@ -153,4 +165,48 @@ async def test_after_a_roll_back_to_published_weights_a_pass_begins_anew_under_a
     pairs.rollbacks = ((2, 3),)
     [batch] = await trained(pairs, 1, first=3)
     assert len(batch) == 3
-    assert list(recorded.frozen)[-1].startswith("run/learner/2/3/")
+    assert list(recorded.frozen)[-1].endswith("/2/3/2")
+
+
+async def test_a_learner_that_died_before_its_checkpoint_gets_the_same_snapshot_again():
+    recorded = Recorded(10)
+    first = await trained(source(recorded), 2)
+    recorded.add(10)
+    assert await trained(source(recorded), 2) == first
+    assert len(recorded.frozen) == 1
+
+
+async def test_another_life_of_a_run_gets_no_snapshot_of_the_former_one():
+    """It trained on the judgements of then, and on none that had come since."""
+    recorded = Recorded(6)
+    await trained(source(recorded), 2)
+    recorded.add(6)
+    anew = source(recorded, refresh=False, home="anew")
+    await trained(anew, 1)
+    assert anew.snapshot == "digest of 12"
+
+
+async def test_nothing_is_frozen_while_no_judgement_comes_and_a_restart_finds_those_that_have_come():
+    recorded = Recorded()
+    waiting = asyncio.ensure_future(source(recorded).collect(3, 0))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    assert recorded.frozen == {}
+    recorded.add(3)
+    assert len(await asyncio.wait_for(source(recorded).collect(3, 0), 5)) == 3
+
+
+async def test_judgements_that_are_of_no_use_are_frozen_once_and_not_again_after_a_restart():
+    recorded = Recorded(4)
+    read, recorded.examples = recorded.examples, useless
+    waiting = asyncio.ensure_future(source(recorded).collect(3, 0))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    assert len(recorded.frozen) == 1
+    recorded.examples = read
+    assert len(await asyncio.wait_for(source(recorded).collect(3, 0), 5)) == 3
+    assert len(recorded.frozen) == 2
+
+
+async def useless(key):
+    return []

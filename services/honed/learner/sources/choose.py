@@ -13,11 +13,13 @@ from honed.learner.data.episode import Vocabulary
 from honed.learner.sources.preferences import PreferenceExamples
 from honed.learner.sources.recorded import Reading, RecordedJudgements, as_labelled, as_pairs
 from honed.learner.sources.scored_stream import Intake, IntakeSettings
+from honed.learner.sources.snapshot_keys import SnapshotKeys
 from honed.learner.sources.trained import TrainedIds
 from honed.models.tokenizer import load_tokenizer
 from honed.queue.holding import holding
 from honed.queue.stream import WorkQueue
 from honed.runtime import internal_channel
+from honed.workspace import Workspace
 
 
 @asynccontextmanager
@@ -47,7 +49,9 @@ async def opened(
     async with internal_channel(settings, settings.preference.target) as channel:
         made = reading(load_tokenizer(base), section.preferences, longest=settings.generation.max_model_tokens)
         judgements = RecordedJudgements(channel, made)
-        yield PreferenceExamples(settings.run, judgements, seed=settings.seed, refresh=section.preferences.refresh)
+        keys = SnapshotKeys(Workspace(settings.directory).learner / "snapshot-keys", settings.run)
+        refresh = section.preferences.refresh
+        yield PreferenceExamples(settings.run, judgements, keys, seed=settings.seed, refresh=refresh)
 
 
 def intake_settings(settings: RunSettings) -> IntakeSettings:

@@ -17,6 +17,7 @@ import grpc
 
 from honed.kit.errors import HonedError, may_pass
 from honed.learner.loop.checkpoint_files import Progress
+from honed.learner.sources.snapshot_keys import SnapshotKeys
 from honed.learner.sources.source import InHand
 from honed.learner.sources.trained import TrainedIds
 from honed.learner.train import rng
@@ -84,6 +85,9 @@ class Judgements(Protocol[E_co]):
     wanted: str
     """Which judgements examples are made of, in words."""
 
+    async def newest(self) -> int:
+        """A number that is another one when a judgement has come; 0 while there is none."""
+
     async def freeze(self, key: str) -> str:
         """The judgements of now under a key, or those of then if the key was used; returns the digest of what they are."""
 
@@ -94,22 +98,23 @@ class Judgements(Protocol[E_co]):
 class PreferenceExamples(Generic[E]):
     """Implements `Source`. Nothing has to be acknowledged: what does not train comes again by itself."""
 
-    def __init__(self, run: str, judgements: Judgements[E], *, seed: int, refresh: bool) -> None:
+    def __init__(self, run: str, judgements: Judgements[E], keys: SnapshotKeys, *, seed: int, refresh: bool) -> None:
         """Reads nothing yet.
 
         Args:
             run: Its name.
             judgements: Where they come from.
+            keys: Of snapshots.
             seed: Of the order in each pass.
             refresh: Whether each pass has a snapshot of its own.
         """
-        self._run, self._judgements, self._seed, self._refresh = run, judgements, seed, refresh
+        self._judgements, self._keys, self._seed, self._refresh = judgements, keys, seed, refresh
         self.rollbacks: tuple[tuple[int, int], ...] = ()
         self.trained = TrainedIds(run)
         self._place = Place()
         self._examples: Sequence[E] = ()
-        self._empty = 0
-        """Snapshots without an example so far: the next one needs a key of its own."""
+        self._useless = 0
+        """The newest judgement when there were none to learn from."""
         self._loaded = ""
         """The key of the snapshot that `_examples` are of."""
 
@@ -187,6 +192,9 @@ class PreferenceExamples(Generic[E]):
 
     async def _batch(self, size: int, step: int) -> list[HeldExample[E]]:
         """The batch of the update that follows `step`; empty if there are no examples to make one of."""
+        newest = 0 if self._place.key else await self._judgements.newest()
+        if not self._place.key and newest == self._useless:
+            return []  # nothing has come: no need to freeze it
         place = self._place if self._place.key else await self._next_pass(step)
         examples = await self._load(place)
         number = step - place.first + place.skipped
@@ -196,7 +204,8 @@ class PreferenceExamples(Generic[E]):
             place = await self._next_pass(step)
             examples, number = await self._load(place), 0
         if not examples:
-            self._empty += 1
+            self._useless = newest
+            await asyncio.to_thread(self._keys.renew)
             return []
         self._place = place
         order = rng.order(len(examples), self._seed, place.number)
@@ -209,7 +218,7 @@ class PreferenceExamples(Generic[E]):
             return Place(before.key, before.sha256, step, 0, number)
         # A key that follows from the pass alone: a learner that dies before its checkpoint takes the same snapshot again.
         fence = self.rollbacks[-1][0] if self.rollbacks else 0
-        key = f"{self._run}/learner/{fence}/{step}/{number}/{self._empty}"
+        key = await asyncio.to_thread(self._keys.key, f"{fence}/{step}/{number}")
         return Place(key, await self._judgements.freeze(key), step, 0, number)
 
     async def _load(self, place: Place) -> Sequence[E]:

@@ -62,6 +62,10 @@ class RecordedJudgements(Generic[E]):
         self._stub, self._reading = preference_pb2_grpc.PreferenceServiceStub(channel), reading
         self.wanted = reading.wanted
 
+    async def newest(self) -> int:
+        """See `Judgements`."""
+        return (await self._stub.GetStats(preference_pb2.GetStatsRequest(), timeout=_FREEZE_S)).last_id
+
     async def freeze(self, key: str) -> str:
         """See `Judgements`."""
         return (await self._frozen(key)).content_sha256
