@@ -23,6 +23,9 @@ class Preference(preference_pb2_grpc.PreferenceServiceServicer):
     def compare(self, better: str, worse: str, prompt: str = "") -> None:
         self.judgements.append(comparison(better, worse, prompt))
 
+    async def GetStats(self, request: preference_pb2.GetStatsRequest, context: Any) -> preference_pb2.GetStatsResponse:
+        return preference_pb2.GetStatsResponse(judgements=len(self.judgements), last_id=len(self.judgements))
+
     async def CreateSnapshot(self, request: preference_pb2.CreateSnapshotRequest, context: Any) -> Any:
         frozen = self.snapshots.setdefault(request.idempotency_key, list(self.judgements))
         digest = hashlib.sha256(b"".join(j.SerializeToString(deterministic=True) for j in frozen)).hexdigest()
