@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import pytest
 import torch
 from tests.unit.learner.samples import random_episodes
 
 from honed.kit.errors import InvalidArgument
-from honed.learner.data.batches import Rows, micro_batches
+from honed.learner.data.batches import MicroBatch, Rows, micro_batches
 from honed.learner.data.episode import Episode
-from honed.models.packing import tokens_of
+from honed.models.packing import Branches, tokens_of
 
 EPISODES = random_episodes(40, seed=3)
 WIDTH = Rows.of(EPISODES).mask.shape[1]
@@ -81,6 +82,47 @@ def test_a_shared_prompt_stands_once_before_all_that_fit_behind_it(budget: int) 
         assert tuple(targets[row * 6 :][: len(episode.response)].tolist()) == episode.response
     if budget == 10_000:
         assert [len(batch.tokens) for batch in packed] == [3 * 20 + sum(len(e.response) - 1 for e in episodes)]
+
+
+def keys(batch: MicroBatch) -> int:
+    """That attention holds of a micro-batch: each response of a group is padded to the longest, behind the prompt."""
+    return sum(
+        count * (len(shape.lengths) * (shape.prefix + max(shape.lengths)) if isinstance(shape, Branches) else shape)
+        for count, shape in batch.runs
+    )
+
+
+def responses(prompt: int, *lengths: int, first: int = 0) -> list[Episode]:
+    """Responses of these lengths to one prompt."""
+    return [
+        dataclasses.replace(EPISODES[0], prompt=(first,) * prompt, response=(1,) * count, logprobs=(-1.0,) * count)
+        for count in lengths
+    ]
+
+
+def test_a_response_that_is_much_longer_than_its_group_is_read_alone() -> None:
+    # Padded to the longest, two groups would fit in one micro-batch and hold 81,888 keys.
+    episodes = [each for first in (1, 2) for each in responses(512, *[100] * 7, 2048, *[100] * 8, first=first)]
+    shared = micro_batches(episodes, range(32), max_tokens=8192, width=2048, share_prompts=True)
+    assert [batch.runs for batch in shared] == [((2, Branches(512, (99,) * 15)), (1, 2559)), ((1, 2559),)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_attention_holds_no_more_than_twice_what_it_would_of_the_same_responses_alone(seed: int) -> None:
+    source = random.Random(seed)
+    lengths = [round(2 ** source.uniform(1, 11)) for _ in range(24)]
+    episodes = responses(40, *lengths)
+    (batch,) = micro_batches(episodes, range(24), max_tokens=1 << 40, width=2048, share_prompts=True)
+    assert any(isinstance(shape, Branches) for _, shape in batch.runs)
+    assert keys(batch) <= 2 * sum(40 + length - 1 for length in lengths)
+    assert len(batch.slots) == sum(lengths)
+
+
+def test_keys_count_against_the_budget_where_a_long_prompt_has_many_short_responses() -> None:
+    # All 64 are 1,000 + 64 x 9 tokens, and 64 x 1,009 keys.
+    packed = micro_batches(responses(1000, *[10] * 64), range(64), max_tokens=2048, width=10, share_prompts=True)
+    assert all(keys(batch) <= 4 * 2048 for batch in packed)
+    assert [batch.runs for batch in packed[1:]] == [((1, Branches(1000, (9,) * 8)),)] * 7
 
 
 def test_prompts_that_save_too_little_stand_with_each_response_as_they_do_without_sharing() -> None:

@@ -26,6 +26,9 @@ from honed.models.packing import Branches, Runs, fill, runs_of
 # Attention in branches costs about as much as reading so many tokens, and as so much of what there is to read.
 _LEAST_SAVED: Final = 32
 _LEAST_SHARE: Final = 1 / 8
+# Attention has the keys and values of a shared prompt once for each response. A key and its value take about two of the ten and
+# more vectors that each layer keeps of a token for the backward pass.
+_KEYS_PER_TOKEN: Final = 4
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def micro_batches(
     Args:
         continuations: the batch.
         chosen: indices into it.
-        max_tokens: most tokens of one micro-batch.
+        max_tokens: most tokens of one micro-batch; attention then holds at most `_KEYS_PER_TOKEN` times as many keys.
         width: T of the batch's rows.
         share_prompts: a prompt of several is read once for all of them that fit in one micro-batch, where the model can do
             that and it pays.
@@ -115,7 +118,7 @@ def micro_batches(
     """
     ordered = sorted(chosen)
     units = _of_one_prompt(continuations, ordered, max_tokens) if share_prompts else [[index] for index in ordered]
-    groups = fill([_tokens(continuations, unit) for unit in units], max_tokens)
+    groups = fill([_unit_cost(continuations, unit) for unit in units], max_tokens)
     return [_pack(continuations, [units[place] for place in group], width) for group in groups]
 
 
@@ -134,28 +137,62 @@ def pack_on(
 
 
 def _of_one_prompt(continuations: Sequence[Continuation], chosen: Sequence[int], budget: int) -> list[list[int]]:
-    """Groups of continuations whose prompts are the same, each within the budget; alone where sharing saves too little."""
-    groups: dict[tuple[int, ...], list[list[int]]] = {}
-    left: dict[tuple[int, ...], int] = {}  # of the budget of a prompt's last group
+    """Groups of continuations whose prompts are the same, each within the budget; alone where sharing saves too little.
+
+    Attention pads a group to its longest response (`models.packed`). So a group takes up responses longest first, and ends
+    before it would be padded with more tokens than sharing saves: attention never holds more than twice what it would hold of
+    the same responses alone.
+    """
+    alike: dict[tuple[int, ...], list[int]] = {}
     for index in chosen:
-        prompt, own = tuple(continuations[index].prompt), len(continuations[index].response) - 1
-        if prompt not in groups or own > left[prompt]:
-            groups.setdefault(prompt, []).append([])
-            left[prompt] = budget - len(prompt)
-        groups[prompt][-1].append(index)
-        left[prompt] -= own
+        alike.setdefault(tuple(continuations[index].prompt), []).append(index)
     units: list[list[int]] = []
-    for prompt, parts in groups.items():
-        for group in parts:
+    for prompt, indices in alike.items():
+        for group in _of_similar_length(continuations, indices, budget):
             saved = len(prompt) * (len(group) - 1)
             pays = saved >= max(_LEAST_SAVED, _LEAST_SHARE * (saved + _tokens(continuations, group)))
             units += [group] if pays else [[index] for index in group]
     return units
 
 
+def _of_similar_length(continuations: Sequence[Continuation], indices: Sequence[int], budget: int) -> list[list[int]]:
+    """Divides continuations of one prompt, longest first: as many in a group as its padding and the budget allow."""
+    prompt = len(continuations[indices[0]].prompt)
+    groups: list[list[int]] = []
+    longest = total = 0  # of what the responses of the last group have of their own
+    for index in sorted(indices, key=lambda i: -len(continuations[i].response)):
+        own = len(continuations[index].response) - 1
+        count = len(groups[-1]) + 1 if groups else 1
+        padding, saved = count * longest - total - own, prompt * (count - 1)
+        if not groups or padding > saved or _cost(prompt, count, longest, total + own) > budget:
+            groups.append([])
+            longest, total = own, 0
+        groups[-1].append(index)
+        total += own
+    return groups
+
+
 def _tokens(continuations: Sequence[Continuation], unit: Sequence[int]) -> int:
     """That the model reads of continuations which share their prompt."""
     return len(continuations[unit[0]].prompt) + sum(len(continuations[index].response) - 1 for index in unit)
+
+
+def _cost(prompt: int, count: int, longest: int, total: int) -> int:
+    """Of the budget: the tokens that are read of a shared prompt and its responses, or their keys where those need more room.
+
+    Args:
+        prompt: Tokens of the prompt.
+        count: Responses.
+        longest: Tokens that are read of the longest response.
+        total: Tokens that are read of all responses.
+    """
+    keys = count * (prompt + longest)
+    return max(prompt + total, -(-keys // _KEYS_PER_TOKEN))
+
+
+def _unit_cost(continuations: Sequence[Continuation], unit: Sequence[int]) -> int:
+    lengths = [len(continuations[index].response) - 1 for index in unit]
+    return _cost(len(continuations[unit[0]].prompt), len(unit), max(lengths), sum(lengths))
 
 
 def _shape(continuations: Sequence[Continuation], unit: Sequence[int]) -> int | Branches:
