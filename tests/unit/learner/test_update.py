@@ -207,8 +207,13 @@ def test_settings_that_cannot_work_are_refused_by_name() -> None:
     for name in ("epochs", "minibatches", "microbatch_tokens"):
         with pytest.raises(InvalidArgument, match=name):
             TrainSettings(**{name: 0})
-    with pytest.raises(InvalidArgument, match="3 examples cannot fill 4 minibatches"):
-        make_trainer(TrainSettings(minibatches=4)).update(EPISODES[:3])
+
+
+def test_fewer_examples_than_minibatches_are_a_step_each() -> None:
+    """The first pairs that people judge may be fewer."""
+    figures = make_trainer(TrainSettings(epochs=2, minibatches=4)).update(EPISODES[:3])
+    assert figures["optimizer_steps"] == 2 * 3
+    assert make_trainer(TrainSettings(epochs=1, minibatches=4)).update(EPISODES[:1])["optimizer_steps"] == 1
 
 
 def test_scores_that_are_all_equal_train_on_the_penalty_alone_and_are_counted() -> None:

@@ -107,21 +107,18 @@ class Trainer(Generic[B, M]):
         """Trains on the batch once and returns what happened.
 
         Args:
-            batch: Examples of the algorithm's kind; at least as many as there are minibatches.
+            batch: Examples of the algorithm's kind; fewer than there are minibatches are a minibatch each.
             version: Of the weights before this update, to tell numerical difference from staleness.
             rate: The learning rate; None for that of the settings' schedule.
             interrupted: Asked before each pass of the model whether to stop.
 
         Raises:
-            InvalidArgument: There are too few examples.
             BadBatch: A gradient or the weights are not finite, or the algorithm refuses what it computed.
             Interrupted: It was asked to stop.
         """
         self._interrupted = interrupted
         start = self._clock()
         settings = self.settings
-        if len(batch) < settings.minibatches:
-            raise InvalidArgument("batch", f"{len(batch)} examples cannot fill {settings.minibatches} minibatches")
         if rate is None:
             rate = scheduled_rate(
                 settings.learning_rate, step=self.step, total=settings.total_updates, warmup=settings.warmup_updates
