@@ -130,3 +130,14 @@ def test_settings_that_compare_a_response_with_itself_or_ask_for_what_is_not_the
         RunSettings.model_validate(tree(4, algorithm="grop"))
     with pytest.raises(ValueError, match=r"learner\.options\.skale: .* grpo has the options: scale, ratio, surrogate"):
         RunSettings.model_validate(tree(4, algorithm="grpo", options={"skale": "none"}))
+
+
+def test_a_reduction_by_a_constant_needs_one_and_no_other_reads_it() -> None:
+    def tree(**options: Any) -> dict[str, Any]:
+        return {"learner": grpo(**options), "conductor": {"samples_per_prompt": 4}}
+
+    with pytest.raises(ValueError, match=r"learner\.options\.constant: .* conductor\.response_tokens, is usual"):
+        RunSettings.model_validate(tree(scale="none", reduction="constant"))
+    with pytest.raises(ValueError, match=r"learner\.options\.constant: reduction tokens does not read it"):
+        RunSettings.model_validate(tree(reduction="tokens", constant=24))
+    RunSettings.model_validate(tree(scale="none", reduction="constant", constant=24))

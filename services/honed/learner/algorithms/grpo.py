@@ -1,12 +1,17 @@
 """GRPO (Shao et al. 2024): a response's advantage is its score among the responses to the same prompt; there is no value head.
 
 `A_i = (r_i - mean) / std` of the group, the same at each token; the clipped surrogate of PPO; and in the loss `beta` times the
-k3 estimate of the KL to the reference. Its successors are options of it:
+k3 estimate of the KL to the reference. The paper's beta is `learner.kl: {controller: fixed, coefficient: 0.04}`; the default
+of `learner.kl` is lm-human-preferences' adaptive one. Its successors are options of it:
 
-- Dr. GRPO (Liu et al. 2025): `scale: none`, `reduction: constant`.
-- DAPO (Yu et al. 2025): `clip_high: 0.28`, `reduction: tokens`, `leave_out_cut: true`.
+- Dr. GRPO (Liu et al. 2025): `scale: none`, `reduction: constant`, `constant` the most tokens that a response may have.
+- DAPO (Yu et al. 2025): `clip_high: 0.28`, `reduction: tokens`, `leave_out_cut: true` (its overlong filtering). Not part of
+  it here: dynamic sampling, which replaces groups whose responses all have one score (they count in `constant_groups`), and
+  the soft overlong punishment. The scorer `length` is no such: its price is on every word, DAPO's on the last tokens alone.
 - GSPO (Zheng et al. 2025): `ratio: response`, with clip ranges of about 3e-4.
 - CISPO (MiniMax-M1, 2025): `surrogate: cispo`, `reduction: tokens`, with a large `clip_high`.
+
+Dr. GRPO, DAPO and CISPO have no KL term: with each goes `learner.kl: {controller: fixed, coefficient: 0.0}`.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from honed.kit.errors import InvalidArgument
 from honed.learner import objectives
 from honed.learner.algorithms.base import Losses, Needs, OnPolicy, algorithm
 from honed.settings import Positive, Section
@@ -42,7 +48,9 @@ class Options(Section):
         description="Mean over responses of their tokens' means, mean over tokens, or sums over one constant.",
     )
     constant: Positive | None = Field(
-        None, description="For reduction constant: what a response's sum is divided by; null: the batch's longest response."
+        None,
+        description="For reduction constant, which needs it: what a response's sum is divided by; conductor.response_tokens is "
+        "usual.",
     )
     leave_out_cut: bool = Field(False, description="Responses that reached the limit of their length do not train.")
 
@@ -52,7 +60,21 @@ class GRPO(OnPolicy):
     """Group relative policy optimisation."""
 
     def __init__(self, learner: LearnerSettings, options: Options) -> None:
-        """See `OnPolicy`."""
+        """See `OnPolicy`.
+
+        Raises:
+            InvalidArgument: The reduction needs a constant, or there is one that it does not read.
+        """
+        if options.reduction == "constant" and options.constant is None:
+            raise InvalidArgument(
+                "learner.options.constant",
+                "reduction constant divides by it, and it has no default: set it; the most tokens that a response may have, "
+                "conductor.response_tokens, is usual",
+            )
+        if options.reduction != "constant" and options.constant is not None:
+            raise InvalidArgument(
+                "learner.options.constant", f"reduction {options.reduction} does not read it: leave it out, or take constant"
+            )
         self._options, self._low = options, learner.clip_ratio
         self._high = learner.clip_ratio if options.clip_high is None else options.clip_high
         self.needs = Needs(reference=learner.kl.coefficient > 0, group=2)
@@ -68,7 +90,8 @@ class GRPO(OnPolicy):
             case "tokens":
                 share = trained
             case "constant":
-                share = trained / (self._options.constant or batch.mask.shape[1])
+                assert self._options.constant is not None  # refused at the start
+                share = trained / self._options.constant
         return {"advantages": advantages.to(trained.dtype).unsqueeze(1) * batch.mask, "share": share, "trained": trained}
 
     def losses(self, batch: Sampled, now: TokenEvaluation, at: Mapping[str, Tensor]) -> Losses:
