@@ -79,7 +79,7 @@ def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None 
             else UpperReference(policy, section.unfrozen_layers, precision=section.precision)
         )
     optimizer = build_optimizer(section.optimizer, parameter_groups(section, policy), lr=section.learning_rate)
-    updates = updates_of(section, policy, reference)
+    updates = updates_of(section, policy, reference, settings.conductor.response_tokens)
     if section.ptx is not None:
         mixed_in = MixedIn(
             section.ptx.coefficient, section.ptx.examples, section.batch, examples_of(settings, section.ptx, base)
@@ -101,8 +101,17 @@ def parameter_groups(section: LearnerSettings, policy: PolicyModel) -> list[dict
     return [{"params": others}, {"params": critics, "rate_factor": factor}]
 
 
-def updates_of(section: LearnerSettings, policy: PolicyModel, reference: ReferenceModel | None) -> Algorithm[Any]:
-    """The algorithm of the settings, around its models."""
+def updates_of(
+    section: LearnerSettings, policy: PolicyModel, reference: ReferenceModel | None, response_tokens: int | None = None
+) -> Algorithm[Any]:
+    """The algorithm of the settings, around its models.
+
+    Args:
+        section: The settings.
+        policy: Learns.
+        reference: Stays as it is; None where the algorithm needs none.
+        response_tokens: The most tokens that a response may have; None where that is not known.
+    """
     algorithm: Any = make_algorithm(section)
     learns_from = find_algorithm(section.algorithm).learns_from
     if isinstance(algorithm, OnPairs):
@@ -111,7 +120,13 @@ def updates_of(section: LearnerSettings, policy: PolicyModel, reference: Referen
     if learns_from == "labels":
         return OnLabelledUpdates(algorithm, policy, reference)
     return OnPolicyUpdates(
-        algorithm, policy, reference, section, kl=kl_controller(section.kl), normaliser=reward_normaliser(section)
+        algorithm,
+        policy,
+        reference,
+        section,
+        kl=kl_controller(section.kl),
+        normaliser=reward_normaliser(section),
+        response_tokens=response_tokens,
     )
 
 

@@ -158,7 +158,10 @@ class Intake:
             await self._sift(step)
             if self._padded >= size:
                 count, self._padded = self._padded, 0
-                raise BrokenPolicy(f"{count} responses with the padding token came before there was a batch of {size} others")
+                raise BrokenPolicy(
+                    f"{count} responses with the padding token came before there was a batch of {size} others: "
+                    "`honed dead list` shows what to do"
+                )
             batch: list[Held] = []
             for group in self._groups.whole(self._waiting):
                 batch += group
