@@ -86,7 +86,7 @@ def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None 
         eps=EPSILON if section.epsilon is None else section.epsilon,
         weight_decay=section.weight_decay,
     )
-    updates = updates_of(section, policy, reference)
+    updates = updates_of(section, policy, reference, settings.conductor.response_tokens)
     if section.ptx is not None:
         mixed_in = MixedIn(
             section.ptx.coefficient, section.ptx.examples, section.batch, examples_of(settings, section.ptx, base)
@@ -112,8 +112,17 @@ def parameter_groups(section: LearnerSettings, policy: PolicyModel) -> list[dict
     return [group for group in split if group["params"]]
 
 
-def updates_of(section: LearnerSettings, policy: PolicyModel, reference: ReferenceModel | None) -> Algorithm[Any]:
-    """The algorithm of the settings, around its models."""
+def updates_of(
+    section: LearnerSettings, policy: PolicyModel, reference: ReferenceModel | None, response_tokens: int | None = None
+) -> Algorithm[Any]:
+    """The algorithm of the settings, around its models.
+
+    Args:
+        section: The settings.
+        policy: Learns.
+        reference: Stays as it is; None where the algorithm needs none.
+        response_tokens: The most tokens that a response may have; None where that is not known.
+    """
     algorithm: Any = make_algorithm(section)
     learns_from = find_algorithm(section.algorithm).learns_from
     if isinstance(algorithm, OnPairs):
@@ -122,7 +131,13 @@ def updates_of(section: LearnerSettings, policy: PolicyModel, reference: Referen
     if learns_from == "labels":
         return OnLabelledUpdates(algorithm, policy, reference)
     return OnPolicyUpdates(
-        algorithm, policy, reference, section, kl=kl_controller(section.kl), normaliser=reward_normaliser(section)
+        algorithm,
+        policy,
+        reference,
+        section,
+        kl=kl_controller(section.kl),
+        normaliser=reward_normaliser(section),
+        response_tokens=response_tokens,
     )
 
 

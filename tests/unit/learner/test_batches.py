@@ -154,8 +154,18 @@ def test_detail_3_masks_come_from_lengths_so_a_token_that_equals_the_filler_is_a
 def test_the_masked_share_shows_responses_that_collapse() -> None:
     full = dataclasses.replace(EPISODES[0], response=(1,) * 10, logprobs=(-1.0,) * 10)
     short = dataclasses.replace(EPISODES[0], response=(1,), logprobs=(-1.0,))
-    assert Rows.of([full, full]).empty_share == 0.0
-    assert Rows.of([full, short]).empty_share == pytest.approx(0.45)
+    assert Rows.of([full, full]).empty_share(10) == 0.0
+    assert Rows.of([full, short]).empty_share(10) == pytest.approx(0.45)
+    assert Rows.of([short, short]).empty_share(10) == pytest.approx(0.9), "all of them collapse"
+    assert Rows.of([full, full]).empty_share(40) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("most", [None, 4])
+def test_without_a_bound_that_holds_the_masked_share_goes_by_the_longest_response(most: int | None) -> None:
+    full = dataclasses.replace(EPISODES[0], response=(1,) * 10, logprobs=(-1.0,) * 10)
+    short = dataclasses.replace(EPISODES[0], response=(1,), logprobs=(-1.0,))
+    assert Rows.of([full, short]).empty_share(most) == pytest.approx(0.45)
+    assert Rows.of([short, short]).empty_share() == 0.0
 
 
 def test_a_budget_of_nothing_is_refused() -> None:

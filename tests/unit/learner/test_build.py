@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tests.support.run import run_tree, settings_of
+from tests.unit.learner.samples import random_episodes
 
 from honed.config import RunSettings
 from honed.kit.errors import InvalidArgument
@@ -69,6 +71,13 @@ def test_the_trainer_waits_for_scores_that_differ_and_knows_the_models_ends(tmp_
     generation.write_text(json.dumps({"eos_token_id": [0, 7], "pad_token_id": 0}))
     vocabulary = vocabulary_of(tmp_path / "model", trainer.model.vocabulary_size)
     assert (vocabulary.size, vocabulary.pad_token_id, vocabulary.end_token_ids) == (258, None, {0, 7})
+
+
+def test_an_update_is_told_how_long_responses_may_be_so_that_their_collapse_shows(tmp_path: Path) -> None:
+    settings = settings_of(run_tree(tmp_path, conductor={"response_tokens": 20}))
+    trainer = build_trainer(settings, tmp_path / "model")
+    collapsed = [replace(each, response=each.response[:1], logprobs=each.logprobs[:1]) for each in random_episodes(4)]
+    assert trainer.update(collapsed)["masked_share"] == pytest.approx(0.95)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from honed.artifacts.version import VersionId
 from honed.kit.errors import InvalidArgument
-from honed.learner.data.episode import Episode, TokenSpan, Vocabulary
+from honed.learner.data.episode import EmitsPadding, Episode, TokenSpan, Vocabulary
 from honed.v1 import common_pb2
 
 VOCABULARY = Vocabulary(size=50, pad_token_id=49)
@@ -94,6 +94,13 @@ def test_an_unset_temperature_is_1() -> None:
     message = scored()
     message.rollout.sampling.ClearField("temperature")
     assert Episode.from_scored("1-0", message, VOCABULARY).temperature == 1.0
+
+
+def test_a_response_with_padding_says_what_a_user_can_do() -> None:
+    message = scored()
+    message.rollout.response_token_ids[1] = 49
+    with pytest.raises(EmitsPadding, match=r"padding token 49, .* set pad_token_id in its generation_config\.json"):
+        Episode.from_scored("1-0", message, VOCABULARY)
 
 
 def cleared(field: str) -> Callable[[common_pb2.ScoredRollout], None]:

@@ -113,6 +113,8 @@ def test_one_update_reports_what_the_loops_compute() -> None:
     assert stats["sampler_gap"] == pytest.approx(gap, rel=1e-5)
     assert (stats["approxkl"], stats["clip_fraction"], stats["ratio_max"]) == (0.0, 0.0, 1.0)
     assert stats["tokens"] == len(behaviour)
+    longest = max(len(episode.response) for episode in EPISODES)
+    assert stats["masked_share"] == pytest.approx(1 - len(behaviour) / (len(EPISODES) * longest)), "without a bound"
 
 
 def test_detail_9_the_controller_moves_once_a_batch_by_the_batchs_kl() -> None:

@@ -85,10 +85,15 @@ class Rows:
         behaviour[mask] = torch.tensor([p for e in episodes for p in e.logprobs])
         return cls(mask=mask, behaviour=behaviour)
 
-    @property
-    def empty_share(self) -> float:
-        """Share of the B x T action positions that no token fills: near 1 when responses collapse to nothing."""
-        return 1.0 - self.mask.sum().item() / self.mask.numel()
+    def empty_share(self, most: int | None = None) -> float:
+        """Share of a batch's possible action positions that no token fills: near 1 when responses collapse to a token or two.
+
+        Args:
+            most: Tokens that a response may have; None, or fewer than the longest has: as many as the longest has. Then
+                responses that have all become equally short leave nothing empty.
+        """
+        rows, width = self.mask.shape
+        return 1.0 - self.mask.sum().item() / (rows * max(width, most or 0))
 
 
 def micro_batches(

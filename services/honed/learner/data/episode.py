@@ -51,7 +51,7 @@ class Vocabulary:
     size: int
     """Ids run from 0 to `size` - 1."""
     pad_token_id: int | None = None
-    """The id that sampling must never produce; None when the tokenizer's padding token is also a real one."""
+    """The id that no response may hold; None when the tokenizer's padding token is also a real one."""
     end_token_ids: frozenset[int] = frozenset()
     """Ids that end a response; empty when they are not known."""
 
@@ -192,7 +192,9 @@ def _check(episode: Episode, vocabulary: Vocabulary, max_tokens: int | None) -> 
         at = episode.response.index(vocabulary.pad_token_id)
         raise EmitsPadding(
             f"rollout.response_token_ids[{at}]",
-            f"is the padding token {vocabulary.pad_token_id}; forbid it when sampling",
+            f"is the padding token {vocabulary.pad_token_id}, which cannot train. If the base model samples it, set "
+            "pad_token_id in its generation_config.json or config.json to a token that ends a response, and start another run "
+            "from it; if only trained versions do, lower learner.learning_rate",
             episode,
         )
 

@@ -159,7 +159,10 @@ class Intake:
             if len(self._padded) >= size:
                 count = len(self._padded)
                 self._padded.clear()
-                raise BrokenPolicy(f"{count} responses with the padding token came before there was a batch of {size} others")
+                raise BrokenPolicy(
+                    f"{count} responses with the padding token came before there was a batch of {size} others: "
+                    "`honed dead list` shows what to do"
+                )
             batch: list[Held] = []
             for group in self._groups.whole(self._waiting):
                 batch += group

@@ -45,8 +45,20 @@ class OnPolicyUpdates:
         *,
         kl: KLController,
         normaliser: RewardNormaliser,
+        response_tokens: int | None = None,
     ) -> None:
-        """Takes the parts; the trainer moves `policy`. `reference` may be missing where the algorithm needs none."""
+        """Takes the parts; the trainer moves `policy`.
+
+        Args:
+            algorithm: What is learned from a batch.
+            policy: Learns.
+            reference: Stays as it is; it may be missing where the algorithm needs none.
+            learner: The numbers.
+            kl: The KL coefficient.
+            normaliser: Of scores.
+            response_tokens: The most tokens that a response may have, for `masked_share`; None: as many as a batch's longest.
+        """
+        self.response_tokens = response_tokens
         self.algorithm, self.policy, self.reference, self.learner = algorithm, policy, reference, learner
         self.kl, self.normaliser = kl, normaliser
 
@@ -179,7 +191,8 @@ class _Batch:
         - `sampler_gap`: exp|proximal - behaviour|: staleness and numerical difference together. `sampler_gap_same_weights`:
           the same over tokens that the weights before this update sampled; not there if there were none, or the version is
           not known.
-        - `masked_share`: of the B x T action positions without a token; it rises when responses collapse.
+        - `masked_share`: of the tokens that the responses might have had at most, the share that they lack; it rises to nearly
+          1 when they collapse to a token or two.
         - what the algorithm tells, and the means of its figures of each token over all epochs.
         """
         sampled, kl = self.sampled, self.updates.kl
@@ -210,7 +223,7 @@ class _Batch:
             **({"sampler_gap_same_weights": float(gap[same].mean())} if bool(same.any()) else {}),
             "beta": beta,
             "next_beta": kl.value,
-            "masked_share": Rows(mask, sampled.behaviour).empty_share,
+            "masked_share": Rows(mask, sampled.behaviour).empty_share(self.updates.response_tokens),
             **self.updates.algorithm.figures(sampled, self.rows),
         }
 
