@@ -108,6 +108,28 @@ async def test_a_wait_that_is_cut_short_keeps_what_came_behind_an_entry_that_nob
     assert (await settled(intake, queue))[0] == ("junk", "dead")
 
 
+async def test_what_redis_gave_in_the_turn_in_which_the_wait_was_cancelled_is_in_the_next_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was in nobody's hands, and came again after its lease."""
+    [message] = recorded(1, 1)
+    queue, empty = Queue([message]), Queue([])
+    answer: asyncio.Future[list[Delivery]] = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(queue, "take", lambda count, block_ms: answer)
+    intake = intake_of(queue, pad=1)
+    collecting = asyncio.ensure_future(intake.collect(1, 0))
+    async with asyncio.timeout(10):
+        while intake._taking is None:
+            await asyncio.sleep(0)
+    answer.set_result(queue.waiting)
+    collecting.cancel()
+    await asyncio.wait([collecting])
+    assert collecting.cancelled()
+    monkeypatch.setattr(queue, "take", empty.take)
+    async with asyncio.timeout(2):
+        assert [held.rollout_id for held in await intake.collect(1, 0)] == [message.id]
+
+
 def padded(message: Message) -> Message:
     scored = common_pb2.ScoredRollout.FromString(message.body)
     scored.rollout.response_token_ids[-1] = 1

@@ -217,10 +217,14 @@ class Intake:
             self._taking = asyncio.ensure_future(self._queue.take(count, block_ms=_BLOCK_MS))
         taking = self._taking
         try:
-            return await asyncio.shield(taking)
-        finally:
-            if taking.done():
+            deliveries = await asyncio.shield(taking)
+        except BaseException:
+            # The wait can be cancelled in the very turn in which the answer comes: then it is still there for the next call.
+            if taking.cancelled() or (taking.done() and taking.exception() is not None):
                 self._taking = None
+            raise
+        self._taking = None
+        return deliveries
 
     async def _end(self, work: Coroutine[Any, Any, None]) -> None:
         """Ends deliveries in Redis. A cancelled call goes on, and the next wait for a batch waits for it first."""
