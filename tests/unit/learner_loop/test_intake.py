@@ -179,3 +179,18 @@ def grouped(message: Message, group: int) -> Message:
     scored = common_pb2.ScoredRollout.FromString(message.body)
     scored.rollout.group_id = f"group-{group}"
     return Message(message.id, scored.SerializeToString())
+
+
+async def test_a_group_is_not_given_up_while_the_rest_of_it_stands_in_the_stream() -> None:
+    """An update, or a pause, that takes longer than the rest of a group is waited for."""
+    a0, b0, b1, a1 = (grouped(message, group) for message, group in zip(recorded(4, 4), (0, 1, 1, 0), strict=True))
+    queue, now = Queue([a0, b0, b1]), [0.0]
+    queue.gate.set()
+    typed, settings = cast(Any, queue), IntakeSettings(1, group=2, group_timeout_s=600.0)
+    intake = Intake(typed, Holding(typed), Vocabulary(258), settings, TrainedIds("small"), clock=lambda: now[0])
+    async with asyncio.timeout(10):
+        assert [held.rollout_id for held in await intake.collect(2, 0)] == [b0.id, b1.id]
+        queue.waiting.append(Delivery("9-0", a1, 1, "me", "scored"))
+        now[0] = 700.0
+        assert [held.rollout_id for held in await intake.collect(2, 0)] == [a0.id, a1.id]
+    assert queue.ended == []
