@@ -54,9 +54,13 @@ def test_the_rest_of_a_group_is_waited_for_until_its_deadline() -> None:
     clock.now = 59.0
     assert groups.torn([*waiting, *held("c0")], {}) == {}
     clock.now = 61.0
+    groups.read_to_end(59.0)
+    assert groups.torn([*waiting, *held("c0")], {}) == {}, "the rest may stand in the stream, unread since an update began"
+    groups.read_to_end(61.0)
     assert {reason: names(found) for reason, found in groups.torn([*waiting, *held("c0")], {}).items()} == {
         "incomplete_group": ["a0"]
     }
     assert groups.torn([*held("a0", "a1"), *held("c0", "c1")], {}) == {}
     clock.now = 200.0
+    groups.read_to_end(200.0)
     assert groups.torn(held("c0"), {}) == {}, "its time begins when it is torn"

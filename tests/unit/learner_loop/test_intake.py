@@ -108,6 +108,28 @@ async def test_a_wait_that_is_cut_short_keeps_what_came_behind_an_entry_that_nob
     assert (await settled(intake, queue))[0] == ("junk", "dead")
 
 
+async def test_what_redis_gave_in_the_turn_in_which_the_wait_was_cancelled_is_in_the_next_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was in nobody's hands, and came again after its lease."""
+    [message] = recorded(1, 1)
+    queue, empty = Queue([message]), Queue([])
+    answer: asyncio.Future[list[Delivery]] = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(queue, "take", lambda count, block_ms: answer)
+    intake = intake_of(queue, pad=1)
+    collecting = asyncio.ensure_future(intake.collect(1, 0))
+    async with asyncio.timeout(10):
+        while intake._taking is None:
+            await asyncio.sleep(0)
+    answer.set_result(queue.waiting)
+    collecting.cancel()
+    await asyncio.wait([collecting])
+    assert collecting.cancelled()
+    monkeypatch.setattr(queue, "take", empty.take)
+    async with asyncio.timeout(2):
+        assert [held.rollout_id for held in await intake.collect(1, 0)] == [message.id]
+
+
 def padded(message: Message) -> Message:
     scored = common_pb2.ScoredRollout.FromString(message.body)
     scored.rollout.response_token_ids[-1] = 1
@@ -158,3 +180,18 @@ def grouped(message: Message, group: int) -> Message:
     scored = common_pb2.ScoredRollout.FromString(message.body)
     scored.rollout.group_id = f"group-{group}"
     return Message(message.id, scored.SerializeToString())
+
+
+async def test_a_group_is_not_given_up_while_the_rest_of_it_stands_in_the_stream() -> None:
+    """An update, or a pause, that takes longer than the rest of a group is waited for."""
+    a0, b0, b1, a1 = (grouped(message, group) for message, group in zip(recorded(4, 4), (0, 1, 1, 0), strict=True))
+    queue, now = Queue([a0, b0, b1]), [0.0]
+    queue.gate.set()
+    typed, settings = cast(Any, queue), IntakeSettings(1, group=2, group_timeout_s=600.0)
+    intake = Intake(typed, Holding(typed), Vocabulary(258), settings, TrainedIds("small"), clock=lambda: now[0])
+    async with asyncio.timeout(10):
+        assert [held.rollout_id for held in await intake.collect(2, 0)] == [b0.id, b1.id]
+        queue.waiting.append(Delivery("9-0", a1, 1, "me", "scored"))
+        now[0] = 700.0
+        assert [held.rollout_id for held in await intake.collect(2, 0)] == [a0.id, a1.id]
+    assert queue.ended == []

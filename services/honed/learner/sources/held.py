@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,10 +56,19 @@ class Groups:
     """Tells which rollouts have the rest of their group beside them. Where groups have one member, all have."""
 
     def __init__(self, size: int, timeout_s: float, clock: Callable[[], float]) -> None:
-        """`size` responses share a prompt; a group that has not all of them `timeout_s` after the first is given up."""
+        """`size` responses share a prompt; a group that has not all of them `timeout_s` after the first is given up.
+
+        Not before the stream has been read to its end since (`read_to_end`): while the learner trains or pauses it reads
+        nothing, and the rest of the group may stand in the stream.
+        """
         self._size, self._timeout_s, self._clock = size, timeout_s, clock
         self._since: dict[str, float] = {}
         """When the first member of a group was seen that is not whole."""
+        self._read_to_end = -math.inf
+
+    def read_to_end(self, at: float) -> None:
+        """All that stood in the stream at this time, by the clock, has been read."""
+        self._read_to_end = max(self._read_to_end, at)
 
     def whole(self, waiting: Sequence[Held]) -> list[list[Held]]:
         """The groups that are whole, in the order in which they became so.
@@ -88,7 +98,8 @@ class Groups:
         partial = {name for name, count in counts.items() if count < self._size}
         now = self._clock()
         self._since = {name: self._since.get(name, now) for name in partial}
-        reasons |= {name: "incomplete_group" for name, since in self._since.items() if now - since > self._timeout_s}
+        late = {name for name, since in self._since.items() if self._read_to_end - since > self._timeout_s}
+        reasons |= dict.fromkeys(late, "incomplete_group")
         torn: dict[str, list[Held]] = {}
         for held in waiting:
             if reason := reasons.get(self._name(held)):

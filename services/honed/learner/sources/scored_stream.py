@@ -54,7 +54,7 @@ class IntakeSettings:
         max_tokens: Prompt and response together; None for no limit.
         on_promotion: What becomes of a rollout that a replaced reward model has scored.
         group: Responses to one prompt, which train in one batch; 1 where that does not matter.
-        group_timeout_s: How long the rest of a group is waited for.
+        group_timeout_s: How long the rest of a group is waited for; longer while the stream is not read to its end.
     """
 
     max_staleness: int
@@ -90,13 +90,15 @@ class Intake:
         """
         self._queue, self._hand, self._vocabulary = queue, Hand(leases), vocabulary
         self._settings, self._promoted = settings, promoted
-        self._groups = Groups(settings.group, settings.group_timeout_s, clock)
+        self._clock, self._groups = clock, Groups(settings.group, settings.group_timeout_s, clock)
         self.trained = trained
         self.rollbacks: tuple[tuple[int, int], ...] = ()
         self._waiting: list[Held] = []
         self._padded: list[Held] = []
         """Rollouts with the padding token since the last batch, of versions that may still train. In hand no more."""
         self._taking: asyncio.Future[list[Delivery]] | None = None
+        self._asked: tuple[float, int] = (0.0, 0)
+        """When `_taking` began, seconds, and how many it takes at most."""
         self._ending: asyncio.Future[None] | None = None
         """The ends in Redis of what is in hand no more."""
 
@@ -217,13 +219,21 @@ class Intake:
         Redis may have given entries away that nobody has heard of yet: they would come again after their lease, out of order.
         """
         if self._taking is None:
+            self._asked = self._clock(), count
             self._taking = asyncio.ensure_future(self._queue.take(count, block_ms=_BLOCK_MS))
         taking = self._taking
         try:
-            return await asyncio.shield(taking)
-        finally:
-            if taking.done():
+            deliveries = await asyncio.shield(taking)
+        except BaseException:
+            # The wait can be cancelled in the very turn in which the answer comes: then it is still there for the next call.
+            if taking.cancelled() or (taking.done() and taking.exception() is not None):
                 self._taking = None
+            raise
+        self._taking = None
+        began, most = self._asked
+        if len(deliveries) < most:
+            self._groups.read_to_end(began)
+        return deliveries
 
     async def _end(self, work: Coroutine[Any, Any, None]) -> None:
         """Ends deliveries in Redis. A cancelled call goes on, and the next wait for a batch waits for it first."""
