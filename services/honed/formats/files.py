@@ -76,7 +76,7 @@ def read_judgements(
     """
     form = _format(name)
     try:
-        file = open(path, encoding="utf-8", newline="\n")  # noqa: SIM115  # closed below; other errors are not ours to name
+        file = open(path, encoding="utf-8-sig", newline="\n")  # noqa: SIM115  # closed below; other errors are not ours to name
     except FileNotFoundError as error:
         raise NotFound(f"no file {os.fspath(path)}; name an existing one") from error
     with file:

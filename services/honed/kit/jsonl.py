@@ -15,7 +15,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ValueError: the file is missing, or a line is no JSON object; names both.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a mark of its encoding
             yield from parse_lines(file, str(path), hint="; is the file truncated?")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error

@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from honed.learner.data.judged import encode, weighed
+from honed.learner.data.judged import Judged, encode, weighed
 from honed.learner.settings import RewardTrainingSettings
 from honed.models.tokenizer import TextTokenizer
 from honed.v1 import preference_pb2 as pb
@@ -62,15 +62,29 @@ def test_a_difference_to_learn_needs_a_margin():
 
 def test_the_margin_follows_from_how_much_better_somebody_said_it_was(tokenizer):
     said_so = rows(*(compared(strength) for strength in range(4)), ranked(0, 1))
-    encoded = encode(TextTokenizer(tokenizer), said_so, sees_prompt=False, margin=3.0)
+    encoded, _ = encode(TextTokenizer(tokenizer), said_so, sees_prompt=False, margin=3.0)
     assert [row.margin for row in encoded] == [0.0, 1.0, 2.0, 3.0, 0.0]
-    assert {row.margin for row in encode(TextTokenizer(tokenizer), said_so, sees_prompt=False)} == {0.0}
+    assert {row.margin for row in encode(TextTokenizer(tokenizer), said_so, sees_prompt=False)[0]} == {0.0}
 
 
 def test_the_weights_of_a_training_have_a_mean_of_1(tokenizer):
     rating = said(by="bob", rating=pb.RatingJudgement(value=1, low=0, high=2))
-    encoded = encode(TextTokenizer(tokenizer), rows(compared(), rating, annotator_weights={"ann": 3}), sees_prompt=False)
+    judged = rows(compared(), rating, annotator_weights={"ann": 3})
+    encoded, _ = encode(TextTokenizer(tokenizer), judged, sees_prompt=False)
     assert [row.weight for row in encoded] == [1.5, 0.5]
+
+
+@pytest.mark.parametrize("prefix", [(), (0,)])
+def test_a_judgement_of_an_empty_response_is_left_out_where_nothing_stands_before_it(tokenizer, prefix):
+    """It cannot be deleted, and ended each training from then on."""
+    read = TextTokenizer(tokenizer)
+    read.prefix = prefix
+    empty = [Judged("a film", ("good", ""), weight=5.0), Judged("", ("",), 1.0)]
+    encoded, left = encode(read, [*empty, Judged("a film", ("good", "bad"))], sees_prompt=False)
+    assert (len(encoded), sum(left.values())) == ((3, 0) if prefix else (1, 2))
+    assert prefix or encoded[0].weight == 1.0
+    with_prompt, left = encode(read, empty[:1], sees_prompt=True)
+    assert len(with_prompt) == 1
 
 
 @pytest.mark.parametrize("weight", [-1, math.nan, math.inf])

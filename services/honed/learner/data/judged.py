@@ -118,8 +118,12 @@ def read_labels(judgement: preference_pb2.Judgement) -> list[Judged]:
     return [Judged(judgement.prompt, (texts[place],), value) for place, value in rated.items()]
 
 
-def encode(tokenizer: TextTokenizer, rows: Sequence[Judged], *, sees_prompt: bool, margin: float = 0.0) -> list[Judgement]:
-    """Judgements as token ids, in their order. Weights get a mean of 1, so that those that are all the same change nothing.
+def encode(
+    tokenizer: TextTokenizer, rows: Sequence[Judged], *, sees_prompt: bool, margin: float = 0.0
+) -> tuple[list[Judgement], dict[str, int]]:
+    """Judgements as token ids, in their order, and how many were left out, by reason.
+
+    Weights get a mean of 1, so that those that are all the same change nothing.
 
     Args:
         tokenizer: Of the model that reads them.
@@ -133,17 +137,24 @@ def encode(tokenizer: TextTokenizer, rows: Sequence[Judged], *, sees_prompt: boo
     if sees_prompt:
         prompts |= {text: tuple(tokenizer.encode(text, special_tokens=True)) for text in {row.prompt for row in rows} if text}
     encoded = iter(tokenizer.encode_all(_texts(rows)))
-    mean = fsum(row.weight for row in rows) / max(1, len(rows))
-    judgements: list[Judgement] = []
+    found: list[tuple[Judged, Tokens, tuple[Tokens, ...]]] = []
+    left: Counter[str] = Counter()
     for row in rows:
         head = prompts.get(row.prompt, prefix)
         responses = tuple(tuple(next(encoded)) for _ in row.responses)
+        if all(head + response for response in responses):
+            found.append((row, head, responses))
+        else:
+            left["a response is empty, and nothing stands before it that the model could read"] += 1
+    mean = fsum(row.weight for row, _, _ in found) / max(1, len(found))
+    judgements: list[Judgement] = []
+    for row, head, responses in found:
         weight = row.weight / mean
         if row.rating is None:
             judgements.append(Ranking(head, responses, row.ranks, margin * row.strength, weight))
         else:
             judgements.append(Rating(head, responses[0], row.rating, weight))
-    return judgements
+    return judgements, dict(left)
 
 
 def encode_pairs(

@@ -217,11 +217,20 @@ class _Training:
                 "the preference service holds no comparison, ranking or rating: import some by `honed judge import`, or name "
                 "files in data.judgements"
             )
-        return await asyncio.to_thread(self._encoded, tokenizer, rows)
+        judgements = await asyncio.to_thread(self._encoded, tokenizer, rows)
+        if not judgements:
+            raise FailedPrecondition(
+                "no judgement has a text that the reward model could read: responses are empty, and without a prompt, or with "
+                "sees_prompt: false, nothing stands before them"
+            )
+        return judgements
 
     def _encoded(self, tokenizer: TextTokenizer, rows: Sequence[Judged]) -> list[Judgement]:
         margin = self._settings.reward_training.margin
-        return encode(tokenizer, rows, sees_prompt=_sees_prompt(self._settings), margin=margin)
+        judgements, left = encode(tokenizer, rows, sees_prompt=_sees_prompt(self._settings), margin=margin)
+        for reason, count in left.items():
+            logger.warning("judgements left out", extra={"reason": reason, "judgements": count})
+        return judgements
 
     def _trained(
         self, body: Path, tokenizer: TextTokenizer, judgements: list[Judgement], samples: list[list[int]]
