@@ -119,7 +119,9 @@ async def test_as_many_responses_with_padding_as_a_batch_has_are_a_broken_policy
     queue = Queue(messages)
     queue.gate.set()
     intake = intake_of(queue, pad=1)
-    with pytest.raises(BrokenPolicy, match=r"\d responses with the padding token came before there was a batch of 4 others: `honed dead"):
+    with pytest.raises(
+        BrokenPolicy, match=r"\d responses with the padding token came before there was a batch of 4 others: `honed dead"
+    ):
         await intake.collect(4, 0)
     batch = await intake.collect(4, 0)
     assert [held.rollout_id for held in batch] == [messages[n].id for n in (1, 6, 8, 9)]

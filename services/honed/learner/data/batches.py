@@ -86,8 +86,8 @@ class Rows:
         """Share of a batch's possible action positions that no token fills: near 1 when responses collapse to a token or two.
 
         Args:
-            most: Tokens that a response may have; None, or fewer than the longest has: as many as the longest has. Then responses
-                that have all become equally short leave nothing empty.
+            most: Tokens that a response may have; None, or fewer than the longest has: as many as the longest has. Then
+                responses that have all become equally short leave nothing empty.
         """
         rows, width = self.mask.shape
         return 1.0 - self.mask.sum().item() / (rows * max(width, most or 0))

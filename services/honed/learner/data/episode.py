@@ -171,9 +171,9 @@ def _check(episode: Episode, vocabulary: Vocabulary, max_tokens: int | None) -> 
         at = episode.response.index(vocabulary.pad_token_id)
         raise EmitsPadding(
             f"rollout.response_token_ids[{at}]",
-            f"is the padding token {vocabulary.pad_token_id}, which cannot train. If the base model samples it, set pad_token_id in "
-            "its generation_config.json or config.json to a token that ends a response, and start another run from it; if only "
-            "trained versions do, lower learner.learning_rate",
+            f"is the padding token {vocabulary.pad_token_id}, which cannot train. If the base model samples it, set "
+            "pad_token_id in its generation_config.json or config.json to a token that ends a response, and start another run "
+            "from it; if only trained versions do, lower learner.learning_rate",
         )
     length = len(episode.response)
     if max_tokens is not None and len(episode.prompt) + length > max_tokens:
