@@ -83,6 +83,11 @@ class Workspace:
         return self.models / "base"
 
     @property
+    def base_made_of(self) -> Path:
+        """What decided the base model: settings, and digests of data and of the model that it was made from."""
+        return self.models / "base.made_of.json"
+
+    @property
     def jobs(self) -> Path:
         """One directory a job."""
         return self.root / "jobs"

@@ -84,7 +84,7 @@ class Lineage:
 
     Attributes:
         parent: The version that training started from; for a reward model, of the policy.
-        config_hash: Digest of the settings that decide the result.
+        config_hash: Digest of the settings that decide the result; of version 0.0, of all that its base was made of.
         reward_model_version: Of the reward model that scored the batch; for a reward model, its own.
         preference_snapshot: Content hash of the judgements behind the reward model.
         first_entry: First entry of the stream `scored` in the batch.

@@ -79,6 +79,51 @@ def test_too_few_texts_for_a_batch_are_refused_with_what_to_do(tmp_path: Path) -
         pretrain.run(settings_of(tmp_path, block_rows=64))
 
 
+def lineage(settings: RunSettings) -> str:
+    pretrain.run(settings)
+    return PolicyStore(settings.policy_url, settings.run).manifest(VersionId(0, 0)).lineage.config_hash
+
+
+def test_the_lineage_of_the_base_says_what_it_was_made_of_and_not_what_learns_later(tmp_path: Path) -> None:
+    first = lineage(settings_of(tmp_path / "first"))
+    later = settings_of(tmp_path / "later").model_dump(mode="json")
+    later["learner"]["batch"] *= 2
+    later["learner"]["learning_rate"] *= 2
+    assert lineage(RunSettings.model_validate(later)) == first
+    other = settings_of(tmp_path / "other")
+    [texts] = other.data.texts
+    with texts.open("a") as file:
+        file.write(json.dumps({"text": "One more film."}) + "\n")
+    assert lineage(other) != first
+    assert lineage(settings_of(tmp_path / "longer", tokens=1100)) != first
+
+
+def started_from(root: Path, *, seed: int) -> RunSettings:
+    tree = settings_of(root).model_dump(mode="json")
+    make_tiny_model(root / "model", seed=seed)
+    tree["conductor"]["start_from"] = str(root / "model")
+    return RunSettings.model_validate(tree)
+
+
+def test_the_lineage_of_a_base_that_was_not_trained_here_is_that_of_its_weights(tmp_path: Path) -> None:
+    ours, same, other = (started_from(tmp_path / str(n), seed=seed) for n, seed in enumerate((2, 2, 3)))
+    assert lineage(ours) == lineage(same) != lineage(other)
+
+
+def test_a_base_of_a_release_that_kept_no_record_is_known_by_its_weights(tmp_path: Path) -> None:
+    ours, older = started_from(tmp_path / "ours", seed=2), started_from(tmp_path / "older", seed=2)
+    place = Workspace(older.directory)
+    make_tiny_model(place.base_model, seed=2)
+    assert lineage(older) == lineage(ours)
+
+
+def test_the_lineage_of_a_fine_tuned_base_has_its_demonstrations_and_the_model_before_them(tmp_path: Path) -> None:
+    ours, same, longer, other = (tuned(tmp_path / str(n), epochs=epochs) for n, epochs in enumerate((2, 2, 3, 2)))
+    make_tiny_model(Path(str(other.conductor.start_from)), seed=3)
+    assert lineage(ours) == lineage(same)
+    assert len({lineage(ours), lineage(longer), lineage(other)}) == 3
+
+
 ANSWERS = [("is it good?", "yes"), ("is it bad?", "no")]
 
 

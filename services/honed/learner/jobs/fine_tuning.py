@@ -9,7 +9,7 @@ from honed.config import RunSettings
 from honed.kit.errors import InvalidArgument
 from honed.kit.progress import JobProgress, ProgressFile
 from honed.learner.build import choose_device
-from honed.learner.jobs.home import appearing, job_home
+from honed.learner.jobs.home import appearing, job_home, record_made_of, weights_of
 from honed.learner.models.threads import use_threads
 from honed.learner.sources.files import read_demonstrations
 from honed.learner.sources.texts import demonstrations
@@ -39,10 +39,12 @@ def run(settings: RunSettings, source: Path, target: Path, progress: ProgressFil
         "demonstrations": [hash_file(path)[1] for path in settings.data.demonstrations],
         "sft": section.model_dump(mode="json", exclude={"threads", "microbatch_tokens", "device"}),
         "max_model_tokens": settings.generation.max_model_tokens,
-        "weights": [hash_file(path)[1] for path in sorted(source.glob("*.safetensors"))],
+        "weights": weights_of(source),
         "seed": settings.seed,
     }
-    with job_home(Workspace(settings.directory).unfinished(NAME), made_of) as home:
+    place = Workspace(settings.directory)
+    record_made_of(place.base_made_of, made_of)
+    with job_home(place.unfinished(NAME), made_of) as home:
         progress.report(JobProgress(0.0, "fine-tuning: reading demonstrations"), final=True)
         items = list(
             read_demonstrations(

@@ -1,16 +1,21 @@
-"""Where a job works: a directory that is its own while it runs, and that keeps what an interrupted try has left."""
+"""Where a job works: a directory that is its own while it runs, and that keeps what an interrupted try has left.
+
+Beside that, what decided a result: the lineage of version 0.0 has a digest of it.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from honed.artifacts.files import hash_file
 from honed.kit.errors import FailedPrecondition
 
 _LOCK: Final = "lock"
@@ -36,14 +41,28 @@ def job_home(directory: Path, made_of: Mapping[str, Any]) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FailedPrecondition(f"{directory} is in use: the same job of this run is at work already") from error
-        wanted = json.dumps(made_of, sort_keys=True)
+        wanted = _written(made_of)
         if _read(directory / _MADE_OF) != wanted:
             _empty(directory)
-            partial = directory / f"{_MADE_OF}.partial"
-            partial.write_text(wanted, encoding="utf-8")
-            os.replace(partial, directory / _MADE_OF)
+            _write(directory / _MADE_OF, wanted)
         yield directory
         _empty(directory)
+
+
+def record_made_of(path: Path, made_of: Mapping[str, Any]) -> None:
+    """Keeps what decides a result that is about to be made; JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, _written(made_of))
+
+
+def made_of_digest(path: Path, otherwise: Callable[[], Mapping[str, Any]]) -> str:
+    """Digest of what `record_made_of` has kept, or of `otherwise` where nothing was kept, as before there was a record."""
+    return hashlib.sha256((_read(path) or _written(otherwise())).encode()).hexdigest()
+
+
+def weights_of(model: Path) -> list[str]:
+    """Digests of the files with a model's weights, in the order of their names."""
+    return [hash_file(path)[1] for path in sorted(model.glob("*.safetensors"))]
 
 
 @contextmanager
@@ -54,6 +73,16 @@ def appearing(directory: Path) -> Iterator[Path]:
     partial.parent.mkdir(parents=True, exist_ok=True)
     yield partial
     os.replace(partial, directory)
+
+
+def _written(made_of: Mapping[str, Any]) -> str:
+    return json.dumps(made_of, sort_keys=True)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def _read(path: Path) -> str:

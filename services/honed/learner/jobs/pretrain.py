@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from honed.artifacts.draft import VersionDraft
 from honed.artifacts.files import hash_file
@@ -14,9 +15,8 @@ from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.errors import InvalidArgument
 from honed.kit.progress import JobProgress, ProgressFile
-from honed.learner.build import config_hash
 from honed.learner.jobs import fine_tuning
-from honed.learner.jobs.home import appearing, job_home
+from honed.learner.jobs.home import appearing, job_home, made_of_digest, record_made_of, weights_of
 from honed.learner.jobs.reuse import Shelf
 from honed.learner.loop.exporter import Exporter
 from honed.learner.models.policy import TokenModel
@@ -61,7 +61,7 @@ def run(settings: RunSettings) -> None:
             if settings.conductor.start_from is None:
                 _pretrain(settings, place, first, progress)
             else:
-                _copy(settings.conductor.start_from, first)
+                _copy(settings.conductor.start_from, place, first)
         if fine_tunes:
             fine_tuning.run(settings, first, place.base_model, progress)
     publish_base(settings, place)
@@ -78,7 +78,8 @@ def publish_base(settings: RunSettings, place: Workspace) -> None:
     policy = TokenModel(load_language_model(place.base_model))
     exporter = Exporter(policy, place.base_model, place.root / "models" / "export", dtype=settings.generation.weights_dtype)
     directory, canaries = exporter.export(version)
-    lineage = Lineage(config_hash=config_hash(settings), created_at=datetime.now(tz=UTC).isoformat())
+    config_hash = made_of_digest(place.base_made_of, lambda: _started_from(place.base_model))
+    lineage = Lineage(config_hash=config_hash, created_at=datetime.now(tz=UTC).isoformat())
     store.publish(directory, VersionDraft(version, canaries, lineage))
     shutil.rmtree(directory)
 
@@ -95,6 +96,8 @@ def _pretrain(settings: RunSettings, place: Workspace, target: Path, progress: P
         "max_model_tokens": settings.generation.max_model_tokens,
         "seed": settings.seed,
     }
+    # Of a base that is fine-tuned from this, fine-tuning records another, with the digests of these weights in it.
+    record_made_of(place.base_made_of, made_of)
     shelf = Shelf(settings, NAME, made_of)
     if (reused := shelf.take(target)) is not None:
         progress.report(JobProgress(1.0, f"the model that the run {reused.run} has trained of the same"), final=True)
@@ -128,7 +131,12 @@ def _pretrain(settings: RunSettings, place: Workspace, target: Path, progress: P
     shelf.keep(target)
 
 
-def _copy(source: str, target: Path) -> None:
+def _started_from(model: Path) -> dict[str, Any]:
+    return {"start_from": weights_of(model)}
+
+
+def _copy(source: str, place: Workspace, target: Path) -> None:
+    record_made_of(place.base_made_of, _started_from(Path(source)))
     with appearing(target) as partial:
         try:
             shutil.copytree(source, partial)
