@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -165,15 +165,26 @@ async def test_padding_of_versions_that_may_train_no_more_is_not_charged_to_the_
     assert [ended for ended in queue.ended if ended[1] == "dead"] == [(message.id, "dead") for message in old]
 
 
-async def test_a_group_that_a_response_with_padding_has_torn_does_not_wait_for_it() -> None:
-    messages = [grouped(message, number // 2) for number, message in enumerate(recorded(6, 6))]
-    queue = Queue([messages[0], padded(messages[1]), *messages[2:]])
+def without_reward(message: Message) -> Message:
+    scored = common_pb2.ScoredRollout.FromString(message.body)
+    scored.reward = float("nan")
+    return Message(message.id, scored.SerializeToString())
+
+
+@pytest.mark.parametrize("broken", [padded, without_reward])
+async def test_the_others_of_a_group_of_which_one_cannot_train_leave_as_they_come(
+    broken: Callable[[Message], Message],
+) -> None:
+    """They waited for it until the time of groups was over, and held their places in admission."""
+    messages = [grouped(message, number // 2) for number, message in enumerate(recorded(8, 8))]
+    late = messages.pop(1)
+    queue = Queue([broken(messages[0]), *messages[1:5], late, *messages[5:]])
     queue.gate.set()
     intake = intake_of(queue, pad=1, group=2)
     async with asyncio.timeout(10):
-        batch = await intake.collect(4, 0)
-    assert [held.rollout_id for held in batch] == [message.id for message in messages[2:]]
-    assert sorted(queue.ended) == [(messages[0].id, "incomplete_group"), (messages[1].id, "dead")]
+        batches = [[held.rollout_id for held in await intake.collect(size, 0)] for size in (4, 2)]
+    assert [each for batch in batches for each in batch] == [message.id for message in messages[1:]]
+    assert sorted(queue.ended) == sorted([(messages[0].id, "dead"), (late.id, "incomplete_group")])
 
 
 def grouped(message: Message, group: int) -> Message:

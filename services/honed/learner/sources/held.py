@@ -6,9 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from honed.learner.data.episode import Episode
 from honed.queue.messages import Delivery
+
+_REFUSED_KEPT: Final = 4096  # groups; one whose others come later than that is given up by its time
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,13 @@ class Groups:
         self._since: dict[str, float] = {}
         """When the first member of a group was seen that is not whole."""
         self._read_to_end = -math.inf
+        self._refused: dict[str, None] = {}
+
+    def refuse(self, group_id: str) -> None:
+        """A member of the group can never train: the others leave as they come."""
+        self._refused[group_id] = None
+        if len(self._refused) > _REFUSED_KEPT:
+            del self._refused[next(iter(self._refused))]
 
     def read_to_end(self, at: float) -> None:
         """All that stood in the stream at this time, by the clock, has been read."""
@@ -93,7 +103,8 @@ class Groups:
         """
         if self._size == 1:
             return {}
-        reasons = {self._name(held): reason for reason, gone in out.items() for held in gone}
+        reasons = dict.fromkeys(self._refused, "incomplete_group")
+        reasons |= {self._name(held): reason for reason, gone in out.items() for held in gone}
         counts = Counter(self._name(held) for held in waiting)
         partial = {name for name, count in counts.items() if count < self._size}
         now = self._clock()

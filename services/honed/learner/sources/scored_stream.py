@@ -6,8 +6,8 @@ Every entry that does not train leaves under a reason that is counted where it i
 - `duplicate`: a rollout with this id has trained, or is in hand under another entry. Redis forgot what it had been told.
 - `rolled_back`: a version sampled it that a roll-back has abandoned.
 - `old_reward_model`: it was scored by a reward model that has been replaced, and such rollouts are not scored anew.
-- `incomplete_group`: another of its group held the padding token, or did not come in time. Groups train whole, where an
-  algorithm compares their members: with one that leaves, all do.
+- `incomplete_group`: another of its group could not be read, or did not come in time. Groups train whole, where an algorithm
+  compares their members: with one that leaves, all do.
 - `run_finished`: it came after the last update. `bad_batch`: its batch was skipped.
 
 One that cannot be read is a dead letter. A rollout can come again while it is in hand: its lease ran out while Redis or
@@ -256,12 +256,15 @@ class Intake:
         for delivery in deliveries:
             if self._hand.takes_again(delivery):
                 continue
+            scored = common_pb2.ScoredRollout()
             try:
-                scored = common_pb2.ScoredRollout.FromString(delivery.message.body)
+                scored.ParseFromString(delivery.message.body)
                 episode = Episode.from_scored(delivery.entry, scored, self._vocabulary, max_tokens=self._settings.max_tokens)
             except (DecodeError, InvalidArgument) as error:
                 if isinstance(error, EmitsPadding):
                     self._padded.append(Held(delivery, error.episode))
+                if scored.rollout.group_id:
+                    self._groups.refuse(scored.rollout.group_id)
                 unreadable.append((delivery, str(error)))
                 continue
             if episode.rollout_id in self.trained or self._hand.holds(episode.rollout_id):
@@ -299,7 +302,7 @@ class Intake:
             for held in self._padded
             if not held.is_abandoned(self.rollbacks) and held.staleness(step) <= self._settings.max_staleness
         ]
-        for reason, torn in self._groups.torn(fresh, {**out, "incomplete_group": self._padded}).items():
+        for reason, torn in self._groups.torn(fresh, out).items():
             out.setdefault(reason, []).extend(torn)
         left = {held.rollout_id for gone in out.values() for held in gone}
         if not left:
