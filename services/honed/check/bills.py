@@ -13,7 +13,7 @@ from honed.learner.algorithms.base import make_algorithm
 BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIB: Final = 1 << 30
 _OPTIMIZER: Final = 16  # weight, gradient and two moments of a parameter, float32
-CHECKPOINT: Final = 12  # weight and two moments
+_CHECKPOINT: Final = 12  # weight and two moments
 _PROCESS_GIB: Final = 0.5  # of Python and its libraries
 _ROLLOUT_BYTES: Final = 1000  # of an entry in Redis, beside the response
 _TOKEN_BYTES: Final = 8  # id and log-probability
@@ -37,7 +37,7 @@ def memory_needed(settings: RunSettings, parameters: int, body: int | None = Non
     """
     return {
         **_learner_models(settings, parameters),
-        "learner: the state before an update": trained_models(settings) * parameters * CHECKPOINT / GIB,
+        "learner: the state before an update": checkpoint_gib(settings, parameters),
         **_generation(settings, parameters),
         **_reward_models(settings, parameters, body),
         "redis: rollouts since the last checkpoint": _unsaved_bytes(settings) / GIB,
@@ -106,6 +106,12 @@ def _learner_models(settings: RunSettings, parameters: int) -> dict[str, float]:
     if settings.learner.ema_decay is not None:
         bill["learner: average of the weights"] = parameters * 4 / GIB
     return bill
+
+
+def checkpoint_gib(settings: RunSettings, parameters: int) -> float:
+    """One checkpoint of the learner, GiB."""
+    average = 0 if settings.learner.ema_decay is None else parameters * BYTES["float32"]
+    return (trained_models(settings) * parameters * _CHECKPOINT + average) / GIB
 
 
 def trained_models(settings: RunSettings) -> int:

@@ -8,7 +8,7 @@ import shutil
 import socket
 from typing import Final
 
-from honed.check.bills import BYTES, CHECKPOINT, GIB, trained_models
+from honed.check.bills import BYTES, GIB, checkpoint_gib
 from honed.check.findings import Report, existing
 from honed.check.memory import check_memory, has_gpu, rounded
 from honed.check.model import BaseModel
@@ -47,7 +47,7 @@ def disk_needed(settings: RunSettings, parameters: int) -> dict[str, float]:
     """GiB by use."""
     version = parameters * BYTES[settings.generation.weights_dtype] / GIB
     learner = settings.learner
-    checkpoint = trained_models(settings) * parameters * CHECKPOINT / GIB
+    checkpoint = checkpoint_gib(settings, parameters)
     return {
         f"{learner.keep_checkpoints + 1} checkpoints": (learner.keep_checkpoints + 1) * checkpoint,
         f"{settings.policy.keep + 2} versions": (settings.policy.keep + 2) * version,

@@ -12,9 +12,9 @@ import pytest
 from tests.support.run import run_tree, settings_of
 from typer.testing import CliRunner
 
-from honed.check.bills import memory_needed
+from honed.check.bills import checkpoint_gib, memory_needed
 from honed.check.findings import Report
-from honed.check.machine import check_machine
+from honed.check.machine import check_machine, disk_needed
 from honed.check.memory import check_memory
 from honed.check.model import BaseModel
 from honed.check.run import check_run
@@ -268,6 +268,15 @@ def test_rollouts_that_no_checkpoint_lets_go_are_part_of_the_bill() -> None:
     assert report.figures["memory_gib"]["redis: rollouts since the last checkpoint"] == pytest.approx(72.7, abs=0.1)
     ends_soon = RunSettings.model_validate({"learner": {"device": "cpu", "checkpoint_every": 100_000, "steps": 10}})
     assert memory_needed(ends_soon, 1_000_000)["redis: rollouts since the last checkpoint"] < 0.01
+
+
+def test_an_average_of_the_weights_is_billed_in_each_checkpoint() -> None:
+    plain, averaged = (
+        RunSettings.model_validate({"learner": {"device": "cpu", "steps": 9, **more}}) for more in ({}, {"ema_decay": 0.99})
+    )
+    assert checkpoint_gib(averaged, 1 << 30) == pytest.approx(16.0)
+    assert checkpoint_gib(plain, 1 << 30) == pytest.approx(12.0)
+    assert sum(disk_needed(averaged, 1 << 30).values()) > sum(disk_needed(plain, 1 << 30).values())
 
 
 GPUS = "81559, 80994\n81559, 20480\n"

@@ -7,7 +7,7 @@ from tests.unit.learner_jobs.conftest import REWARD_TRAINING, TEXTS, Killed
 
 from honed.kit.errors import DataLoss, InvalidArgument
 from honed.learner.data.judgement import Ranking, SharedTexts
-from honed.learner.jobs.samples import as_scored
+from honed.learner.jobs.samples import as_scored, sample_reference
 from honed.learner.supervised.features import features_of
 from honed.learner.supervised.head import solve, train_head
 from honed.learner.supervised.judgements import accuracy
@@ -132,6 +132,26 @@ def test_texts_that_were_read_are_not_read_again(model, tmp_path, monkeypatch, c
     assert torch.equal(features_of(model, texts, tmp_path, pass_tokens=64), found)
     assert len(passes) == 4
     assert "damaged" in caplog.text
+
+
+def test_features_for_which_there_is_no_room_are_computed_all_the_same(model, tmp_path, caplog):
+    (tmp_path / "full").write_text("a file, where a directory is wanted")
+    found = features_of(model, SEQUENCES, tmp_path / "full" / "features", pass_tokens=64)
+    assert torch.equal(found, features_of(model, SEQUENCES, tmp_path / "other", pass_tokens=64))
+    assert "not kept" in caplog.text
+
+
+def test_samples_of_the_own_process_end_at_the_end_as_rollouts_do(language_model):
+    prompts = [[5, 6, 7], [8, 9]] * 8
+    whole = sample_reference(language_model, prompts, 12, temperature=1.0, rng=rng())
+    assert {len(response) for _, response in whole} == {12}
+    ends = {response[3] for _, response in whole}
+    ended = sample_reference(language_model, prompts, 12, temperature=1.0, rng=rng(), ends=ends)
+    assert max(len(response) for _, response in ended) <= 4
+    for (_, response), (_, longer) in zip(ended, whole, strict=True):
+        assert response == longer[: len(response)]
+        assert response[-1] in ends
+        assert not ends.intersection(response[:-1])
 
 
 def test_there_must_be_judgements_and_a_body_that_says_something(model, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import torch
 from tests.unit.learner.samples import make_trainer, random_episodes
 
 from honed.artifacts.version import VersionId
-from honed.kit.errors import FailedPrecondition
+from honed.kit.errors import FailedPrecondition, Overloaded
 from honed.learner.data.episode import Episode
 from honed.learner.loop.checkpoint import CheckpointStore
 from honed.learner.loop.checkpoint_files import Checkpoint, Progress
@@ -159,3 +160,14 @@ async def test_a_second_learner_in_one_directory_is_refused_and_touches_nothing(
         assert sum(waits) >= 17, "it waits first: the other may just be ending"
     async with locked(tmp_path, sleep=sleep):
         pass
+
+
+def test_a_disk_too_full_for_the_first_checkpoint_is_said_to_be_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint(make_trainer().state(), Progress(TrainedIds("r")))
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(Overloaded, match="no space left for checkpoint"):
+        CheckpointStore(tmp_path / "checkpoints").save(checkpoint, 1)

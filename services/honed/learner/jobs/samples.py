@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from honed.artifacts.version import VersionId
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.kit.jsonl import read_lines
+from honed.models.facts import ModelFacts
 from honed.models.loader import load_language_model
 from honed.models.prompt_rows import at_line
 from honed.models.prompts import PromptEncoder
@@ -108,8 +109,9 @@ async def _sampled(
             reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
             logger.warning("the reference policy is sampled in this process", extra={"reason": reason})
     report("sampling the reference policy")
+    ends = frozenset() if section.fixed_length else ModelFacts.read(base).end_token_ids
     return await asyncio.to_thread(
-        sample_reference, base, prompts, section.response_tokens, temperature=section.temperature, rng=rng
+        sample_reference, base, prompts, section.response_tokens, temperature=section.temperature, rng=rng, ends=ends
     )
 
 
@@ -227,9 +229,17 @@ async def _patiently(
 
 @torch.no_grad()
 def sample_reference(
-    directory: Path, prompts: Sequence[Sequence[int]], tokens: int, *, temperature: float, rng: torch.Generator
+    directory: Path,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    *,
+    temperature: float,
+    rng: torch.Generator,
+    ends: Collection[int] = (),
 ) -> Sampled:
-    """Continues each prompt by `tokens` sampled tokens in this process; the pairs come ordered by prompt length.
+    """Continues each prompt by at most `tokens` sampled tokens in this process; the pairs come ordered by prompt length.
+
+    A response ends with the first of the tokens `ends`, as a rollout does: what the model would say after it is no part of one.
 
     For when the generation service does not serve the reference policy. Prompts of one length go through
     the model together, so there is no padding.
@@ -244,5 +254,10 @@ def sample_reference(
             cache = output.past_key_values
             step = torch.multinomial((output.logits[:, -1].float() / temperature).softmax(-1), 1, generator=rng)
             rows = torch.cat([rows, step], dim=1)
-        samples += [(row[:-tokens], row[-tokens:]) for row in rows.tolist()]
+        samples += [(row[:-tokens], _ended(row[-tokens:], ends)) for row in rows.tolist()]
     return samples
+
+
+def _ended(response: list[int], ends: Collection[int]) -> list[int]:
+    length = next((at for at, token in enumerate(response, start=1) if token in ends), len(response))
+    return response[:length]

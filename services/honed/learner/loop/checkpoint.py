@@ -82,7 +82,11 @@ class CheckpointStore:
             FailedPrecondition: A learner with a higher fence has written here; nothing was.
             Overloaded: The disk is full; nothing that was there before is touched.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            _tell_if_full(self._directory, error)
+            raise
         self.clean(fence)
         newest = max(self._names(), default=None)
         if newest is not None and newest.fence > fence:
@@ -99,11 +103,7 @@ class CheckpointStore:
             sync(self._directory)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            if is_full(error):
-                raise Overloaded(
-                    f"no space left for checkpoint {final}: free space or move the directory; older checkpoints are intact",
-                    30.0,
-                ) from error
+            _tell_if_full(final, error)
             raise
         self._retain(fence, also_keep, good)
         return final
@@ -195,3 +195,10 @@ class CheckpointStore:
                 f"{self._directory / max(old)} has format 1, of an earlier build that did not record which rollouts trained: "
                 "finish the run with that build, or begin another run with its last version as conductor.start_from"
             )
+
+
+def _tell_if_full(place: Path, error: Exception) -> None:
+    if is_full(error):
+        raise Overloaded(
+            f"no space left for checkpoint {place}: free space or move the directory; older checkpoints are intact", 30.0
+        ) from error

@@ -6,6 +6,7 @@ the chunks that are missing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -44,7 +45,6 @@ def features_of(
         pass_tokens: Tokens of one pass at most, padding included; a longer text is read alone.
         report: Called with the share that is done; raising from it ends the work.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     order = sorted(range(len(texts)), key=lambda place: (len(texts[place]), place))
     found: Tensor | None = None
     for start in range(0, len(order), _CHUNK):
@@ -53,9 +53,7 @@ def features_of(
         chunk = _kept(path, len(places))
         if chunk is None:
             chunk = _read(model, [texts[place] for place in places], pass_tokens)
-            partial = path.with_suffix(".partial")
-            save_file({_NAME: chunk}, partial)
-            os.replace(partial, path)
+            _keep(path, chunk)
         if found is None:
             found = torch.empty(len(texts), chunk.shape[1])
         found[places] = chunk
@@ -70,6 +68,19 @@ def _read(model: RewardModel, texts: Sequence[Sequence[int]], pass_tokens: int) 
         rows = model.features([texts[place] for place in group]).cpu()
         parts |= dict(zip(group, rows, strict=True))
     return torch.stack([parts[place] for place in range(len(texts))])
+
+
+def _keep(path: Path, chunk: Tensor) -> None:
+    """Another try need not read these texts again; where there is no room for that, it does."""
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({_NAME: chunk}, partial)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        logger.warning("a chunk of features is not kept", extra={"file": str(path), "reason": str(error)})
 
 
 def _kept(path: Path, rows: int) -> Tensor | None:
