@@ -90,6 +90,8 @@ def test_an_update_is_told_how_long_responses_may_be_so_that_their_collapse_show
         ("dpo", "max_staleness", 4),
         ("online_dpo", "reward_normalisation", "none"),
         ("rejection", "gamma", 0.5),
+        ("rejection", "kl", {"coefficient": 0.5}),
+        ("rejection", "reward_normalisation", "none"),
     ],
 )
 def test_a_number_that_the_algorithm_does_not_read_is_refused(algorithm: str, setting: str, value: object) -> None:

@@ -1,8 +1,8 @@
 """Rejection fine-tuning (RAFT, Dong et al. 2023; RFT of trlx): imitates the best of the policy's own responses.
 
 Of the responses to a prompt those with the highest scores are kept, equal responses once, and learned as demonstrations
-are: the loss is `-log p` of each of their tokens, and tokens of all kept responses weigh the same. There is no baseline and no
-ratio; what holds the policy back is that it imitates nobody but itself.
+are: the loss is `-log p` of each of their tokens, and tokens of all kept responses weigh the same. There is no baseline, no
+ratio and no KL price, and scores only order; what holds the policy back is that it imitates nobody but itself.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Options(Section):
     least_score: float | None = Field(None, description="Responses that score less are never kept; null: no bound.")
 
 
-@algorithm("rejection", Options)
+@algorithm("rejection", Options, ignores=("kl", "importance_cap", "reward_clip", "reward_normalisation"))
 class RejectionFineTuning(OnPolicy):
     """Maximum likelihood of the best responses."""
 
     def __init__(self, learner: LearnerSettings, options: Options) -> None:
         """See `OnPolicy`."""
         self._options = options
-        self.needs = Needs(reference=learner.kl.coefficient > 0, group=2)
+        self.needs = Needs(reference=False, group=2)
 
     def rows(self, batch: Sampled) -> Mapping[str, Tensor]:
         """Which tokens are of a response that is kept."""
