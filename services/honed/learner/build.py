@@ -115,15 +115,15 @@ def parameter_groups(section: LearnerSettings, policy: PolicyModel) -> list[dict
 def updates_of(section: LearnerSettings, policy: PolicyModel, reference: ReferenceModel | None) -> Algorithm[Any]:
     """The algorithm of the settings, around its models."""
     algorithm: Any = make_algorithm(section)
-    learns_from = find_algorithm(section.algorithm).learns_from
+    found = find_algorithm(section.algorithm)
+    learns_from = found.learns_from
     if isinstance(algorithm, OnPairs):
         updates = OnPairUpdates(algorithm, policy, reference)
         return updates if learns_from == "preferences" else OnScoredPairs(updates)
     if learns_from == "labels":
         return OnLabelledUpdates(algorithm, policy, reference)
-    return OnPolicyUpdates(
-        algorithm, policy, reference, section, kl=kl_controller(section.kl), normaliser=reward_normaliser(section)
-    )
+    kl = FixedKL(0.0) if "kl" in found.unread else kl_controller(section.kl)
+    return OnPolicyUpdates(algorithm, policy, reference, section, kl=kl, normaliser=reward_normaliser(section))
 
 
 def vocabulary_of(base: Path, size: int) -> Vocabulary:

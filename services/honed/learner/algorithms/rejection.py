@@ -2,7 +2,9 @@
 
 Of the responses to a prompt those with the highest scores are kept, equal responses once, and learned as demonstrations
 are: the loss is `-log p` of each of their tokens, and tokens of all kept responses weigh the same. There is no baseline and no
-ratio; what holds the policy back is that it imitates nobody but itself.
+ratio; what holds the policy back is that it imitates nobody but itself. The loss has no KL term, so that no
+reference is loaded and no KL is told, and scores are compared as they came: `learner.kl`, `importance_cap`, `reward_clip` and
+`reward_normalisation` are refused beside it.
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ class Options(Section):
     least_score: float | None = Field(None, description="Responses that score less are never kept; null: no bound.")
 
 
-@algorithm("rejection", Options)
+@algorithm("rejection", Options, ignores=("kl", "importance_cap", "reward_clip", "reward_normalisation"))
 class RejectionFineTuning(OnPolicy):
     """Maximum likelihood of the best responses."""
 
     def __init__(self, learner: LearnerSettings, options: Options) -> None:
         """See `OnPolicy`."""
         self._options = options
-        self.needs = Needs(reference=learner.kl.coefficient > 0, group=2)
+        self.needs = Needs(reference=False, group=2)
 
     def rows(self, batch: Sampled) -> Mapping[str, Tensor]:
         """Which tokens are of a response that is kept."""
