@@ -88,12 +88,12 @@ def _of_learner(settings: RunSettings) -> Iterator[str]:
             f"learner.minibatches: {learner.minibatches} cannot be filled by learner.batch = {learner.batch} rollouts: "
             "take fewer minibatches, or a larger batch"
         )
-    if learner.batch == 1 and learner.reward_normalisation == "reference":
+    if learner.batch == 1 and learner.reward_normalisation == "reference" and "reward_normalisation" not in unread:
         yield (
             "learner.batch: one rollout has no spread to set the reward's gain by, and every reward would be 0: take at least "
             "2, or learner.reward_normalisation: none"
         )
-    if kl.controller == "adaptive" and kl.horizon <= _KL_CLIP * learner.batch:
+    if "kl" not in unread and kl.controller == "adaptive" and kl.horizon <= _KL_CLIP * learner.batch:
         yield (
             f"learner.kl.horizon: with {kl.horizon}, one update of learner.batch = {learner.batch} rollouts can turn the "
             f"coefficient to 0 or below, for ever: take more than {_KL_CLIP * learner.batch:g}, some batches at least"

@@ -85,10 +85,10 @@ def run(
     from honed.recipes.running import recipe_run_settings
     from honed.telemetry import traced
 
-    os.umask(0o077)  # texts of people are among what it writes
-    configure_logging("conductor", "ERROR")
     settings = recipe_run_settings(name, directory or Path("out") / name, seed, reuse, changes or ())
     refuse_errors(settings)
+    os.umask(0o077)  # texts of people are among what it writes
+    configure_logging("conductor", "ERROR")
     with traced(settings, "conductor"):
         asyncio.run(_run(name, settings, keep=keep, fresh=fresh))
 

@@ -124,18 +124,20 @@ def updates_of(
         response_tokens: The most tokens that a response may have; None where that is not known.
     """
     algorithm: Any = make_algorithm(section)
-    learns_from = find_algorithm(section.algorithm).learns_from
+    found = find_algorithm(section.algorithm)
+    learns_from = found.learns_from
     if isinstance(algorithm, OnPairs):
         updates = OnPairUpdates(algorithm, policy, reference)
         return updates if learns_from == "preferences" else OnScoredPairs(updates)
     if learns_from == "labels":
         return OnLabelledUpdates(algorithm, policy, reference)
+    kl = FixedKL(0.0) if "kl" in found.unread else kl_controller(section.kl)
     return OnPolicyUpdates(
         algorithm,
         policy,
         reference,
         section,
-        kl=kl_controller(section.kl),
+        kl=kl,
         normaliser=reward_normaliser(section),
         response_tokens=response_tokens,
     )

@@ -91,6 +91,8 @@ def test_an_update_is_told_how_long_responses_may_be_so_that_their_collapse_show
         ("online_dpo", "reward_normalisation", "none"),
         ("rejection", "gamma", 0.5),
         ("rejection", "kl", {"coefficient": 0.5}),
+        ("rejection", "importance_cap", 3.0),
+        ("rejection", "reward_clip", 1.0),
         ("rejection", "reward_normalisation", "none"),
     ],
 )
@@ -106,3 +108,11 @@ def test_passes_over_a_batch_are_the_algorithms_where_the_run_file_names_none() 
     assert train_settings(LearnerSettings()).epochs == 4
     assert train_settings(LearnerSettings(algorithm="a2c")).epochs == 1
     assert train_settings(LearnerSettings(algorithm="a2c", epochs=3)).epochs == 3
+
+
+def test_settings_that_are_not_read_are_not_held_against_a_run_either() -> None:
+    RunSettings.model_validate({"learner": {"algorithm": "dpo", "batch": 1}})
+    tree = {"learner": {"algorithm": "rejection", "batch": 100_000}, "conductor": {"samples_per_prompt": 4}}
+    RunSettings.model_validate(tree)
+    with pytest.raises(ValueError, match=r"learner\.kl\.horizon"):
+        RunSettings.model_validate({"learner": {"batch": 100_000}})

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.support.run import run_tree, settings_of
 from tests.unit.learner.padded import GROUP, grouped_episodes, padded_rows
 from tests.unit.learner.samples import make_trainer
 
 from honed.config import RunSettings
+from honed.learner.build import build_trainer
 from honed.learner.objectives.group import best_of_groups
 from honed.learner.objectives.kl import FixedKL
 from honed.learner.train.trainer import TrainSettings
@@ -75,3 +78,12 @@ def test_one_response_to_a_prompt_is_refused_at_the_start(name: str) -> None:
     with pytest.raises(ValueError, match=r"conductor\.samples_per_prompt: 1, and .* compares responses"):
         RunSettings.model_validate({"learner": {"algorithm": name}})
     RunSettings.model_validate({"learner": {"algorithm": name}, "conductor": {"samples_per_prompt": 2}})
+
+
+def test_it_loads_no_reference_and_tells_no_kl_and_no_price_on_it(tmp_path: Path) -> None:
+    tree = run_tree(tmp_path, learner={"algorithm": "rejection"}, conductor={"samples_per_prompt": GROUP})
+    learning = build_trainer(settings_of(tree), tmp_path / "model")
+    assert learning.algorithm.reference is None
+    figures = learning.update(grouped_episodes())
+    assert "kl" not in figures
+    assert figures["beta"] == figures["next_beta"] == 0.0

@@ -193,15 +193,16 @@ def algorithm(
 ) -> Callable[[M], M]:
     """Makes a class known under a name, which must be its file's; see `Entry` for the rest.
 
-    `ignores` are settings that others read which learn from scored responses, and this one does not.
-
     One that learns from rollouts is `OnPolicy`, or `OnPairs` of the best and the worst response to each prompt; one that learns
     from preferences is `OnPairs`, one that learns from labels `OnLabelled`.
+
+    An `OnPolicy` one reads the settings of KL, rewards and behaviour weights without naming them, but not those that it
+    `ignores`.
     """
 
     def register(make: M) -> M:
         scored = _OF_SCORES if OnPolicy in getattr(make, "__mro__", ()) else frozenset()
-        _FOUND[name] = Entry(options, make, learns_from, (scored | frozenset(reads)) - frozenset(ignores), epochs)
+        _FOUND[name] = Entry(options, make, learns_from, (scored - set(ignores)) | frozenset(reads), epochs)
         return make
 
     return register

@@ -1,8 +1,10 @@
 """Rejection fine-tuning (RAFT, Dong et al. 2023; RFT of trlx): imitates the best of the policy's own responses.
 
 Of the responses to a prompt those with the highest scores are kept, equal responses once, and learned as demonstrations
-are: the loss is `-log p` of each of their tokens, and tokens of all kept responses weigh the same. There is no baseline, no
-ratio and no KL price, and scores only order; what holds the policy back is that it imitates nobody but itself.
+are: the loss is `-log p` of each of their tokens, and tokens of all kept responses weigh the same. There is no baseline and no
+ratio; what holds the policy back is that it imitates nobody but itself. The loss has no KL term, so that no
+reference is loaded and no KL is told, and scores are compared as they came: `learner.kl`, `importance_cap`, `reward_clip` and
+`reward_normalisation` are refused beside it.
 """
 
 from __future__ import annotations
