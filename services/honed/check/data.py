@@ -42,9 +42,9 @@ class DataCheck:
         self._awaited = awaited_files(settings)
         self._template = model.template if model else None
         self._tokenizer = None if fast or model is None else model.tokenizer
-        self._encode: PromptEncoder | None = None
-        if self._tokenizer is not None:
-            self._encode = PromptEncoder.of_tokenizer(self._tokenizer, self._template, longest=settings.longest_prompt)
+        self._encode = self._encoder(settings.longest_prompt)
+        # Of a demonstration a token of the response must fit behind it.
+        self._encode_demonstrated = self._encoder(settings.generation.max_model_tokens - 1)
 
     def run(self) -> None:
         """Checks all of them."""
@@ -94,7 +94,7 @@ class DataCheck:
 
     def _demonstrations(self, path: Path) -> None:
         def usable(row: dict[str, Any]) -> str:
-            reason, _ = self._prompt(row)
+            reason, _ = self._prompt(row, self._encode_demonstrated)
             if not reason:
                 try:
                     row_response(row)
@@ -113,7 +113,7 @@ class DataCheck:
 
         def usable(row: dict[str, Any]) -> str:
             nonlocal longest
-            reason, tokens = self._prompt(row)
+            reason, tokens = self._prompt(row, self._encode)
             longest = max(longest, tokens)
             return reason
 
@@ -145,11 +145,16 @@ class DataCheck:
         elif 0 < missing < count:
             self._report.warning(where, f"{path}: {missing} of {count} prompts have no `reference`, and the others have one")
 
-    def _prompt(self, row: dict[str, Any]) -> tuple[str, int]:
+    def _encoder(self, longest: int) -> PromptEncoder | None:
+        if self._tokenizer is None:
+            return None
+        return PromptEncoder.of_tokenizer(self._tokenizer, self._template, longest=longest)
+
+    def _prompt(self, row: dict[str, Any], encode: PromptEncoder | None) -> tuple[str, int]:
         """What is wrong with a prompt, empty if nothing; and its tokens, 0 if they cannot be counted."""
         try:
-            if self._encode is not None:
-                return "", len(self._encode(row))
+            if encode is not None:
+                return "", len(encode(row))
             if check_row(row) == "messages":
                 render_messages(self._template, row["messages"])
         except InvalidArgument as error:

@@ -484,6 +484,16 @@ def test_demonstrations_are_read_line_by_line(tree: dict[str, Any], tmp_path: Pa
     assert any("none.jsonl" in line for line in found)
 
 
+def test_a_demonstrations_prompt_may_be_as_long_as_fine_tuning_takes_it(tree: dict[str, Any], tmp_path: Path) -> None:
+    """Longer than prompts of rollouts may be."""
+    rows = ({"token_ids": [5] * length, "response": "yes"} for length in (100, 127, 128))
+    shown = jsonl(tmp_path / "shown.jsonl", *rows)
+    tree["data"] = {**tree["data"], "demonstrations": [str(shown)]}
+    found = [line for line in texts_of(check_run(settings_of(tree))) if "demonstrations" in line]
+    assert len(found) == 1
+    assert "line 3" in found[0]
+
+
 def test_what_learns_from_judgements_needs_neither_prompts_nor_scorers(tree: dict[str, Any]) -> None:
     tree["learner"]["algorithm"] = "dpo"
     tree["data"] = {}
