@@ -200,8 +200,12 @@ async def test_judgements_that_are_of_no_use_are_frozen_once_and_not_again_after
     recorded = Recorded(4)
     read, recorded.examples = recorded.examples, useless
     waiting = asyncio.ensure_future(source(recorded).collect(3, 0))
+    async with asyncio.timeout(30):
+        while not recorded.frozen:
+            await asyncio.sleep(0.001)
     await asyncio.sleep(0.05)
     waiting.cancel()
+    await asyncio.wait([waiting])
     assert len(recorded.frozen) == 1
     recorded.examples = read
     assert len(await asyncio.wait_for(source(recorded).collect(3, 0), 5)) == 3
@@ -210,3 +214,14 @@ async def test_judgements_that_are_of_no_use_are_frozen_once_and_not_again_after
 
 async def useless(key):
     return []
+
+
+def test_a_name_that_was_lost_is_made_anew_and_one_that_cannot_be_kept_is_waited_out(tmp_path):
+    keys = SnapshotKeys(tmp_path / "learner" / "keys", "run")
+    first = keys.key("0/0/0")
+    assert keys.key("0/0/0") == first
+    (tmp_path / "learner" / "keys").write_text("")  # as a cut of power may leave it
+    assert keys.key("0/0/0") not in (first, "run/learner//0/0/0")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unavailable, match=r"file/keys cannot be"):
+        SnapshotKeys(tmp_path / "file" / "keys", "run").key("0/0/0")

@@ -179,8 +179,9 @@ class _Training:
         shelf = Shelf(self._settings, NAME, made_of)
         if (reused := shelf.take(self._model)) is not None:
             return reused.figures
+        held_out = self._held_out(tokenizer)  # before the training: what is wrong with the file must not cost the model
         model = self._trained(body, tokenizer, judgements, samples)
-        figures = {"judgements": float(len(judgements)), **self._agreement(model, tokenizer)}
+        figures = {"judgements": float(len(judgements)), **self._agreement(model, tokenizer, held_out)}
         model.save(self._model, body)
         shelf.keep(self._model, figures)
         return figures
@@ -293,19 +294,29 @@ class _Training:
                 progress=report,
             ).run()
 
-    def _agreement(self, model: RewardModel, tokenizer: TextTokenizer) -> dict[str, float]:
-        """The share of held-out pairs that the model orders as people did, and how many pairs there are; none without data."""
+    def _held_out(self, tokenizer: TextTokenizer) -> list[Ranking]:
+        """Pairs of which people preferred one, that nothing trains on; none without data.
+
+        Raises:
+            BadLine: The file has a broken line.
+            NotFound: It is not there.
+        """
         source = self._settings.data.evaluation.judgements
         if source is None:
-            return {}
-        self._progress.report(JobProgress(1.0, "agreement with held-out judgements"), final=True)
+            return []
         entries = read_judgements(source.file, source.format, Defaults(source.source, source.annotator))
         pairs = [pair for entry in entries for pair in read_pairs(entry.judgement)]
         rankings = [row for row in self._encoded(tokenizer, pairs) if isinstance(row, Ranking)]
         if not rankings:
             logger.warning("no held-out judgement orders two responses", extra={"file": str(source.file)})
+        return rankings
+
+    def _agreement(self, model: RewardModel, tokenizer: TextTokenizer, held_out: list[Ranking]) -> dict[str, float]:
+        """The share of held-out pairs that the model orders as people did, and how many pairs there are; none without them."""
+        if not held_out:
             return {}
-        return {"agreement": accuracy(model, rankings, tokenizer.prefix), "held_out": float(len(rankings))}
+        self._progress.report(JobProgress(1.0, "agreement with held-out judgements"), final=True)
+        return {"agreement": accuracy(model, held_out, tokenizer.prefix), "held_out": float(len(held_out))}
 
     def _publish(self, snapshot: _Snapshot, settings_digest: str, figures: Mapping[str, float]) -> Manifest:
         settings, directory = self._settings, self._model

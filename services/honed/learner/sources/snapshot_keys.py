@@ -6,6 +6,9 @@ import os
 import uuid
 from pathlib import Path
 
+from honed.kit.errors import Unavailable
+from honed.kit.files import sync
+
 
 class SnapshotKeys:
     """Makes keys that begin with a name which is kept in the learner's directory.
@@ -22,19 +25,27 @@ class SnapshotKeys:
         """The key of a place in the run. Blocks.
 
         Raises:
-            OSError: The name cannot be read or kept.
+            Unavailable: The name cannot be read or kept.
         """
-        if not self._file.exists():
-            self.renew()
-        return f"{self._run}/learner/{self._file.read_text(encoding='utf-8')}/{place}"
+        try:
+            name = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
+        except OSError as error:
+            raise Unavailable(f"{self._file} cannot be read: {error.strerror}") from error
+        return f"{self._run}/learner/{name or self.renew()}/{place}"
 
-    def renew(self) -> None:
-        """Has all keys be others from now on: what is frozen under those of before is of no use. Blocks.
+    def renew(self) -> str:
+        """Has all keys be others from now on, and returns their name: what is frozen under those before is of no use. Blocks.
 
         Raises:
-            OSError: The name cannot be kept.
+            Unavailable: The name cannot be kept.
         """
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_suffix(".partial")
-        partial.write_text(uuid.uuid4().hex, encoding="utf-8")
-        os.replace(partial, self._file)
+        name, partial = uuid.uuid4().hex, self._file.with_suffix(".partial")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(name, encoding="utf-8")
+            sync(partial)  # or a cut of power may leave the file empty under its own name
+            os.replace(partial, self._file)
+            sync(self._file.parent)
+        except OSError as error:
+            raise Unavailable(f"{self._file} cannot be written: {error.strerror}") from error
+        return name
