@@ -91,7 +91,7 @@ async def story(root: Path, planned: Sequence[Fault], exits: Sequence[int], acts
                     for job in active:
                         deleted += 1
                         await cluster.delete("jobs", job["metadata"]["name"])
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             await asyncio.gather(*conductors)
     return controller, cluster, deleted
 
@@ -167,7 +167,7 @@ async def race(root: Path, cluster: Cluster, candidates: int) -> list[int]:
                 assert lease.number == numbers[-1]
                 holding -= 1
 
-    async with cluster.serving(), asyncio.timeout(30), asyncio.TaskGroup() as group:
+    async with cluster.serving(), asyncio.timeout(90), asyncio.TaskGroup() as group:
         for number in range(candidates):
             group.create_task(stand(f"c{number}"))
     return numbers
