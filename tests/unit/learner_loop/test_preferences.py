@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+import protovalidate
 import pytest
 
 from honed.kit.errors import InvalidArgument, Unavailable
@@ -15,6 +16,7 @@ from honed.learner.sources import preferences
 from honed.learner.sources.preferences import PreferenceExamples
 from honed.learner.sources.snapshot_keys import SnapshotKeys
 from honed.learner.sources.trained import TrainedIds
+from honed.v1 import preference_pb2
 
 
 class Recorded:
@@ -225,3 +227,9 @@ def test_a_name_that_was_lost_is_made_anew_and_one_that_cannot_be_kept_is_waited
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match=r"file/keys cannot be"):
         SnapshotKeys(tmp_path / "file" / "keys", "run").key("0/0/0")
+
+
+def test_the_key_of_a_run_with_the_longest_name_is_short_enough_for_the_service(tmp_path):
+    place = "/".join(["9" * 12] * 3)
+    asked = preference_pb2.CreateSnapshotRequest(idempotency_key=SnapshotKeys(tmp_path / "keys", "r" * 64).key(place))
+    protovalidate.validate(asked)

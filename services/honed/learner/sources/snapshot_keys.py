@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import uuid
+import secrets
 from pathlib import Path
 
 from honed.kit.errors import Unavailable
@@ -39,7 +39,8 @@ class SnapshotKeys:
         Raises:
             Unavailable: The name cannot be kept.
         """
-        name, partial = uuid.uuid4().hex, self._file.with_suffix(".partial")
+        # Short: a key may have 128 characters, and a run's name has up to 64 of them.
+        name, partial = secrets.token_hex(8), self._file.with_suffix(".partial")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(name, encoding="utf-8")
