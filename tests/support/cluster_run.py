@@ -18,7 +18,9 @@ from honed.conductor.results import Results
 from honed.conductor.settings import KubernetesSettings
 from honed.config import RunSettings
 
-REQUEST_S = 0.3
+REQUEST_S = 5.0
+SOON_S = 0.3
+"""Until a call that is never answered is given up."""
 
 
 def make_quick(monkeypatch: Any) -> None:

@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from tests.support.cluster import Cluster, Fault
-from tests.support.cluster_run import api_of, jobs_of, publish_base, section
+from tests.support.cluster_run import SOON_S, api_of, jobs_of, publish_base, section
 from tests.support.job_controller import PASSING, JobController, cron_job
 
 from honed.conductor.cluster.lease import ClusterLease
@@ -51,7 +51,7 @@ actions = st.sampled_from(("restart", "second", "delete", "apply", "compact", "w
 
 async def conducted(root: Path, cluster: Cluster) -> None:
     """A conductor: runs the job, and tries again what may pass, as the phases of a run do."""
-    async with api_of(root, cluster) as api:
+    async with api_of(root, cluster, request_timeout_s=SOON_S) as api:
         jobs = jobs_of(root, api)
         while True:
             try:
@@ -157,7 +157,7 @@ async def race(root: Path, cluster: Cluster, candidates: int) -> list[int]:
         own = root / name
         own.mkdir()
         chosen_by = section(own, cluster, identity=name).model_copy(update={"lease_s": 2.0})
-        async with api_of(own, cluster) as api:
+        async with api_of(own, cluster, request_timeout_s=SOON_S) as api:
             lease = ClusterLease(api, chosen_by)
             async with lease.held(lambda _: None, lambda _: None):
                 assert holding == 0, "one at a time"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.support.cluster import Cluster, Fault
-from tests.support.cluster_run import api_of, section
+from tests.support.cluster_run import SOON_S, api_of, section
 from tests.support.run import until
 
 from honed.conductor.cluster.api import ApiUnavailable
@@ -67,7 +67,7 @@ async def candidate(tmp_path: Path, cluster: Cluster) -> AsyncIterator[Make]:
             root = tmp_path / str(next(numbers))
             root.mkdir()
             settings = section(root, cluster, identity=identity, lease_s=LIFE_S)
-            api = await stack.enter_async_context(api_of(root, cluster))
+            api = await stack.enter_async_context(api_of(root, cluster, request_timeout_s=SOON_S))
             found = Candidate(ClusterLease(api, settings, clock))
             found.task = asyncio.create_task(found.stand())
 
