@@ -141,3 +141,14 @@ def test_a_reduction_by_a_constant_needs_one_and_no_other_reads_it() -> None:
     with pytest.raises(ValueError, match=r"learner\.options\.constant: reduction tokens does not read it"):
         RunSettings.model_validate(tree(reduction="tokens", constant=24))
     RunSettings.model_validate(tree(scale="none", reduction="constant", constant=24))
+
+
+def test_a_surrogate_that_is_bounded_from_above_alone_reads_one_of_the_two_bounds() -> None:
+    def tree(clip_high: float | None, **learner: Any) -> dict[str, Any]:
+        options = {"surrogate": "cispo", "clip_high": clip_high}
+        return {"learner": {**grpo(**options), **learner}, "conductor": {"samples_per_prompt": 4}}
+
+    with pytest.raises(ValueError, match=r"learner\.clip_ratio: surrogate cispo bounds a ratio from above alone"):
+        RunSettings.model_validate(tree(4.0, clip_ratio=0.1))
+    RunSettings.model_validate(tree(4.0))
+    RunSettings.model_validate(tree(None, clip_ratio=0.1))

@@ -63,7 +63,8 @@ class GRPO(OnPolicy):
         """See `OnPolicy`.
 
         Raises:
-            InvalidArgument: The reduction needs a constant, or there is one that it does not read.
+            InvalidArgument: The reduction needs a constant, or there is one that it does not read; the surrogate does not read
+                the clip ratio.
         """
         if options.reduction == "constant" and options.constant is None:
             raise InvalidArgument(
@@ -74,6 +75,11 @@ class GRPO(OnPolicy):
         if options.reduction != "constant" and options.constant is not None:
             raise InvalidArgument(
                 "learner.options.constant", f"reduction {options.reduction} does not read it: leave it out, or take constant"
+            )
+        below = learner.clip_ratio != type(learner).model_fields["clip_ratio"].default
+        if options.surrogate == "cispo" and options.clip_high is not None and below:
+            raise InvalidArgument(
+                "learner.clip_ratio", "surrogate cispo bounds a ratio from above alone, by clip_high: leave one of the two out"
             )
         self._options, self._low = options, learner.clip_ratio
         self._high = learner.clip_ratio if options.clip_high is None else options.clip_high
