@@ -132,6 +132,12 @@ async def test_the_trained_model_prefers_what_people_preferred(rig: Rig) -> None
     assert rig.figures["agreement"] == 1.0
 
 
+async def test_judgements_that_no_reward_model_could_read_are_counted(rig: Rig) -> None:
+    rig.services.preference.compare("", BAD[0])
+    assert await rig.run() == ["0.1"]
+    assert (rig.figures["judgements"], rig.figures["left_out"]) == (9, 1)
+
+
 async def test_weights_that_leave_nobody_are_an_error_that_names_them(rig: Rig) -> None:
     with pytest.raises(FailedPrecondition, match=r"reward_training\.annotator_weights"):
         await rig.run(reward_training={"annotator_weights": {"somebody": 0}})

@@ -162,8 +162,11 @@ class _Training:
         except ExceptionGroup as failed:
             raise root_cause(failed) from failed
         samples = as_scored(sampling.result(), policy_tokenizer, tokenizer, sees_prompt=_sees_prompt(settings))
-        made_of = await asyncio.to_thread(self._made_of, base, exporting.result())
-        figures = await asyncio.to_thread(self._make, body, tokenizer, exporting.result(), samples, made_of)
+        judgements, left_out = exporting.result()
+        made_of = await asyncio.to_thread(self._made_of, base, judgements)
+        figures = await asyncio.to_thread(self._make, body, tokenizer, judgements, samples, made_of)
+        if left_out:
+            figures = {**figures, "left_out": float(left_out)}
         return await asyncio.to_thread(self._publish, snapshot, settings_digest, figures)
 
     def _make(
@@ -202,7 +205,8 @@ class _Training:
 
     async def _exported(
         self, stub: preference_pb2_grpc.PreferenceServiceAsyncStub, snapshot: _Snapshot, tokenizer: TextTokenizer
-    ) -> list[Judgement]:
+    ) -> tuple[list[Judgement], int]:
+        """What the snapshot says, as token ids, and how many of its judgements cannot be read."""
         request = preference_pb2.ExportJudgementsRequest(snapshot_id=snapshot.snapshot_id)
         stream = stub.ExportJudgements(request, timeout=600)
         section = self._settings.reward_training
@@ -218,20 +222,21 @@ class _Training:
                 "the preference service holds no comparison, ranking or rating: import some by `honed judge import`, or name "
                 "files in data.judgements"
             )
-        judgements = await asyncio.to_thread(self._encoded, tokenizer, rows)
+        judgements, left_out = await asyncio.to_thread(self._encoded, tokenizer, rows)
         if not judgements:
             raise FailedPrecondition(
                 "no judgement has a text that the reward model could read: responses are empty, and without a prompt, or with "
                 "sees_prompt: false, nothing stands before them"
             )
-        return judgements
+        return judgements, left_out
 
-    def _encoded(self, tokenizer: TextTokenizer, rows: Sequence[Judged]) -> list[Judgement]:
+    def _encoded(self, tokenizer: TextTokenizer, rows: Sequence[Judged]) -> tuple[list[Judgement], int]:
+        """Judgements that a reward model can read, and how many it cannot."""
         margin = self._settings.reward_training.margin
         judgements, left = encode(tokenizer, rows, sees_prompt=_sees_prompt(self._settings), margin=margin)
         for reason, count in left.items():
             logger.warning("judgements left out", extra={"reason": reason, "judgements": count})
-        return judgements
+        return judgements, sum(left.values())
 
     def _trained(
         self, body: Path, tokenizer: TextTokenizer, judgements: list[Judgement], samples: list[list[int]]
@@ -306,7 +311,7 @@ class _Training:
             return []
         entries = read_judgements(source.file, source.format, Defaults(source.source, source.annotator))
         pairs = [pair for entry in entries for pair in read_pairs(entry.judgement)]
-        rankings = [row for row in self._encoded(tokenizer, pairs) if isinstance(row, Ranking)]
+        rankings = [row for row in self._encoded(tokenizer, pairs)[0] if isinstance(row, Ranking)]
         if not rankings:
             logger.warning("no held-out judgement orders two responses", extra={"file": str(source.file)})
         return rankings
