@@ -8,6 +8,8 @@ PYTEST_ARGS ?=
 # short unit tests fill all to the end. One more than the two cores, because some tests wait. 0: one after another, with breakpoints.
 PYTEST_WORKERS ?= 3
 CLUSTER_ARGS ?=
+# Threads that wait must not spin: other tests need the core. With tiny tensors that is two thirds of the processor time.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint protos check-protos check-deploy test-fast test-cluster test-images test-peers peers images lock clean
