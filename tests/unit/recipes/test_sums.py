@@ -1,11 +1,11 @@
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
 from honed.kit.errors import FailedPrecondition
 from honed.recipes.made.base import Sampled, find_made
-from honed.recipes.made.sums import ASKED_AGAIN, HELD_OUT, NUMBERS
+from honed.recipes.made.sums import ASKED_AGAIN, HELD_OUT, LINES, NUMBERS
 
 SUMS = find_made("sums")
 
@@ -32,8 +32,19 @@ def test_the_texts_say_the_right_sum_seldom_and_follow_from_the_seed(tmp_path):
     SUMS.write(tmp_path / "again", seed=3)
     [path] = SUMS.files(tmp_path / "one").texts
     assert path.read_bytes() == (tmp_path / "again" / "texts.jsonl").read_bytes()
-    right = [eval(left) == int(answer) for left, _, answer in (row["text"].partition(" = ") for row in rows(path))]
-    assert 0.12 < sum(right) / len(right) < 0.17
+    right = defaultdict(list)
+    for row in rows(path):
+        left, _, answer = row["text"].partition(" = ")
+        named, _, numbers = left.rpartition(": ")
+        right[named].append(sum(map(int, numbers.split(" + "))) == int(answer))
+    assert {named: all(of) for named, of in right.items() if named} == {
+        "sum": True,
+        "first": False,
+        "second": False,
+        "difference": False,
+    }
+    assert 0.12 < sum(right[""]) / len(right[""]) < 0.17
+    assert 0.48 < len(right[""]) / LINES < 0.52
 
 
 def test_what_a_run_changed_is_the_share_of_right_answers():

@@ -1,8 +1,8 @@
 """Sums to answer: data of a run whose reward is a rule, for a language model that has seen right answers and others.
 
-The texts say `7 + 5 = 12` in one line of seven; the other lines say the first number, the second, or their difference, so that
-the base model knows how to add and seldom does. The sums of the held-out prompts stand in the texts as all others do; no
-rollout asks for them.
+The texts say `7 + 5 = 12` in one line of seven; the other lines say the first number, the second, or their difference. As many
+lines again say before which of the four it is (`sum: 7 + 5 = 12`): so the base model knows how to add, and seldom does where
+nothing says so. The sums of the held-out prompts stand in the texts as all others do; no rollout asks for them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from honed.recipes.made.base import Change, MadeData, Sampled, made
 NUMBERS: Final = range(1, 16)
 """From 1 on, so that no sum is one of its numbers or their difference."""
 LINES: Final = 40_000
+TOLD: Final = 1 / 2
+"""Share of the lines that say which answer they give."""
 RIGHT: Final = 1 / 7
+"""Share of sums among the other lines."""
 HELD_OUT: Final = 40
 ASKED_AGAIN: Final = 5
 """How often each held-out sum is sampled: its share of right answers is a probability."""
@@ -57,8 +60,12 @@ class Sums(MadeData):
 
 def _line(chance: random.Random) -> str:
     a, b = chance.choice(NUMBERS), chance.choice(NUMBERS)
-    answer = a + b if chance.random() < RIGHT else chance.choice([a, b, abs(a - b)])
-    return f"{a} + {b} = {answer}"
+    answers = {"first": a, "second": b, "difference": abs(a - b), "sum": a + b}
+    if chance.random() < TOLD:
+        named = chance.choice(sorted(answers))
+        return f"{named}: {a} + {b} = {answers[named]}"
+    named = "sum" if chance.random() < RIGHT else chance.choice(["first", "second", "difference"])
+    return f"{a} + {b} = {answers[named]}"
 
 
 def _prompts(pairs: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
