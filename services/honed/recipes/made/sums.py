@@ -1,7 +1,7 @@
 """Sums to answer: data of a run whose reward is a rule, for a language model that has seen right answers and others.
 
-The texts say `7 + 5 = 12` in one line of seven; the other lines say the first number, the second, or their difference. As many
-lines again say before which of the four it is (`sum: 7 + 5 = 12`): so the base model knows how to add, and seldom does where
+A line in four says `7 + 5 = 12`, and is right one time in seven: others say the first number, the second, or their difference. The
+other lines say before which of the four it is (`sum: 7 + 5 = 12`): so the base model knows how to add, and seldom does where
 nothing says so. The sums of the held-out prompts stand in the texts as all others do; no rollout asks for them.
 """
 
@@ -19,7 +19,7 @@ from honed.recipes.made.base import Change, MadeData, Sampled, made
 NUMBERS: Final = range(1, 16)
 """From 1 on, so that no sum is one of its numbers or their difference."""
 LINES: Final = 40_000
-TOLD: Final = 1 / 2
+TOLD: Final = 3 / 4
 """Share of the lines that say which answer they give."""
 RIGHT: Final = 1 / 7
 """Share of sums among the other lines."""
