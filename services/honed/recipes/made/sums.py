@@ -1,6 +1,6 @@
 """Sums to answer: data of a run whose reward is a rule, for a language model that has seen right answers and others.
 
-A line in four says `7 + 5 = 12`, and is right one time in seven: others say the first number, the second, or their difference. The
+A line in four says `7 + 5 = 12`, and is right one time in seven; others say the first number, the second or the difference. The
 other lines say before which of the four it is (`sum: 7 + 5 = 12`): so the base model knows how to add, and seldom does where
 nothing says so. The sums of the held-out prompts stand in the texts as all others do; no rollout asks for them.
 """
