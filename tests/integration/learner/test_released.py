@@ -129,8 +129,8 @@ async def test_a_job_trains_on_the_export_of_an_old_preference_service(
     settings = settings_of(run_tree(tmp_path))
     tokenizer = load_tokenizer(tmp_path / "model")
     snapshot = await _freeze(preference, "run", tmp_path)
-    judgements = await _Training(settings, NONE, NONE, tmp_path)._exported(preference, snapshot, tokenizer)
-    assert len(snapshot.sha256) == 64
+    judgements, left_out = await _Training(settings, NONE, NONE, tmp_path)._exported(preference, snapshot, tokenizer)
+    assert (len(snapshot.sha256), left_out) == (64, 0)
     assert [[tokenizer.decode(ids) for ids in row.responses] for row in judgements if isinstance(row, Ranking)] == [
         [f"good {n}", f"bad {n}"] for n in range(3)
     ]
