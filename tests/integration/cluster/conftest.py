@@ -27,6 +27,7 @@ async def cluster() -> AsyncIterator[Cluster]:
 @pytest.fixture
 async def api(tmp_path: Path, cluster: Cluster, request: pytest.FixtureRequest) -> AsyncIterator[Api]:
     """Gives a call up soon only where the stand-in never answers one: a slow machine fails no other test."""
-    unanswered = getattr(request.node, "callspec", None) and request.node.callspec.params.get("kind") in ("silent", "half-open")
+    call = getattr(request.node, "callspec", None)  # of a parametrized test
+    unanswered = call is not None and call.params.get("kind") in ("silent", "half-open")
     async with api_of(tmp_path, cluster, request_timeout_s=SOON_S if unanswered else REQUEST_S) as api:
         yield api

@@ -76,8 +76,8 @@ class GRPO(OnPolicy):
             raise InvalidArgument(
                 "learner.options.constant", f"reduction {options.reduction} does not read it: leave it out, or take constant"
             )
-        below = learner.clip_ratio != type(learner).model_fields["clip_ratio"].default
-        if options.surrogate == "cispo" and options.clip_high is not None and below:
+        chosen = learner.clip_ratio != type(learner).model_fields["clip_ratio"].default
+        if options.surrogate == "cispo" and options.clip_high is not None and chosen:
             raise InvalidArgument(
                 "learner.clip_ratio", "surrogate cispo bounds a ratio from above alone, by clip_high: leave one of the two out"
             )
