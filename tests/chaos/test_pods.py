@@ -237,7 +237,7 @@ async def tell(pods: Pods) -> None:
         return bool(pods.accounts) and pods.accounts["admitted"] == sum(pods.accounts.values()) - pods.accounts["admitted"]
 
     with contextlib.suppress(AssertionError):  # the claim below says it better
-        await until(agree, 30, "the accounts agree", every_s=0.05)
+        await until(agree, 60, "the accounts agree", every_s=0.05)
     for name in list(pods.running):
         await pods.stop(name)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def wait_until(claim: Callable[[], Any], timeout_s: float = 20.0) -> None:
+def wait_until(claim: Callable[[], Any], timeout_s: float = 60.0) -> None:
     """Asks again and again until a claim holds.
 
     Raises:

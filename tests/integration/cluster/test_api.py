@@ -110,7 +110,7 @@ async def test_a_watch_tells_the_changes_of_one_object_since_a_version(cluster: 
     await cluster.put("jobs", thing("other"))
 
     async def later() -> None:
-        await until(lambda: cluster.asked("watch", "jobs"), 10, "the watch")
+        await until(lambda: cluster.asked("watch", "jobs"), 60, "the watch")
         await cluster.delete("jobs", "one")
 
     async with asyncio.TaskGroup() as group:

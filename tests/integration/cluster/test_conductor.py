@@ -149,9 +149,9 @@ async def test_one_conductor_drives_another_stands_by_and_takes_the_job_over(tmp
     await cluster.put("cronjobs", cron_job())
     async with conductors(tmp_path, cluster) as (one, two):
         await one.start()
-        await until(lambda: one.health(SERVICE), 40, "it serves", every_s=0.1)
+        await until(lambda: one.health(SERVICE), 60, "it serves", every_s=0.1)
         assert holder(cluster) == "one_uid"
-        await until(lambda: cluster.all("jobs"), 20, "the job")
+        await until(lambda: cluster.all("jobs"), 60, "the job")
         [job] = cluster.all("jobs")
 
         # The pod runs and tells how far it is.
@@ -175,7 +175,7 @@ async def test_one_conductor_drives_another_stands_by_and_takes_the_job_over(tmp
         # The first one is killed: the second one follows the same job.
         one.signal(signal.SIGKILL)
         await one.ended()
-        await until(lambda: two.health(SERVICE), 20, "it takes over", every_s=0.1)
+        await until(lambda: two.health(SERVICE), 60, "it takes over", every_s=0.1)
         lease = cluster.object("leases", NAME)
         assert lease is not None
         assert (lease["spec"]["holderIdentity"], lease["spec"]["leaseTransitions"]) == ("two_uid", 2)
@@ -209,7 +209,7 @@ async def test_who_loses_the_lease_ends_and_its_last_line_says_why(tmp_path: Pat
     await cluster.put("cronjobs", cron_job())
     async with conductors(tmp_path, cluster) as (one, _):
         await one.start()
-        await until(lambda: cluster.all("jobs"), 40, "it drives the run")
+        await until(lambda: cluster.all("jobs"), 60, "it drives the run")
         lease = cluster.object("leases", NAME)
         assert lease is not None
         spec = {**lease["spec"], "holderIdentity": "another", "leaseTransitions": 5}

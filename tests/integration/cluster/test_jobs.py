@@ -48,7 +48,7 @@ async def running(jobs: KubernetesJobs, job: str = "pretrain") -> AsyncIterator[
 
 async def started(cluster: Cluster) -> Object:
     """The one Job that there is, once it may run."""
-    await until(lambda: any(not job["spec"]["suspend"] for job in cluster.all("jobs")), 10, "a Job that may run")
+    await until(lambda: any(not job["spec"]["suspend"] for job in cluster.all("jobs")), 60, "a Job that may run")
     [job] = cluster.all("jobs")
     return job
 
@@ -57,7 +57,7 @@ async def followed(cluster: Cluster) -> str:
     """The name of the one Job, once it is watched."""
     name = str((await started(cluster))["metadata"]["name"])
     watches = cluster.asked("watch", "jobs")
-    await until(lambda: cluster.asked("watch", "jobs") > watches, 10, "a watch")
+    await until(lambda: cluster.asked("watch", "jobs") > watches, 60, "a watch")
     return name
 
 
@@ -102,7 +102,7 @@ async def test_a_job_is_made_from_its_template_and_ends_with_its_success(
         pods = spec["template"]
         assert pods["spec"] == template["spec"]["jobTemplate"]["spec"]["template"]["spec"]
         assert pods["metadata"]["labels"]["honed.dev/template"] == digest
-        await until(lambda: not (cluster.object("jobs", name) or {})["spec"]["suspend"], 10, "the job may run")
+        await until(lambda: not (cluster.object("jobs", name) or {})["spec"]["suspend"], 60, "the job may run")
         publish_base(tmp_path)
         await end_job(cluster, name, "Complete")
         await within(task)
@@ -113,12 +113,12 @@ async def test_a_job_that_a_person_suspends_stays_suspended(
 ) -> None:
     async with running(jobs_of(tmp_path, api)) as task:
         name = (await started(cluster))["metadata"]["name"]
-        await until(lambda: not (cluster.object("jobs", name) or {})["spec"]["suspend"], 10, "the job may run")
+        await until(lambda: not (cluster.object("jobs", name) or {})["spec"]["suspend"], 60, "the job may run")
         job = cluster.object("jobs", name) or {}
         await cluster.put("jobs", {**job, "spec": {**job["spec"], "suspend": True}})
         asked = cluster.asked("list", "jobs")
         async with running(jobs_of(tmp_path, api)):  # a conductor that starts again
-            await until(lambda: cluster.asked("list", "jobs") > asked + 1, 10, "it was looked at")
+            await until(lambda: cluster.asked("list", "jobs") > asked + 1, 60, "it was looked at")
         assert (cluster.object("jobs", name) or {})["spec"]["suspend"] is True
         publish_base(tmp_path)
         await end_job(cluster, name, "Complete")
@@ -155,11 +155,11 @@ async def test_a_success_without_a_result_is_an_error_and_starts_nothing(
 async def test_without_its_template_a_job_is_waited_for_under_an_alarm(tmp_path: Path, cluster: Cluster, api: Api) -> None:
     jobs = jobs_of(tmp_path, api, start_timeout_s=0.02)
     async with running(jobs):
-        await until(lambda: jobs.states()[0].alarm, 10, "the alarm")
+        await until(lambda: jobs.states()[0].alarm, 60, "the alarm")
         assert "namespace tests has no CronJob honed-pretrain" in jobs.states()[0].alarm
         await cluster.put("cronjobs", cron_job())
         await started(cluster)
-        await until(lambda: "CronJob" not in jobs.states()[0].alarm, 10, "the alarm ends")
+        await until(lambda: "CronJob" not in jobs.states()[0].alarm, 60, "the alarm ends")
 
 
 async def test_a_template_that_the_cluster_refuses_is_an_error(
@@ -217,7 +217,7 @@ async def test_of_two_conductors_at_once_one_makes_the_job_and_both_follow_it(
         running(jobs_of(tmp_path, other)) as two,
     ):
         job = await started(cluster)
-        await until(lambda: cluster.asked("watch", "jobs") >= 2, 10, "both watch")
+        await until(lambda: cluster.asked("watch", "jobs") >= 2, 60, "both watch")
         publish_base(tmp_path)
         await end_job(cluster, job["metadata"]["name"], "Complete")
         await within(one)
@@ -250,8 +250,8 @@ async def test_a_job_of_an_older_template_is_deleted_and_the_new_one_runs_once_i
     await cluster.put("cronjobs", cron_job(image="honed-learner-cpu:2"))
     jobs = jobs_of(tmp_path, api, start_timeout_s=0.02)
     async with running(jobs) as task:
-        await until(lambda: cluster.object("jobs", old["metadata"]["name"]) is None, 10, "the old one is deleted")
-        await until(lambda: "pods of an earlier job still run" in jobs.states()[0].alarm, 10, "the alarm")
+        await until(lambda: cluster.object("jobs", old["metadata"]["name"]) is None, 60, "the old one is deleted")
+        await until(lambda: "pods of an earlier job still run" in jobs.states()[0].alarm, 60, "the alarm")
         [new] = cluster.all("jobs")
         assert new["spec"]["suspend"] is True
         await end_pod(cluster, "old-x", 143)
@@ -269,7 +269,7 @@ async def test_a_template_that_is_corrected_while_its_job_is_followed_replaces_t
     async with running(jobs_of(tmp_path, api)) as task:
         name = await followed(cluster)
         await cluster.put("cronjobs", cron_job(image="honed-learner-cpu:2"))
-        await until(lambda: cluster.object("jobs", name) is None, 10, "the older one is deleted")
+        await until(lambda: cluster.object("jobs", name) is None, 60, "the older one is deleted")
         corrected = await started(cluster)
         assert corrected["spec"]["template"]["spec"]["containers"][0]["image"] == "honed-learner-cpu:2"
         publish_base(tmp_path)
@@ -282,7 +282,7 @@ async def test_a_job_goes_on_when_its_template_is_deleted(tmp_path: Path, cluste
         name = await followed(cluster)
         await cluster.delete("cronjobs", "honed-pretrain")
         watches = cluster.asked("watch", "jobs")
-        await until(lambda: cluster.asked("watch", "jobs") > watches + 1, 10, "it is followed further")
+        await until(lambda: cluster.asked("watch", "jobs") > watches + 1, 60, "it is followed further")
         publish_base(tmp_path)
         await end_job(cluster, name, "Complete")
         await within(task)
@@ -296,11 +296,11 @@ async def test_who_has_an_older_template_takes_the_newer_one(
     by_hand = {"metadata": {"name": "by-hand"}, "spec": {"template": blocking}}
     await add_pod(cluster, by_hand, "by-hand-x", phase="Running")
     async with running(jobs_of(tmp_path, api)) as task:
-        await until(lambda: cluster.all("jobs"), 10, "a Job")
+        await until(lambda: cluster.all("jobs"), 60, "a Job")
         [stale] = cluster.all("jobs")
         await cluster.put("cronjobs", cron_job(image="honed-learner-cpu:2"))
         async with api_of(tmp_path, cluster) as other, running(jobs_of(tmp_path, other)) as second:
-            await until(lambda: cluster.object("jobs", stale["metadata"]["name"]) is None, 10, "the older one is gone")
+            await until(lambda: cluster.object("jobs", stale["metadata"]["name"]) is None, 60, "the older one is gone")
             await end_pod(cluster, "by-hand-x", 0)
             name = (await started(cluster))["metadata"]["name"]
             publish_base(tmp_path)
@@ -347,7 +347,7 @@ async def test_a_job_that_outlived_its_cron_job_is_neither_newer_nor_older(
     await cluster.delete("cronjobs", "honed-pretrain")
     await cluster.put("cronjobs", cron_job(image="honed-learner-cpu:4"))
     async with running(jobs_of(tmp_path, api)) as task:
-        await until(lambda: sum(not job["spec"]["suspend"] for job in cluster.all("jobs")) == 2, 10, "the new one may run")
+        await until(lambda: sum(not job["spec"]["suspend"] for job in cluster.all("jobs")) == 2, 60, "the new one may run")
         [new] = [job["metadata"]["name"] for job in cluster.all("jobs") if job["metadata"]["name"] != left]
         publish_base(tmp_path)
         await end_job(cluster, new, "Complete")
@@ -362,7 +362,7 @@ async def test_a_job_that_a_person_made_of_the_template_is_waited_for_and_its_re
     await add_pod(cluster, by_hand, "by-hand-x", phase="Running")
     jobs = jobs_of(tmp_path, api, start_timeout_s=0.02)
     async with running(jobs) as task:
-        await until(lambda: "by-hand-x" in jobs.states()[0].alarm, 10, "the alarm")
+        await until(lambda: "by-hand-x" in jobs.states()[0].alarm, 60, "the alarm")
         publish_base(tmp_path)
         await end_pod(cluster, "by-hand-x", 0)
         await within(task)
@@ -400,12 +400,12 @@ async def test_a_job_that_is_deleted_is_started_again_once_nothing_of_it_runs(
         name = await followed(cluster)
         pod = await add_pod(cluster, (await started(cluster)), "one-x", phase="Running")
         await cluster.delete("jobs", name)
-        await until(lambda: "pods of an earlier job still run" in jobs.states()[0].alarm, 10, "the alarm")
+        await until(lambda: "pods of an earlier job still run" in jobs.states()[0].alarm, 60, "the alarm")
         assert "one-x" in jobs.states()[0].alarm
         [successor] = cluster.all("jobs")
         assert (successor["metadata"]["name"], successor["spec"]["suspend"]) == (name, True)
         await end_pod(cluster, pod["metadata"]["name"], 143)
-        await until(lambda: not (cluster.object("jobs", name) or {})["spec"]["suspend"], 10, "it may run")
+        await until(lambda: not (cluster.object("jobs", name) or {})["spec"]["suspend"], 60, "it may run")
         publish_base(tmp_path)
         await end_job(cluster, name, "Complete")
         await within(task)
@@ -420,9 +420,9 @@ async def test_a_job_that_is_being_deleted_is_started_again_when_it_is_gone(
     await cluster.put("jobs", job)
     jobs = jobs_of(tmp_path, api, start_timeout_s=0.02)
     async with running(jobs):
-        await until(lambda: "is being deleted" in jobs.states()[0].alarm, 10, "the alarm")
+        await until(lambda: "is being deleted" in jobs.states()[0].alarm, 60, "the alarm")
         await cluster.delete("jobs", job["metadata"]["name"])
-        await until(lambda: cluster.asked("create", "jobs") == 2, 10, "it is started again")
+        await until(lambda: cluster.asked("create", "jobs") == 2, 60, "it is started again")
 
 
 async def failed(cluster: Cluster, *, code: int, reason: str, message: str = "", why: str = "", log: str = "") -> str:
@@ -492,7 +492,7 @@ async def test_what_failed_for_a_reason_that_may_pass_is_tried_again_by_a_job_of
             await within(task)
     async with running(jobs) as task:
         second = first.removesuffix("-1") + "-2"
-        await until(lambda: not (cluster.object("jobs", second) or SUSPENDED)["spec"]["suspend"], 10, "the second may run")
+        await until(lambda: not (cluster.object("jobs", second) or SUSPENDED)["spec"]["suspend"], 60, "the second may run")
         publish_base(tmp_path)
         await end_job(cluster, second, "Complete")
         await within(task)
@@ -530,11 +530,11 @@ async def test_the_progress_in_the_pods_log_reaches_whoever_asks(
         name = await followed(cluster)
         await add_pod(cluster, await started(cluster), "one-x", phase="Running")
         cluster.logs["one-x"] = "hello\n" + line(0.25) + "another line\n" + json.dumps({"job_progress": 3}) + "\n"
-        await until(lambda: jobs.progress("pretrain"), 10, "progress")
+        await until(lambda: jobs.progress("pretrain"), 60, "progress")
         assert jobs.progress("pretrain") == JobProgress(0.25, "step 0.25", {"loss": 3.5})
         assert jobs.states()[0].ready
         cluster.logs["one-x"] += line(0.75) + "words\n"
-        await until(lambda: (jobs.progress("pretrain") or JobProgress(0, "")).done == 0.75, 10, "more progress")
+        await until(lambda: (jobs.progress("pretrain") or JobProgress(0, "")).done == 0.75, 60, "more progress")
         publish_base(tmp_path)
         await end_job(cluster, name, "Complete")
         await within(task)
@@ -550,7 +550,7 @@ async def test_a_pod_that_was_replaced_tells_how_it_ended(tmp_path: Path, cluste
         await end_pod(cluster, "one-x", 75, "starting\nhoned: the store does not answer\n")
         await add_pod(cluster, job, "one-y", phase="Running")
         await cluster.change("jobs", name, failed=1)
-        await until(lambda: jobs.states()[0].restarts == 1 and jobs.states()[0].ready, 10, "the second pod")
+        await until(lambda: jobs.states()[0].restarts == 1 and jobs.states()[0].ready, 60, "the second pod")
         assert jobs.states()[0].last_exit == "exit code 75: honed: the store does not answer"
 
 
@@ -588,11 +588,11 @@ async def test_a_job_that_does_not_come_to_run_is_an_alarm_that_says_why(
         name = await followed(cluster)
         if status is not None:
             await add_pod(cluster, await started(cluster), "one-x", **status)
-        await until(lambda: text in jobs.states()[0].alarm, 10, "the alarm")
+        await until(lambda: text in jobs.states()[0].alarm, 60, "the alarm")
         assert jobs.states()[0].alarm.startswith(f"job {name} does not run: ")
         if status is not None:
             await cluster.change("pods", "one-x", phase="Running", conditions=[], containerStatuses=[])
-            await until(lambda: not jobs.states()[0].alarm, 10, "the alarm ends")
+            await until(lambda: not jobs.states()[0].alarm, 60, "the alarm ends")
 
 
 @pytest.mark.parametrize("kind", ["old", "half-open", "half-line", "ended", "cut", "silent", "refused"])
@@ -629,10 +629,10 @@ async def test_a_server_that_is_away_for_long_is_an_alarm_and_ends_nothing(
         await add_pod(cluster, await started(cluster), "one-x", phase="Running")
         cluster.faults = [Fault("refused", 503, matches=on("list", "jobs")) for _ in range(10_000)]
         await cluster.put("jobs", {**(await started(cluster)), "status": {"active": 1}})
-        await until(lambda: "cannot serve this now" in jobs.states()[0].alarm, 10, "the alarm")
+        await until(lambda: "cannot serve this now" in jobs.states()[0].alarm, 60, "the alarm")
         assert not task.done()
         cluster.faults = []
-        await until(lambda: not jobs.states()[0].alarm, 10, "the alarm ends")
+        await until(lambda: not jobs.states()[0].alarm, 60, "the alarm ends")
         publish_base(tmp_path)
         await end_job(cluster, name, "Complete")
         await within(task)

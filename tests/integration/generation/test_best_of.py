@@ -259,10 +259,10 @@ async def test_a_caller_that_leaves_ends_the_scoring(chooser: Chooser) -> None:
     stub, size = await chooser.stub(), chooser.reward.size
     size.gate.clear()
     first = asyncio.ensure_future(stub.Generate(ask(2), timeout=30))
-    await until(size.entered.is_set, 10, "the first call's candidates are being scored")
+    await until(size.entered.is_set, 60, "the first call's candidates are being scored")
     call = stub.Generate(ask(3, seed=90), timeout=30)
     sending = asyncio.ensure_future(call.code())
-    await until(lambda: chooser.reward.batcher.queued == 3, 10, "the second call's candidates wait")
+    await until(lambda: chooser.reward.batcher.queued == 3, 60, "the second call's candidates wait")
     call.cancel()
     await sending
     await asyncio.sleep(0.1)  # the cancellation goes through two services
@@ -276,10 +276,10 @@ async def test_a_caller_that_leaves_ends_the_sampling(chooser: Chooser) -> None:
     stub, frontend = await chooser.stub(), chooser.service.frontend
     call = stub.Generate(ask(4, max_tokens=64, fixed_length=True), timeout=30)
     sending = asyncio.ensure_future(call.code())
-    await until(lambda: frontend.engine.in_flight == 4, 10, "four are in flight", every_s=0.001)
+    await until(lambda: frontend.engine.in_flight == 4, 60, "four are in flight", every_s=0.001)
     call.cancel()
     await sending
-    await until(lambda: frontend.engine.in_flight == 0, 10, "nothing is in flight")
+    await until(lambda: frontend.engine.in_flight == 0, 60, "nothing is in flight")
     assert chooser.reward.size.batches == []
 
 
@@ -287,7 +287,7 @@ async def test_candidates_count_against_the_queue_of_applications(chooser: Choos
     stub, control = await chooser.stub(), chooser.service.control
     await control.Pause(generation_pb2.PauseRequest(), timeout=10)
     waiting = asyncio.ensure_future(stub.Generate(ask(4), timeout=30))
-    await until(lambda: chooser.service.frontend.engine.in_flight == 4, 10, "four are in flight")
+    await until(lambda: chooser.service.frontend.engine.in_flight == 4, 60, "four are in flight")
     code, _, details = await refused(stub.Generate(ask(3), timeout=10))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert any(isinstance(detail, error_details_pb2.RetryInfo) for detail in details)
@@ -296,17 +296,17 @@ async def test_candidates_count_against_the_queue_of_applications(chooser: Choos
 
 
 async def test_a_full_reward_service_is_waited_for_and_told_of_at_the_end(chooser: Chooser) -> None:
-    hasty, stub, size = await chooser.stub(scoring_timeout_s=0.5), await chooser.stub(), chooser.reward.size
+    hasty, stub, size = await chooser.stub(scoring_timeout_s=2.0), await chooser.stub(), chooser.reward.size
     size.gate.clear()
     calls = [asyncio.ensure_future(stub.Generate(ask(2), timeout=30))]
-    await until(size.entered.is_set, 10, "the first call's candidates are being scored")
+    await until(size.entered.is_set, 60, "the first call's candidates are being scored")
     calls.append(asyncio.ensure_future(stub.Generate(ask(4), timeout=30)))
-    await until(lambda: chooser.reward.batcher.queued == 4, 10, "the queue is full")
+    await until(lambda: chooser.reward.batcher.queued == 4, 60, "the queue is full")
     code, text, details = await refused(hasty.Generate(ask(2), timeout=30))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED, text
     assert any(isinstance(detail, error_details_pb2.RetryInfo) for detail in details)
     calls.append(asyncio.ensure_future(stub.Generate(ask(3), timeout=30)))
-    await until(lambda: chooser.service.frontend.engine.in_flight == 0, 10, "the third call's candidates are sampled")
+    await until(lambda: chooser.service.frontend.engine.in_flight == 0, 60, "the third call's candidates are sampled")
     size.gate.set()
     assert [len((await call).samples) for call in calls] == [1, 1, 1]
 

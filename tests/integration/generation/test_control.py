@@ -41,7 +41,7 @@ async def test_requests_in_flight_at_a_push_go_on_and_every_token_tells_the_trut
     base, manifest = await service.serving(), service.publish(0)
     await service.prepare(manifest)
     running = asyncio.ensure_future(generate(service, n=3, seed=4, max_tokens=64, fixed_length=True, logprobs=True))
-    await until(lambda: service.frontend.engine.in_flight == 3, 10, "three are in flight", every_s=0.001)
+    await until(lambda: service.frontend.engine.in_flight == 3, 60, "three are in flight", every_s=0.001)
     committed = await service.commit(manifest)
     answer = await running
     assert committed.requests_carried == 3
@@ -139,7 +139,7 @@ async def test_a_pause_freezes_and_a_resume_lets_go_on(service: Service) -> None
 async def test_a_drain_takes_nothing_new_and_waits_for_what_runs(service: Service) -> None:
     await service.control.Pause(generation_pb2.PauseRequest(), timeout=10)
     running = asyncio.ensure_future(generate(service, seed=1, max_tokens=8))
-    await until(lambda: service.frontend.engine.in_flight == 1, 10, "one is in flight")
+    await until(lambda: service.frontend.engine.in_flight == 1, 60, "one is in flight")
     drain = generation_pb2.DrainRequest(timeout=Duration(nanos=200_000_000))
     assert (await service.control.Drain(drain, timeout=10)).remaining == 1
     request = ask(max_tokens=4)

@@ -119,7 +119,7 @@ async def test_a_bad_field_is_named(service: Service, request_: Any, field: str)
 async def test_overload_is_told_with_the_time_to_come_back_and_harms_nobody_in_flight(service: Service) -> None:
     await service.control.Pause(generation_pb2.PauseRequest(), timeout=10)
     waiting = asyncio.ensure_future(service.public.Generate(ask(n=4, max_tokens=4), timeout=30))
-    await until(lambda: service.frontend.engine.in_flight == 4, 10, "four are in flight")
+    await until(lambda: service.frontend.engine.in_flight == 4, 60, "four are in flight")
     code, _, details = await refused(service.public.Generate(ask(n=3, max_tokens=4), timeout=10))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     retry = [d for d in details if isinstance(d, error_details_pb2.RetryInfo)]
@@ -131,11 +131,11 @@ async def test_overload_is_told_with_the_time_to_come_back_and_harms_nobody_in_f
 async def test_a_caller_that_leaves_frees_the_engine(service: Service) -> None:
     call = service.public.Generate(ask(n=2, max_tokens=64, fixed_length=True), timeout=30)
     sending = asyncio.ensure_future(call.code())
-    await until(lambda: service.frontend.engine.in_flight == 2, 10, "two are in flight", every_s=0.001)
+    await until(lambda: service.frontend.engine.in_flight == 2, 60, "two are in flight", every_s=0.001)
     failed = service.frontend.failed
     call.cancel()
     await sending
-    await until(lambda: service.frontend.engine.in_flight == 0, 10, "nothing is in flight")
+    await until(lambda: service.frontend.engine.in_flight == 0, 60, "nothing is in flight")
     assert service.frontend.failed == failed, "a cancellation is no failure"
 
 
@@ -146,14 +146,14 @@ async def test_a_stream_that_is_left_frees_the_engine(service: Service) -> None:
     await stream.read()
     assert service.frontend.engine.in_flight == 2
     stream.cancel()
-    await until(lambda: service.frontend.engine.in_flight == 0, 10, "nothing is in flight")
+    await until(lambda: service.frontend.engine.in_flight == 0, 60, "nothing is in flight")
 
 
 async def test_a_deadline_frees_the_engine(service: Service) -> None:
     await service.control.Pause(generation_pb2.PauseRequest(), timeout=10)
     code, _, _ = await refused(service.public.Generate(ask(max_tokens=8), timeout=0.3))
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: service.frontend.engine.in_flight == 0, 10, "nothing is in flight")
+    await until(lambda: service.frontend.engine.in_flight == 0, 60, "nothing is in flight")
     await service.control.Resume(generation_pb2.ResumeRequest(), timeout=10)
 
 

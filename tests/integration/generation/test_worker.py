@@ -115,7 +115,7 @@ async def test_training_counts_samples_and_not_prompts(link: RedisLink) -> None:
     rig.engine.go_on.clear()
     await rig.put(10)
     async with rig.worker():
-        await until(lambda: rig.gate.in_flight_of(RequestKind.TRAINING) >= 8, 5, "the window is full")
+        await until(lambda: rig.gate.in_flight_of(RequestKind.TRAINING) >= 8, 60, "the window is full")
         await asyncio.sleep(0.2)
         assert rig.gate.in_flight_of(RequestKind.TRAINING) == 8, "two prompts of four fill the window; no third is taken"
         rig.engine.go_on.set()
@@ -167,7 +167,7 @@ async def test_what_the_engine_refuses_for_now_costs_no_delivery(rig: Rig, fault
     rig.engine.fault = fault
     await rig.put(3)
     async with rig.worker():
-        await until(lambda: len(rig.engine.begun) > 20, 15, "it was tried many times more than there are deliveries")
+        await until(lambda: len(rig.engine.begun) > 20, 60, "it was tried many times more than there are deliveries")
         rig.engine.fault = None
         await rig.rollouts(3)
     assert (await rig.stats()).dead == 0
@@ -179,7 +179,7 @@ async def test_a_prompt_that_was_not_finished_in_time_is_tried_again_without_end
     await rig.put(1)
     async with rig.worker() as worker:
         assert worker.late == ""
-        await until(lambda: len(rig.engine.begun) == 4, 15, "it was tried more often than there are deliveries")
+        await until(lambda: len(rig.engine.begun) == 4, 60, "it was tried more often than there are deliveries")
         assert worker.late == "training prompt r-0 goes back to the queue: the engine did not finish within 600 s"
         rig.engine.fault = None
         await rig.rollouts(1)
@@ -191,7 +191,7 @@ async def test_a_prompt_that_was_not_finished_in_time_is_tried_again_without_end
 async def test_a_prompt_that_no_engine_takes_is_a_dead_letter_at_once(rig: Rig) -> None:
     await rig.put(1, prompt=[1] * 21)
     async with rig.worker():
-        await until(lambda: _dead(rig), 5, "a dead letter")
+        await until(lambda: _dead(rig), 60, "a dead letter")
     assert rig.engine.begun == []
 
 
@@ -203,7 +203,7 @@ async def test_a_prompt_on_which_the_worker_stumbles_is_a_dead_letter_in_the_end
     rig.engine.fault = RuntimeError("a bug")
     await rig.put(1)
     async with rig.worker():
-        await until(lambda: _dead(rig), 10, "a dead letter")
+        await until(lambda: _dead(rig), 60, "a dead letter")
         rig.engine.fault = None
         await rig.put(1)
         await rig.rollouts(1)
@@ -214,7 +214,7 @@ async def test_a_stop_finishes_what_is_in_hand_and_hands_it_on(rig: Rig) -> None
     rig.engine.go_on.clear()
     await rig.put(3)
     async with rig.worker():
-        await until(lambda: len(rig.engine.begun) == 3, 5, "all are in the engine")
+        await until(lambda: len(rig.engine.begun) == 3, 60, "all are in the engine")
         asyncio.get_running_loop().call_later(0.1, rig.engine.go_on.set)
     assert await rig.rollouts(3) == ["r-0/0", "r-1/0", "r-2/0"]
     assert (await rig.stats()).depth == 0
@@ -224,7 +224,7 @@ async def test_a_stop_gives_back_what_the_drain_has_no_time_for(rig: Rig) -> Non
     rig.engine.go_on.clear()
     await rig.put(3)
     async with rig.worker(drain_s=2.1):
-        await until(lambda: len(rig.engine.begun) == 3, 5, "all are in the engine")
+        await until(lambda: len(rig.engine.begun) == 3, 60, "all are in the engine")
     assert len(rig.engine.cancelled) == 3
     taken = await rig.other.take(3)
     assert [delivery.count for delivery in taken] == [1, 1, 1], "at once, and no delivery is counted"
@@ -235,11 +235,11 @@ async def test_work_on_prompts_that_others_took_over_is_cancelled(rig: Rig) -> N
     rig.engine.go_on.clear()
     await rig.put(1)
     async with rig.worker(lease_ms=600):
-        await until(lambda: rig.engine.begun, 5, "it is in the engine")
+        await until(lambda: rig.engine.begun, 60, "it is in the engine")
         stream = rig.keys.stream(PROMPTS)
         entry = (await link_range(rig.link, stream))[0]
         await rig.link.redis.xclaim(stream, "workers", "thief", 0, [entry], justid=True)
-        await until(lambda: rig.engine.cancelled, 5, "it is cancelled")
+        await until(lambda: rig.engine.cancelled, 60, "it is cancelled")
 
 
 async def link_range(link: RedisLink, stream: str) -> list[bytes]:
@@ -251,7 +251,7 @@ async def test_while_it_may_not_work_it_takes_nothing_and_says_why(rig: Rig) -> 
     rig.identity = FailedPrecondition("two runs have the name 'r'")
     await rig.put(1)
     async with rig.worker() as worker:
-        await until(lambda: "two runs" in worker.state, 5, "it says so")
+        await until(lambda: "two runs" in worker.state, 60, "it says so")
         assert (await rig.stats()).pending == 0
         rig.identity = None
         await rig.rollouts(1)
@@ -262,9 +262,9 @@ async def test_one_that_is_behind_or_drains_takes_nothing(rig: Rig) -> None:
     await rig.put(1)
     async with rig.worker() as worker:
         worker.allowed.clear()
-        await until(lambda: "waiting" in worker.state, 5, "it waits")
+        await until(lambda: "waiting" in worker.state, 60, "it waits")
         worker.allowed.set()
-        await until(lambda: worker.state == "draining", 5, "it drains")
+        await until(lambda: worker.state == "draining", 60, "it drains")
         assert rig.engine.begun == []
         rig.frontend.draining = False
         await rig.rollouts(1)
@@ -277,11 +277,11 @@ async def test_a_redis_that_is_away_stops_training_work_and_nothing_else(rig: Ri
         await rig.rollouts(1)
         server.kill()
         try:
-            await until(lambda: "Redis" in worker.state, 10, "it says that Redis is away")
+            await until(lambda: "Redis" in worker.state, 60, "it says that Redis is away")
             async with rig.gate.enter():
                 pass  # applications pass
         finally:
             await asyncio.to_thread(server.start)
         await rig.put(2)
-        await until(lambda: worker.state == WORKING, 10, "it works again")
+        await until(lambda: worker.state == WORKING, 60, "it works again")
         await rig.rollouts(2)

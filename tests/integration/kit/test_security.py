@@ -85,7 +85,7 @@ async def test_above_the_limit_of_calls_a_caller_is_told_to_come_back() -> None:
     async with serving([slow], max_calls=1) as server, open_channel(server) as channel:
         stub = preference_pb2_grpc.PreferenceServiceStub(channel)
         first = asyncio.ensure_future(stub.GetStats(pb.GetStatsRequest(), timeout=5))
-        await asyncio.wait_for(entered.wait(), 5)
+        await asyncio.wait_for(entered.wait(), 30)
         error, _ = await failure(stub.GetStats(pb.GetStatsRequest(), timeout=5))
         assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         release.set()
@@ -107,7 +107,7 @@ async def test_one_connection_has_no_more_calls_in_flight_than_its_limit() -> No
     async with serving([slow], max_streams=1) as server, open_channel(server) as channel:
         stub = preference_pb2_grpc.PreferenceServiceStub(channel)
         first = asyncio.ensure_future(stub.GetStats(pb.GetStatsRequest(), timeout=10))
-        await asyncio.wait_for(entered.wait(), 5)
+        await asyncio.wait_for(entered.wait(), 30)
         error, _ = await failure(stub.GetStats(pb.GetStatsRequest(), timeout=0.5))
         assert (error.code(), inside) == (grpc.StatusCode.DEADLINE_EXCEEDED, 1), "the second one never arrived"
         release.set()

@@ -184,7 +184,7 @@ async def test_watches_of_health_are_limited(running: Running, monkeypatch: pyte
 async def test_a_drain_lets_the_call_in_flight_finish(running: Running) -> None:
     stub = running.stub(read_token(running.tokens / "operator.token"))
     call = asyncio.ensure_future(stub.RecordJudgement(a_judgement("slow"), timeout=1))
-    await asyncio.wait_for(running.servicer.entered.wait(), 5)
+    await asyncio.wait_for(running.servicer.entered.wait(), 30)
     stop = asyncio.ensure_future(running.server.stop())
     running.servicer.release.set()
     assert (await call).id == 1

@@ -251,7 +251,7 @@ async def test_a_call_that_its_caller_cancels_is_made_once() -> None:
         call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(
             pb.GenerateRequest(n=1, prompt={"text": "a"}), timeout=20
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not quick.calls:
                 await asyncio.sleep(0.01)
         call.cancel()
@@ -265,7 +265,7 @@ async def test_a_call_that_its_caller_cancels_is_made_once() -> None:
 async def _refused(address: str) -> None:
     """Waits until the port is closed."""
     host, port = address.split(":")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             try:
                 _, writer = await asyncio.open_connection(host, int(port))

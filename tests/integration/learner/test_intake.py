@@ -84,7 +84,7 @@ def ids(held: list[Held]) -> list[str]:
 async def take_up(taking: Intake, count: int) -> None:
     """Has so many in hand, and waits for more in vain."""
     collecting = asyncio.ensure_future(taking.collect(99, 0))
-    await until(lambda: len(taking._waiting) == count, 20, f"{count} rollouts in hand")
+    await until(lambda: len(taking._waiting) == count, 60, f"{count} rollouts in hand")
     collecting.cancel()
     await asyncio.wait([collecting])
 
@@ -368,7 +368,7 @@ async def test_a_group_leaves_whole_with_its_stale_member_and_after_its_deadline
         held = await taking.collect(2, 2)
         assert {each.episode.group_id for each in held} == {"c"}
         collecting = asyncio.ensure_future(taking.collect(2, 2))
-        await until(lambda: not taking.waiting, 20, "the torn group leaves")
+        await until(lambda: not taking.waiting, 60, "the torn group leaves")
         collecting.cancel()
         await asyncio.wait([collecting])
         await finish(taking, held)

@@ -95,7 +95,7 @@ async def test_a_second_process_on_the_same_directory_ends_with_the_name_of_the_
         async with learner.process() as first:
             await WorkQueue(link, keys, SCORED, "recorder").put(list(recorded(BATCH, BATCH)))
             await learner.checkpointed(1, first)
-            await until(lambda: len(read_pushes(home)) == 1, 30, "it has done what there is to do", every_s=0.1)
+            await until(lambda: len(read_pushes(home)) == 1, 60, "it has done what there is to do", every_s=0.1)
             before = contents(learner.settings.directory)
             learner.log = tmp_path / "second.log"
             async with learner.process() as second:

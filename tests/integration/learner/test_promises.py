@@ -127,13 +127,13 @@ async def test_a_redis_that_lost_its_last_second_makes_no_rollout_train_twice(
         await queue(link, "reward").put(scored(*range(8)))
         shutil.copytree(tmp_path / "redis", before)  # what the disk had a second ago
         async with running(learner):
-            await until(lambda: learner.status.checkpoint_update == 2, 30, "the second checkpoint", every_s=0.005)
+            await until(lambda: learner.status.checkpoint_update == 2, 60, "the second checkpoint", every_s=0.005)
             await asyncio.to_thread(redis.kill)
             shutil.rmtree(tmp_path / "redis")
             shutil.copytree(before, tmp_path / "redis")
             await asyncio.to_thread(redis.start)
             await queue(link, "reward").put(scored(2, 3, 8, 9, 10, 11))  # sampled again: their hand-on was lost too
-            await until(lambda: learner.status.finished, 30, "the learner is done", every_s=0.005)
+            await until(lambda: learner.status.finished, 60, "the learner is done", every_s=0.005)
             stats = await queue(link, "test").stats()
     assert trained(world) == [f"r-{turn}/0" for turn in range(12)]
     assert stats.dropped == {"duplicate": 10}
@@ -157,7 +157,7 @@ async def test_a_redis_that_was_emptied_costs_what_was_in_it_and_nothing_else(wo
             assert board is not None
             assert (board.update, board.turn) == (1, 4), "those who feed go on from here"
             await queue(link, "reward").put(scored(*range(12)))  # at worst, all turns from the first
-            await until(lambda: learner.status.finished, 30, "the learner is done", every_s=0.005)
+            await until(lambda: learner.status.finished, 60, "the learner is done", every_s=0.005)
             assert (await queue(link, "test").stats()).dropped == {"duplicate": 6}
     assert trained(world) == [f"r-{turn}/0" for turn in range(12)]
 
@@ -183,7 +183,7 @@ async def test_a_learner_killed_between_checkpoint_and_acknowledgement_trains_no
             stats = await queue(link, "test").stats()
             assert (stats.acked, stats.dropped, learner.state.intake.waiting) == (BATCH, {}, BATCH)
             async with running(learner):
-                await until(lambda: learner.status.finished, 30, "the learner is done", every_s=0.005)
+                await until(lambda: learner.status.finished, 60, "the learner is done", every_s=0.005)
             stats = await queue(link, "test").stats()
             assert (stats.acked, stats.dropped, stats.depth) == (2 * BATCH, {}, 0)
     assert trained(world) == turns[BATCH:]
@@ -197,14 +197,14 @@ async def test_a_run_whose_newest_checkpoint_is_damaged_finishes_and_every_rollo
     async with RedisLink(redis.url, retry=RetryPolicy(math.inf)) as link:
         await queue(link, "reward").put(scored(*range(12)))
         async with learning(world, link) as first, running(first):
-            await until(lambda: first.status.finished, 30, "the first learner is done", every_s=0.005)
+            await until(lambda: first.status.finished, 60, "the first learner is done", every_s=0.005)
         newest = CheckpointStore(world.home / "checkpoints").list()[-1]
         os.truncate(newest / "optimizer.safetensors", 10)
         async with learning(world, link, fence=2) as second:
             assert second.journal.totals.undone == 4
             await queue(link, "reward").put(scored(12, 13, 14, 15))  # the feeder goes by the learner's own update
             async with running(second):
-                await until(lambda: second.status.finished, 30, "the second learner is done", every_s=0.005)
+                await until(lambda: second.status.finished, 60, "the second learner is done", every_s=0.005)
             totals, stats = second.journal.totals, await queue(link, "test").stats()
     assert trained(world) == [f"r-{turn}/0" for turn in (*range(8), *range(12, 16))]
     assert stats.came_in == 16 == totals.trained + totals.undone + sum(stats.dropped.values())
@@ -219,7 +219,7 @@ async def test_a_learner_killed_between_checkpoints_makes_its_updates_again_and_
         await queue(link, "reward").put(scored(*range(10)))
         async with learning(world, link) as first:
             loop = asyncio.ensure_future(first.loop.run())
-            await until(lambda: first.status.update == 2, 30, "the second update", every_s=0.005)
+            await until(lambda: first.status.update == 2, 60, "the second update", every_s=0.005)
             board = await ProgressBoard(link, KEYS).read()
             assert board is not None
             assert (board.unsaved, (await queue(link, "test").stats()).depth) == (8, 10)
@@ -230,5 +230,5 @@ async def test_a_learner_killed_between_checkpoints_makes_its_updates_again_and_
             assert (second.status.update, second.journal.totals.undone) == (0, 0)
             await queue(link, "reward").put(scored(10, 11))
             async with running(second):
-                await until(lambda: second.status.finished, 30, "the second learner is done", every_s=0.005)
+                await until(lambda: second.status.finished, 60, "the second learner is done", every_s=0.005)
     assert trained(world) == [f"r-{turn}/0" for turn in range(12)]

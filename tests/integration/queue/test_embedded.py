@@ -73,7 +73,7 @@ async def test_what_an_earlier_process_left_behind_can_be_stopped(tmp_path):
     )
     await wait_ready(embedded_redis_url(tmp_path))
     assert await asyncio.to_thread(stop_leftover, tmp_path)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await process.wait() == 0
     assert not stop_leftover(tmp_path)
 

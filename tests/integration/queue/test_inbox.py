@@ -91,7 +91,7 @@ def offering(link, keys, redactor=None, share=1.0, **more) -> ApplicationPrompts
 
 
 async def offered(offers: ApplicationPrompts, *given: generation_pb2.Prompt) -> None:
-    async with offers.running(), asyncio.timeout(10):
+    async with offers.running(), asyncio.timeout(30):
         for prompt in given:
             offers.offer(prompt)
         while sum(offers.outcomes.values()) < len(given):
@@ -100,7 +100,7 @@ async def offered(offers: ApplicationPrompts, *given: generation_pb2.Prompt) -> 
 
 async def test_a_share_of_what_applications_ask_is_offered(link, keys, inbox):
     offers = offering(link, keys, share=0.25)
-    async with offers.running(), asyncio.timeout(10):
+    async with offers.running(), asyncio.timeout(30):
         for number in range(800):
             offers.offer(generation_pb2.Prompt(text=str(number)))
             await asyncio.sleep(0)
@@ -169,7 +169,7 @@ async def test_a_redis_that_is_away_and_a_burst_delay_and_fail_nothing(link, key
         await offer(prompt, limit=limit)
 
     monkeypatch.setattr(offers._inbox, "offer", fail_once)
-    async with offers.running(), asyncio.timeout(10):
+    async with offers.running(), asyncio.timeout(30):
         while offers.outcomes["offered"] < module._BACKLOG - 1:
             await asyncio.sleep(0.005)
     assert offers.outcomes["redis"] == 1

@@ -97,7 +97,7 @@ async def test_losing_the_lease_cancels_the_holders_work(leases, run_out):
     claim = await leases.acquire("learner", "a", 30)
 
     async def hold_and_work() -> None:
-        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
             group.create_task(leases.keep(claim, 30))
             await asyncio.Event().wait()
 
@@ -125,14 +125,14 @@ async def test_a_lease_is_held_as_long_as_the_block_runs_and_released_after_it(l
 async def test_a_block_waits_for_a_dead_predecessors_lease(leases):
     await leases.acquire("learner", "dead", 40)
     reasons: list[LeaseHeld] = []
-    async with asyncio.timeout(5), leases.held("learner", "b", 40, on_wait=reasons.append) as lease:
+    async with asyncio.timeout(30), leases.held("learner", "b", 40, on_wait=reasons.append) as lease:
         assert lease.claim.fence == 2
     assert "is held by dead" in str(reasons[0])
 
 
 async def test_losing_the_lease_cancels_the_block_with_that_error_alone(leases, run_out):
     async def hold_and_lose() -> None:
-        async with asyncio.timeout(5), leases.held("learner", "a", 30):
+        async with asyncio.timeout(30), leases.held("learner", "a", 30):
             await run_out()
             await leases.acquire("learner", "b", LONG)
             await asyncio.Event().wait()
@@ -159,13 +159,13 @@ async def test_an_outage_does_not_end_the_block(leases, monkeypatch):
         renewed.set()
 
     monkeypatch.setattr(leases, "renew", fail_twice)
-    async with asyncio.timeout(5), leases.held("learner", "a", 60) as lease:
+    async with asyncio.timeout(30), leases.held("learner", "a", 60) as lease:
         await renewed.wait()
         await lease.check()
 
 
 async def test_the_holder_raises_its_own_fence_while_it_renews(leases):
-    async with asyncio.timeout(5), leases.held("learner", "a", 15) as lease:
+    async with asyncio.timeout(30), leases.held("learner", "a", 15) as lease:
         old = lease.claim
         for expected in range(2, 12):
             assert (await lease.raise_fence()).fence == expected

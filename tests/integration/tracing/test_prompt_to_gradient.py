@@ -219,7 +219,7 @@ async def test_the_learners_own_process_continues_what_the_entries_carry_and_flu
                 messages = [carried(i, message) for i, message in enumerate(recorded(BATCH, BATCH))]
                 await WorkQueue(link, RunKeys("small"), SCORED, "recorder").put(messages)
                 await learner.checkpointed(1, process)
-                await until(lambda: "1.1" in generator.serving, 20, "the version is pushed")
+                await until(lambda: "1.1" in generator.serving, 60, "the version is pushed")
                 process.terminate()
                 assert await asyncio.wait_for(process.wait(), 30) == 0, learner.log.read_text()[-2000:]
     assert collector.metadata["x-tenant"] == "honed"

@@ -76,7 +76,7 @@ async def test_it_starts_and_ends_nothing(tmp_path: Path) -> None:
 async def test_a_service_that_does_not_come_is_waited_for_under_an_alarm(tmp_path: Path) -> None:
     fleet = make_fleet(tmp_path)
     waiting = asyncio.ensure_future(fleet.start("learner", 0.05))
-    await until(lambda: fleet.states() and fleet.states()[0].alarm, 10, "the alarm")
+    await until(lambda: fleet.states() and fleet.states()[0].alarm, 60, "the alarm")
     assert "no learner service is ready at 127.0.0.1:1: start one by `honed serve learner`" in fleet.states()[0].alarm
     assert not waiting.done()
     waiting.cancel()
@@ -86,7 +86,7 @@ async def test_a_service_that_does_not_come_is_waited_for_under_an_alarm(tmp_pat
 async def test_a_redis_that_does_not_answer_is_waited_for_under_an_alarm(tmp_path: Path) -> None:
     fleet = make_fleet(tmp_path, 1)
     waiting = asyncio.ensure_future(fleet.start_redis(0.05))
-    await until(lambda: fleet.states() and fleet.states()[0].alarm, 10, "the alarm")
+    await until(lambda: fleet.states() and fleet.states()[0].alarm, 60, "the alarm")
     assert fleet.states()[0].alarm.startswith("Redis does not answer")
     await asyncio.sleep(0.2)
     assert not waiting.done()
@@ -99,7 +99,7 @@ async def test_an_alarm_says_why_a_service_does_not_count_as_ready(tmp_path: Pat
     service.refusing = True
     fleet = make_fleet(tmp_path, port)
     waiting = asyncio.ensure_future(fleet.start("learner", 0.05))
-    await until(lambda: fleet.states() and fleet.states()[0].alarm, 10, "the alarm")
+    await until(lambda: fleet.states() and fleet.states()[0].alarm, 60, "the alarm")
     assert "(this bearer token is unknown; every service needs the same tokens" in fleet.states()[0].alarm
     service.refusing = False
     async with asyncio.timeout(10):
@@ -116,9 +116,9 @@ async def test_a_service_that_is_lost_later_is_not_ready_until_it_is_back(
     [state] = fleet.states()
     async with fleet.watched():
         service.refusing = True
-        await until(lambda: state.alarm and not state.ready, 10, "it is missed")
+        await until(lambda: state.alarm and not state.ready, 60, "it is missed")
         service.refusing = False
-        await until(lambda: state.ready and not state.alarm, 10, "it is back")
+        await until(lambda: state.ready and not state.alarm, 60, "it is back")
 
 
 async def test_without_the_address_of_a_service_it_says_which_one_to_set(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ async def test_without_the_address_of_a_service_it_says_which_one_to_set(tmp_pat
 async def test_pretraining_elsewhere_is_done_when_the_base_version_is_in_the_store(tmp_path: Path) -> None:
     fleet = make_fleet(tmp_path)
     waiting = asyncio.ensure_future(fleet.run_job("pretrain"))
-    await until(lambda: fleet.states() and fleet.states()[0].alarm, 10, "the alarm")
+    await until(lambda: fleet.states() and fleet.states()[0].alarm, 60, "the alarm")
     assert "run `honed job pretrain` once with this run's settings" in fleet.states()[0].alarm
     assert not waiting.done()
     version = tmp_path / "run" / "policy" / "small" / "0.0"

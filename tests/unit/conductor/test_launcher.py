@@ -73,7 +73,7 @@ async def test_a_service_that_dies_too_often_is_an_alarm_with_the_end_of_its_log
     with pytest.raises(Unavailable, match=r"one died 3 times in 600 s, last: exit code 3") as raised:
         await launcher.start(spec("one", DIES, ready=never.wait), 30)
     assert "the disk is full" in str(raised.value)
-    await until(lambda: process(launcher, "one").restarts > 5, 30, "it is started for ever")
+    await until(lambda: process(launcher, "one").restarts > 5, 60, "it is started for ever")
 
 
 async def test_a_repeated_start_waits_for_the_first_one_and_starts_nothing(launcher: ProcessLauncher) -> None:
@@ -88,7 +88,7 @@ async def test_a_repeated_start_waits_for_the_first_one_and_starts_nothing(launc
     pid = process(launcher, "one").pid
     assert process(launcher, "one").alarm == "one was not ready within 0.3 s"
     ready.set()
-    await until(lambda: process(launcher, "one").ready, 30, "it comes")
+    await until(lambda: process(launcher, "one").ready, 60, "it comes")
     await launcher.start(late, 30)
     state = process(launcher, "one")
     assert (state.pid, state.restarts, state.alarm) == (pid, 0, "")
@@ -97,7 +97,7 @@ async def test_a_repeated_start_waits_for_the_first_one_and_starts_nothing(launc
 async def test_old_restarts_are_forgotten(tmp_path: Path) -> None:
     launcher = ProcessLauncher(tmp_path, Limits(restarts=2, window_s=0.001))
     starting = asyncio.ensure_future(launcher.start(spec("one", DIES, ready=asyncio.Event().wait), 30))
-    await until(lambda: launcher.states() and process(launcher, "one").restarts > 5, 30, "six deaths, each in its own window")
+    await until(lambda: launcher.states() and process(launcher, "one").restarts > 5, 60, "six deaths, each in its own window")
     assert not process(launcher, "one").alarm
     starting.cancel()
     await launcher.stop()
@@ -121,9 +121,9 @@ async def test_a_service_that_hangs_is_killed_and_started_again(launcher: Proces
     first = process(launcher, "one").pid
     await asyncio.sleep(0.1)
     answers.clear()
-    await until(lambda: process(launcher, "one").restarts == 1, 30, "it is started again")
+    await until(lambda: process(launcher, "one").restarts == 1, 60, "it is started again")
     answers.set()
-    await until(lambda: process(launcher, "one").pid not in (None, first), 30, "it runs")
+    await until(lambda: process(launcher, "one").pid not in (None, first), 60, "it runs")
     assert process(launcher, "one").last_exit == "hung; killed"
 
 
@@ -136,7 +136,7 @@ async def test_a_service_that_still_loads_is_not_taken_for_hung(launcher: Proces
         raise ConnectionError("the port is not open yet")
 
     await launcher.start(spec("one", SLEEP, alive=alive), 30)
-    await until(lambda: asked > 6, 30, "many probes without an answer")
+    await until(lambda: asked > 6, 60, "many probes without an answer")
     assert process(launcher, "one").restarts == 0
 
 
@@ -154,7 +154,7 @@ async def test_a_service_stands_back_among_processes_and_among_sessions(launcher
     await launcher.start(spec("one", SLEEP, nice=5), 30)
     pid = process(launcher, "one").pid
     assert pid is not None
-    await until(lambda: behind(pid) == (5, 5), 30, "it stands back")
+    await until(lambda: behind(pid) == (5, 5), 60, "it stands back")
 
 
 async def test_a_newcomer_stands_back_until_it_is_ready(launcher: ProcessLauncher) -> None:
@@ -164,8 +164,8 @@ async def test_a_newcomer_stands_back_until_it_is_ready(launcher: ProcessLaunche
         await ready.wait()
 
     starting = asyncio.ensure_future(launcher.start(spec("one", SLEEP, ready=wait, starting_nice=5), 30))
-    pid = await until(lambda: launcher.states() and process(launcher, "one").pid, 30, "it runs")
-    await until(lambda: behind(pid) == (5, 5), 30, "it stands back")
+    pid = await until(lambda: launcher.states() and process(launcher, "one").pid, 60, "it runs")
+    await until(lambda: behind(pid) == (5, 5), 60, "it stands back")
     ready.set()
     await starting
     among_processes, among_sessions = behind(pid)
@@ -188,8 +188,8 @@ async def test_one_service_is_ended_and_forgotten(launcher: ProcessLauncher) -> 
 
 async def test_a_log_is_rotated_while_the_service_writes(launcher: ProcessLauncher, tmp_path: Path) -> None:
     await launcher.start(spec("one", "import time\nwhile True: print('x' * 99, flush=True); time.sleep(0.005)"), 30)
-    await until(lambda: (tmp_path / "one.log.1").exists(), 30, "the log is rotated")
-    await until(lambda: (tmp_path / "one.log").stat().st_size > 0, 30, "it goes on")
+    await until(lambda: (tmp_path / "one.log.1").exists(), 60, "the log is rotated")
+    await until(lambda: (tmp_path / "one.log").stat().st_size > 0, 60, "it goes on")
     assert (tmp_path / "one.log.1").stat().st_size > 1000
 
 
@@ -200,7 +200,7 @@ async def test_a_service_is_ready_when_it_says_so_and_no_sooner(launcher: Proces
         await ready.wait()
 
     starting = asyncio.ensure_future(launcher.start(spec("one", SLEEP, ready=wait), 30))
-    await until(lambda: launcher.states() and process(launcher, "one").pid, 30, "it runs")
+    await until(lambda: launcher.states() and process(launcher, "one").pid, 60, "it runs")
     assert not starting.done()
     assert not process(launcher, "one").ready
     ready.set()
@@ -215,24 +215,24 @@ async def test_a_service_that_is_not_ready_in_time_is_named(launcher: ProcessLau
 
 async def test_a_stop_ends_children_of_children_too(launcher: ProcessLauncher, tmp_path: Path) -> None:
     await launcher.start(spec("parent", PARENT), 30)
-    text = await until(lambda: (tmp_path / "parent.log").read_text().strip(), 30, "the parent tells its child's pid")
+    text = await until(lambda: (tmp_path / "parent.log").read_text().strip(), 60, "the parent tells its child's pid")
     grandchild, child = int(text), process(launcher, "parent").pid
     assert alive(grandchild)
     await launcher.stop()
     assert child is not None
-    await until(lambda: not alive(child) and not alive(grandchild), 10, "both are gone")
+    await until(lambda: not alive(child) and not alive(grandchild), 60, "both are gone")
 
 
 async def test_a_killed_service_leaves_no_children_behind(launcher: ProcessLauncher, tmp_path: Path) -> None:
     await launcher.start(spec("parent", PARENT), 30)
-    text = await until(lambda: (tmp_path / "parent.log").read_text().strip(), 30, "the parent tells its child's pid")
+    text = await until(lambda: (tmp_path / "parent.log").read_text().strip(), 60, "the parent tells its child's pid")
     await kill(launcher, "parent", 30)
-    await until(lambda: not alive(int(text)), 10, "the first one's child is gone")
+    await until(lambda: not alive(int(text)), 60, "the first one's child is gone")
 
 
 async def test_who_ignores_the_polite_signal_is_killed(launcher: ProcessLauncher, tmp_path: Path) -> None:
     await launcher.start(spec("one", STUBBORN), 30)
-    await until(lambda: "up" in (tmp_path / "one.log").read_text(), 30, "it runs")
+    await until(lambda: "up" in (tmp_path / "one.log").read_text(), 60, "it runs")
     pid = process(launcher, "one").pid
     assert pid is not None
     async with asyncio.timeout(20):
@@ -294,5 +294,5 @@ asyncio.run(main())
         assert alive(pid)
         os.kill(supervisor.pid, signal.SIGKILL)
         await supervisor.wait()
-    await until(lambda: not alive(pid), 10, "the child is gone")
+    await until(lambda: not alive(pid), 60, "the child is gone")
     supervisor._transport.close()  # type: ignore[attr-defined]

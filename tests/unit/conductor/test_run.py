@@ -148,10 +148,10 @@ async def test_training_waits_for_judgements_and_says_how_to_bring_some(
     run, fleet = make_run(tmp_path, target)
     service.by_kind = {"thumbs": 3}  # nothing that orders two texts
     executing = asyncio.ensure_future(run.execute())
-    await until(lambda: "honed judge import" in run.state.doing, 10, "it waits")
+    await until(lambda: "honed judge import" in run.state.doing, 60, "it waits")
     assert fleet.jobs == ["pretrain"]
     service.by_kind = {"thumbs": 3, "pairwise": 1}
-    await until(lambda: fleet.jobs == ["pretrain", "reward-model"], 10, "the job runs")
+    await until(lambda: fleet.jobs == ["pretrain", "reward-model"], 60, "the job runs")
     assert "waiting" not in run.state.doing
     run.stopping.set()
     await executing
@@ -204,9 +204,9 @@ async def test_a_job_that_may_succeed_later_is_tried_again_under_an_alarm(
     run, fleet = make_run(tmp_path, target)
     fleet.failing = {"pretrain": [Unavailable("pretrain failed (killed by SIGKILL)")] * 3}
     executing = asyncio.ensure_future(run.execute())
-    await until(run.alarms, 10, "an alarm")
+    await until(run.alarms, 60, "an alarm")
     assert run.alarms() == ["pretraining: pretrain failed (killed by SIGKILL); it is tried again"]
-    await until(lambda: fleet.jobs == ["pretrain"] * 4 + ["reward-model"], 10, "the run goes on")
+    await until(lambda: fleet.jobs == ["pretrain"] * 4 + ["reward-model"], 60, "the run goes on")
     assert run.alarms() == []
     run.stopping.set()
     await executing
@@ -221,8 +221,8 @@ async def test_a_preference_service_that_is_killed_during_the_import_ends_no_run
     pairs.write_text("".join(f'{{"prompt": "", "chosen": "good {i}", "rejected": "bad"}}\n' for i in range(3)))
     run, _ = make_run(tmp_path, target, data={"judgements": [{"file": str(pairs), "format": "trl"}]})
     executing = asyncio.ensure_future(run.execute())
-    await until(lambda: "import of judgements" in run.state.alarms, 10, "an alarm")
-    await until(lambda: run.state.imported == 3, 10, "the import ends")
+    await until(lambda: "import of judgements" in run.state.alarms, 60, "an alarm")
+    await until(lambda: run.state.imported == 3, 60, "the import ends")
     assert len(service.keys) == 3
     assert run.alarms() == []
     run.stopping.set()
@@ -248,7 +248,7 @@ async def test_a_learner_that_dies_again_and_again_ends_only_a_run_that_is_to_en
     service.by_kind = {"pairwise": 1}
     run, fleet = make_run(tmp_path, target)
     executing = asyncio.ensure_future(run.execute(end_on_failure=end_on_failure))
-    await until(lambda: run.state.phase == conductor_pb2.RUN_PHASE_PPO, 10, "the learner starts")
+    await until(lambda: run.state.phase == conductor_pb2.RUN_PHASE_PPO, 60, "the learner starts")
     fleet.learner.alarm = "learner died 11 times in 600 s"
     if end_on_failure:
         with pytest.raises(Unavailable, match="learner died 11 times"):
@@ -269,7 +269,7 @@ async def test_a_scorer_that_never_gives_a_score_ends_only_a_run_that_is_to_end_
     service.by_kind = {"pairwise": 1}
     run, _ = make_run(tmp_path, target)
     executing = asyncio.ensure_future(run.execute(end_on_failure=end_on_failure))
-    await until(lambda: run.state.phase == conductor_pb2.RUN_PHASE_PPO, 10, "the learner starts")
+    await until(lambda: run.state.phase == conductor_pb2.RUN_PHASE_PPO, 60, "the learner starts")
     facts = {"alarm": "scorer 'f' returned nan: mend it", "broken": "scorer 'f' returned nan"}
     await run.roster.note({"reward": [Member("reward-0", "b:1", facts=facts)]})
     assert "reward-0: scorer 'f' returned nan: mend it" in run.alarms()
@@ -298,10 +298,10 @@ async def test_a_finished_run_trains_on_when_its_learner_goes_back_whoever_asked
     monkeypatch.setattr(run, "_loop", train)
     run.state.enter(conductor_pb2.RUN_PHASE_FINISHED, "done")
     standing_by = asyncio.ensure_future(run.stand_by())
-    await until(lambda: run.state.learner is not None, 10, "it looks")
+    await until(lambda: run.state.learner is not None, 60, "it looks")
     assert trained == []
     service.go_back(2, fence=2)
-    await until(lambda: trained == [2] and run.state.phase == conductor_pb2.RUN_PHASE_FINISHED, 10, "it trains on")
+    await until(lambda: trained == [2] and run.state.phase == conductor_pb2.RUN_PHASE_FINISHED, 60, "it trains on")
     run.stopping.set()
     await standing_by
 
@@ -323,13 +323,13 @@ async def test_training_that_fails_after_a_roll_back_leaves_serving_alone_and_go
     monkeypatch.setattr(run, "_loop", train)
     service.go_back(2, fence=2)
     standing_by = asyncio.ensure_future(run.stand_by())
-    await until(lambda: run.state.error == "the tokenizer is damaged", 10, "the first failure")
+    await until(lambda: run.state.error == "the tokenizer is damaged", 60, "the first failure")
     service.go_back(1, fence=3)
-    await until(lambda: run.state.error == "the streams were not empty", 10, "the second failure")
+    await until(lambda: run.state.error == "the streams were not empty", 60, "the second failure")
     assert run.alarms() == ["training failed, serving goes on: the streams were not empty"]
     assert (tries, standing_by.done()) == ([2, 1], False)
     service.go_back(0, fence=4)
-    await until(lambda: run.state.phase == conductor_pb2.RUN_PHASE_FINISHED, 10, "the third try succeeds")
+    await until(lambda: run.state.phase == conductor_pb2.RUN_PHASE_FINISHED, 60, "the third try succeeds")
     assert run.alarms() == []
     run.stopping.set()
     await standing_by
@@ -354,7 +354,7 @@ async def test_honed_up_goes_on_serving_after_any_failure_of_training(
         monkeypatch.setattr(f"honed.kit.log.{name}", lambda *_: None)
     run.workspace.root.mkdir(parents=True)
     up = asyncio.ensure_future(_up(run.settings, exit_on_failure=False))
-    await until(lambda: run.state.error == "what a library raises", 10, "the failure")
+    await until(lambda: run.state.error == "what a library raises", 60, "the failure")
     await asyncio.sleep(0.2)
     assert not up.done()
     run.stopping.set()

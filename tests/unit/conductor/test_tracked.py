@@ -69,7 +69,7 @@ async def test_one_run_of_mlflow_has_the_phases_the_updates_and_the_report_over_
         run.state.enter(conductor_pb2.RUN_PHASE_PRETRAIN, "training the language model")
         for step in (1, 2):
             fleet.progress = JobProgress(0.1 * step, f"step {step}", {"loss": 1.0 / step}, "pretrain", step)
-            await until(lambda step=step: len(list(record.read_phases(run.workspace.phase_curves))) == step, 10, "it is noted")
+            await until(lambda step=step: len(list(record.read_phases(run.workspace.phase_curves))) == step, 60, "it is noted")
         run.state.enter(conductor_pb2.RUN_PHASE_PPO, "online loop")
         run.state.loop_started_at = time.time()
         for step in (1, 2):

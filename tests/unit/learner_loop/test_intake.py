@@ -65,7 +65,7 @@ def sampled_by(message: Message, fence: int, step: int) -> Message:
 async def cut_short(intake: Intake, step: int) -> None:
     """A wait for a batch that ends while its first entry is being ended."""
     collecting = asyncio.ensure_future(intake.collect(9, step))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while intake._ending is None:
             await asyncio.sleep(0.001)
     collecting.cancel()
@@ -77,7 +77,7 @@ async def settled(intake: Intake, queue: Queue) -> list[tuple[str, str]]:
     """How everything has ended, once the gate is open."""
     queue.gate.set()
     collecting = asyncio.ensure_future(intake.collect(9, 9))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while intake._ending is not None:
             await asyncio.sleep(0.001)
     collecting.cancel()
@@ -118,7 +118,7 @@ async def test_what_redis_gave_in_the_turn_in_which_the_wait_was_cancelled_is_in
     monkeypatch.setattr(queue, "take", lambda count, block_ms: answer)
     intake = intake_of(queue, pad=1)
     collecting = asyncio.ensure_future(intake.collect(1, 0))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while intake._taking is None:
             await asyncio.sleep(0)
     answer.set_result(queue.waiting)
@@ -126,7 +126,7 @@ async def test_what_redis_gave_in_the_turn_in_which_the_wait_was_cancelled_is_in
     await asyncio.wait([collecting])
     assert collecting.cancelled()
     monkeypatch.setattr(queue, "take", empty.take)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         assert [held.rollout_id for held in await intake.collect(1, 0)] == [message.id]
 
 
@@ -181,7 +181,7 @@ async def test_the_others_of_a_group_of_which_one_cannot_train_leave_as_they_com
     queue = Queue([broken(messages[0]), *messages[1:5], late, *messages[5:]])
     queue.gate.set()
     intake = intake_of(queue, pad=1, group=2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         batches = [[held.rollout_id for held in await intake.collect(size, 0)] for size in (4, 2)]
     assert [each for batch in batches for each in batch] == [message.id for message in messages[1:]]
     assert sorted(queue.ended) == sorted([(messages[0].id, "dead"), (late.id, "incomplete_group")])
@@ -200,7 +200,7 @@ async def test_a_group_is_not_given_up_while_the_rest_of_it_stands_in_the_stream
     queue.gate.set()
     typed, settings = cast(Any, queue), IntakeSettings(1, group=2, group_timeout_s=600.0)
     intake = Intake(typed, Holding(typed), Vocabulary(258), settings, TrainedIds("small"), clock=lambda: now[0])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert [held.rollout_id for held in await intake.collect(2, 0)] == [b0.id, b1.id]
         queue.waiting.append(Delivery("9-0", a1, 1, "me", "scored"))
         now[0] = 700.0

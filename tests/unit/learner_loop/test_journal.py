@@ -181,7 +181,7 @@ async def test_a_follower_sees_old_updates_and_new_ones_once_and_those_made_agai
         while len(seen) < count:
             await asyncio.sleep(0)
 
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         group.create_task(follow())
         await reached(2)
         journal.add_update(update(4))

@@ -279,7 +279,7 @@ async def test_a_learner_that_loses_its_lease_between_store_and_push_commits_not
 async def test_a_paused_learner_trains_nothing_until_it_goes_on(world: World) -> None:
     learner = await world.start(paused=True)
     running = asyncio.ensure_future(world.to_the_end(learner))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while learner.status.state != learner_pb2.LEARNER_STATE_PAUSED:
             await asyncio.sleep(0.001)
     assert len(world.intake.batches) == 3

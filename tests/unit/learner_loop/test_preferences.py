@@ -145,7 +145,7 @@ async def test_it_waits_for_judgements_and_for_the_service(caplog):
     assert not waiting.done()
     assert caplog.records[-1].reason.startswith("there is no pair yet")
     recorded.add(3)
-    assert len(await asyncio.wait_for(waiting, 5)) == 3
+    assert len(await asyncio.wait_for(waiting, 30)) == 3
 
 
 async def test_a_wait_can_be_ended_and_what_does_not_pass_is_raised():
@@ -195,7 +195,7 @@ async def test_nothing_is_frozen_while_no_judgement_comes_and_a_restart_finds_th
     waiting.cancel()
     assert recorded.frozen == {}
     recorded.add(3)
-    assert len(await asyncio.wait_for(source(recorded).collect(3, 0), 5)) == 3
+    assert len(await asyncio.wait_for(source(recorded).collect(3, 0), 30)) == 3
 
 
 async def test_judgements_that_are_of_no_use_are_frozen_once_and_not_again_after_a_restart():
@@ -210,7 +210,7 @@ async def test_judgements_that_are_of_no_use_are_frozen_once_and_not_again_after
     await asyncio.wait([waiting])
     assert len(recorded.frozen) == 1
     recorded.examples = read
-    assert len(await asyncio.wait_for(source(recorded).collect(3, 0), 5)) == 3
+    assert len(await asyncio.wait_for(source(recorded).collect(3, 0), 30)) == 3
     assert len(recorded.frozen) == 2
 
 

@@ -33,7 +33,7 @@ async def test_a_generator_that_prepares_slowly_keeps_no_other_at_the_old_versio
 
     slow.PrepareVersion = slowly  # type: ignore[method-assign]
     pushing = asyncio.ensure_future(world.pusher().push(await published(world, 1)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while quick.serving != "1.1":
             await asyncio.sleep(0.001)
     assert slow.calls == []

@@ -52,7 +52,7 @@ async def waiting(writer: GroupCommit, keys: Sequence[str], commits: Commits) ->
 
 
 async def test_who_arrives_during_a_commit_shares_the_next(commits: Commits) -> None:
-    async with asyncio.timeout(10), GroupCommit(commits) as writer:
+    async with asyncio.timeout(30), GroupCommit(commits) as writer:
         tasks = await waiting(writer, ["1", "2", "3", "4"], commits)
         commits.gate.set()
         outcomes = await asyncio.gather(*tasks)
@@ -61,7 +61,7 @@ async def test_who_arrives_during_a_commit_shares_the_next(commits: Commits) -> 
 
 
 async def test_a_group_ends_at_its_limits_and_keeps_the_order(commits: Commits) -> None:
-    async with asyncio.timeout(10), GroupCommit(commits, GroupOptions(rows=2)) as writer:
+    async with asyncio.timeout(30), GroupCommit(commits, GroupOptions(rows=2)) as writer:
         tasks = await waiting(writer, ["1", "2", "3", "4"], commits)
         commits.gate.set()
         await asyncio.gather(*tasks)
@@ -69,7 +69,7 @@ async def test_a_group_ends_at_its_limits_and_keeps_the_order(commits: Commits) 
 
 
 async def test_large_contents_are_committed_apart(commits: Commits) -> None:
-    async with asyncio.timeout(10), GroupCommit(commits, GroupOptions(content_bytes=1)) as writer:
+    async with asyncio.timeout(30), GroupCommit(commits, GroupOptions(content_bytes=1)) as writer:
         tasks = await waiting(writer, ["1", "2", "3"], commits)
         commits.gate.set()
         await asyncio.gather(*tasks)
@@ -77,7 +77,7 @@ async def test_large_contents_are_committed_apart(commits: Commits) -> None:
 
 
 async def test_a_failed_commit_fails_its_callers_and_no_others(commits: Commits) -> None:
-    async with asyncio.timeout(10), GroupCommit(commits) as writer:
+    async with asyncio.timeout(30), GroupCommit(commits) as writer:
         commits.error = Unavailable("gone")
         commits.gate.set()
         with pytest.raises(Unavailable, match="gone"):
@@ -87,7 +87,7 @@ async def test_a_failed_commit_fails_its_callers_and_no_others(commits: Commits)
 
 
 async def test_a_caller_that_left_does_not_stop_its_commit(commits: Commits) -> None:
-    async with asyncio.timeout(10), GroupCommit(commits) as writer:
+    async with asyncio.timeout(30), GroupCommit(commits) as writer:
         first, second = await waiting(writer, ["1", "2"], commits)
         first.cancel()
         commits.gate.set()
@@ -98,7 +98,7 @@ async def test_a_caller_that_left_does_not_stop_its_commit(commits: Commits) -> 
 
 
 async def test_closing_commits_what_waits_and_refuses_what_comes(commits: Commits) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         writer = GroupCommit(commits)
         async with writer:
             tasks = await waiting(writer, ["1", "2"], commits)
@@ -109,7 +109,7 @@ async def test_closing_commits_what_waits_and_refuses_what_comes(commits: Commit
 
 
 async def test_no_room_refuses_or_waits_as_the_caller_wants(commits: Commits) -> None:
-    async with asyncio.timeout(10), GroupCommit(commits, GroupOptions(waiting=1)) as writer:
+    async with asyncio.timeout(30), GroupCommit(commits, GroupOptions(waiting=1)) as writer:
         tasks = await waiting(writer, ["1", "2"], commits)
         with pytest.raises(Overloaded):
             await writer.submit([row("3")], wait_for_room=False)
@@ -122,7 +122,7 @@ async def test_no_room_refuses_or_waits_as_the_caller_wants(commits: Commits) ->
 
 async def test_what_waits_is_bounded_by_its_bytes_too(commits: Commits) -> None:
     size = len(row("1").content)
-    async with asyncio.timeout(10), GroupCommit(commits, GroupOptions(waiting_bytes=2 * size)) as writer:
+    async with asyncio.timeout(30), GroupCommit(commits, GroupOptions(waiting_bytes=2 * size)) as writer:
         tasks = await waiting(writer, ["1", "2", "3"], commits)
         with pytest.raises(Overloaded, match=rf"2 judgements of {2 * size} bytes wait"):
             await writer.submit([row("4")], wait_for_room=False)
@@ -156,12 +156,12 @@ async def test_by_default_no_more_than_128_mib_wait(commits: Commits) -> None:
 
 async def test_one_submission_always_fits_where_nothing_waits(commits: Commits) -> None:
     commits.gate.set()
-    async with asyncio.timeout(10), GroupCommit(commits, GroupOptions(waiting_bytes=1)) as writer:
+    async with asyncio.timeout(30), GroupCommit(commits, GroupOptions(waiting_bytes=1)) as writer:
         assert await writer.submit([row("1"), row("2")], wait_for_room=False)
 
 
 async def test_who_waits_for_room_when_the_writer_ends_is_told_so(commits: Commits) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async with GroupCommit(commits, GroupOptions(waiting=1)) as writer:
             tasks = await waiting(writer, ["1", "2"], commits)
             patient = asyncio.create_task(writer.submit([row("3")], wait_for_room=True))

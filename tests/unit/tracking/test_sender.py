@@ -88,7 +88,7 @@ class World:
                 await task
 
     async def arrives(self, steps: list[int]) -> None:
-        await until(lambda: self.ledger.steps == steps, 10, f"{self.ledger.steps} becomes {steps}")
+        await until(lambda: self.ledger.steps == steps, 60, f"{self.ledger.steps} becomes {steps}")
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ async def test_what_a_tracker_missed_is_sent_when_it_is_back_and_said_once(
         async with world.sending(alarm_after_s=0.1):
             for step in (1, 2, 3):
                 await world.learner.train(step)
-            await until(lambda: bool(world.alarms), 10, "it has been away for long")
+            await until(lambda: bool(world.alarms), 60, "it has been away for long")
             world.ledger.away = False
             await world.arrives([1, 2, 3])
             await world.learner.train(4)
