@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from honed.artifacts.version import VersionId
-from honed.generation.hf.decoder import sample
+from honed.generation.hf.sampling import sample
 from honed.generation.requests import EngineLimits, EngineRequest, Sampling, Span, check_request
 from honed.generation.vllm.outputs import _spans
 from honed.generation.vllm.settings import vllm_version
@@ -94,8 +94,8 @@ def test_a_stop_text_is_never_shown_not_even_its_beginning(data: str, stops: tup
 
 def draw(logits: list[float], sampling: Sampling, times: int = 4000) -> tuple[Counter[int], dict[int, float]]:
     generator = torch.Generator().manual_seed(0)
-    drawn = [sample(torch.tensor(logits), sampling, generator) for _ in range(times)]
-    return Counter(token for token, _ in drawn), dict(drawn)
+    tokens, logprobs = sample(torch.tensor([logits] * times), [sampling] * times, [generator] * times)
+    return Counter(tokens), dict(zip(tokens, logprobs, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,37 @@ def test_the_recorded_logprob_is_the_frequency(sampling: Sampling) -> None:
 
 
 def test_greedy_takes_the_largest_and_records_the_models_own_logprob() -> None:
-    token, logprob = sample(torch.tensor([0.0, 3.0, 1.0]), Sampling(1, temperature=0.0), torch.Generator())
+    [token], [logprob] = sample(torch.tensor([[0.0, 3.0, 1.0]]), [Sampling(1, temperature=0.0)], [torch.Generator()])
     assert token == 1
     assert logprob == pytest.approx(3.0 - math.log(1 + math.exp(3) + math.exp(1)), abs=1e-6)
+
+
+def test_what_is_drawn_together_is_what_is_drawn_alone() -> None:
+    """Greedy beside top-k beside top-p, each with its own source of randomness."""
+    logits = torch.randn(60, 50, generator=torch.Generator().manual_seed(2)) * 3
+    kinds = [
+        Sampling(1),
+        Sampling(1, temperature=0, top_k=3),
+        Sampling(1, top_k=4),
+        Sampling(1, top_p=0.6),
+        Sampling(1, 0.7, 0.9, 99),
+    ]
+    samplings = [kinds[i % len(kinds)] for i in range(60)]
+
+    def sources() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(i) for i in range(60)]
+
+    together = sample(logits, samplings, sources())
+    alone = [sample(logits[i : i + 1], samplings[i : i + 1], sources()[i : i + 1]) for i in range(60)]
+    assert together[0] == [tokens[0] for tokens, _ in alone]
+    assert together[1] == pytest.approx([logprobs[0] for _, logprobs in alone], abs=1e-6)
+
+
+def test_a_token_without_probability_is_never_drawn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]] * 2000)
+    tokens, _ = sample(logits, [Sampling(1)] * 2000, [generator] * 2000)
+    assert set(tokens) == {1, 3}
 
 
 def test_spans_of_a_part_are_cut_from_the_whole() -> None:

@@ -21,7 +21,8 @@ from honed.artifacts.version import VersionId
 from honed.generation.candidate import Candidate
 from honed.generation.engine import CommitSettings, InitialVersion
 from honed.generation.gate import Claim
-from honed.generation.hf.decoder import Decoder, Row, make_row
+from honed.generation.hf.decoder import Decoder
+from honed.generation.hf.row import Row, make_row
 from honed.generation.requests import Chunk, EngineLimits, EngineRequest, check_request
 from honed.generation.swap import VersionSwap, WeightHost
 from honed.generation.swapping import EngineOptions, SwappingEngine
