@@ -47,6 +47,8 @@ def make_engine(
             dtype=section.dtype,
             max_model_len=section.max_model_tokens,
             max_batch=section.max_num_seqs,
+            max_batched_tokens=section.max_batched_tokens,
+            threads=section.threads,
             staged_load=section.staged_load,
         ),
         commit,

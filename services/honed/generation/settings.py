@@ -26,13 +26,13 @@ class GenerationSettings(ReplicatedSettings):
         0.95, description="Of the engine and of its queue, what applications have when they need it; training has the rest."
     )
     max_num_seqs: Positive = Field(64, description="Samples that the engine runs at once.")
-    kv_cache_gib: Rate = Field(2.0, description="KV cache on a machine without a GPU.")
+    kv_cache_gib: Rate = Field(2.0, description="vLLM's KV cache on a machine without a GPU.")
     threads: Positive = Field(1, description="Compute threads of the engine on a machine without a GPU.")
     weights_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of published versions.")
-    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = Field(0.85, description="Share of a GPU's memory for the engine.")
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = Field(0.85, description="Share of a GPU's memory for vLLM.")
     cuda_graphs: bool | None = Field(None, description="Compile and replay CUDA graphs. Unset: on a GPU yes; a CPU cannot.")
     max_batched_tokens: Positive = Field(2048, description="Tokens that one step of the engine processes, prompts included.")
-    tensor_parallel: Positive = Field(1, description="GPUs that share the model.")
+    tensor_parallel: Positive = Field(1, description="GPUs that share the model; vLLM alone can.")
     staged_load: bool = Field(True, description="Load new weights beside those that serve: short pauses, twice the memory.")
     canary_tolerance: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Nats; more, and a version is rolled back. Unset: 0.001 in float32, 0.03 in float16, 0.1 in bfloat16."
@@ -48,6 +48,14 @@ class GenerationSettings(ReplicatedSettings):
     )
     rollout_concurrency: Positive = Field(64, description="Training samples in flight at once.")
     stall_s: Seconds = Field(120.0, description="An engine with work that gives no token for so long is started anew.")
+
+    @model_validator(mode="after")
+    def _vllm_alone_has_several_gpus(self) -> Self:
+        if self.engine == "transformers" and self.tensor_parallel > 1:
+            raise ValueError(
+                f"tensor_parallel is {self.tensor_parallel}, and engine transformers has one device: use vllm, or 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_step_holds_every_sequence(self) -> Self:

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from honed.artifacts.version import VersionId
-from honed.generation.hf.decoder import Decoder
+from honed.generation.hf.decoder import Decoder, _passes
 from honed.generation.hf.row import Row, make_row
 from honed.generation.requests import EngineRequest, Sampling
 
@@ -76,6 +76,14 @@ def test_a_long_prompt_does_not_pad_the_short_ones() -> None:
     decoder = decoder_of(model_of("gpt2"))
     cohorts = drained(decoder, [[row([1] * 200, 6), *(row([i] * 5, 12) for i in range(2, 7))]])
     assert cohorts[0] == 2
+
+
+def test_a_pass_reads_no_more_tokens_than_it_may() -> None:
+    """But for a prompt that is longer: it has a pass of its own."""
+    rows = [row([i] * length, 4) for i, length in enumerate([20, 18, 16, 16, 14, 65], 1)]
+    passes = list(_passes(rows, 48))
+    assert [sorted(one.length for one in part) for part in passes] == [[14, 16, 16], [18, 20], [65]]
+    assert sorted(id(one) for part in passes for one in part) == sorted(map(id, rows))
 
 
 def test_what_leaves_takes_its_padding_along() -> None:

@@ -107,6 +107,7 @@ def test_the_bounds_of_a_push_are_settings() -> None:
         ({"gpu_memory_share": 1.1}, "gpu_memory_share"),
         ({"tensor_parallel": 0}, "tensor_parallel"),
         ({"call_timeout_s": 0}, "call_timeout_s"),
+        ({"engine": "transformers", "tensor_parallel": 2}, r"tensor_parallel is 2, and engine transformers has one device"),
         ({"max_batched_tokens": 32}, r"max_batched_tokens is 32, less than max_num_seqs 64"),
     ],
 )

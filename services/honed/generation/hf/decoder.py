@@ -17,10 +17,21 @@ from honed.generation.requests import FinishReason
 class Decoder:
     """All running rows. Not thread-safe: one caller at a time."""
 
-    def __init__(self, model: Any, version: VersionId, end_tokens: frozenset[int], max_batch: int) -> None:
-        """`model` is a causal language model in evaluation mode; `end_tokens` end a response."""
+    def __init__(
+        self, model: Any, version: VersionId, end_tokens: frozenset[int], max_batch: int, max_batched_tokens: int = 2048
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            model: A causal language model in evaluation mode.
+            version: What it is.
+            end_tokens: They end a response.
+            max_batch: Rows that step together.
+            max_batched_tokens: Tokens that one pass reads, padding included; a longer prompt has a pass of its own.
+        """
         self._end_tokens = end_tokens
         self._max_batch = max_batch
+        self._max_batched_tokens = max_batched_tokens
         self._waiting: list[Row] = []
         self._cohorts: list[Cohort] = []
         self._model = model
@@ -57,7 +68,7 @@ class Decoder:
         for cohort in self._cohorts:
             self._advance(cohort, cohort.reach())
             stepped.extend(cohort.rows)
-        for alike in _of_like_length(joining):
+        for alike in _passes(joining, self._max_batched_tokens):
             cohort = self._prefill(alike)
             stepped.extend(alike)
             if not any(other.join(cohort) for other in self._cohorts):
@@ -123,15 +134,15 @@ class Decoder:
         self._cohorts = [cohort for cohort in self._cohorts if cohort.rows]
 
 
-def _of_like_length(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Parts of rows that one pass reads without much padding."""
+def _passes(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
+    """Parts of rows that a pass reads with little padding, in no more than so many tokens."""
     part: list[Row] = []
     tokens = 0
     for row in sorted(rows, key=lambda row: row.length):
-        if part and row.length * (len(part) + 1) > ROOM * (tokens + row.length):
-            yield part
-            part, tokens = [], 0
-        part.append(row)
         tokens += row.length
+        if part and row.length * (len(part) + 1) > min(ROOM * tokens, max_tokens):
+            yield part
+            part, tokens = [], row.length
+        part.append(row)
     if part:
         yield part

@@ -42,6 +42,9 @@ class TransformersSettings:
             own.
         max_model_len: The most tokens of prompt and response together; None takes the model's.
         max_batch: Requests that one step may serve.
+        max_batched_tokens: Prompt tokens that one pass reads, padding included; a longer prompt has a
+            pass of its own.
+        threads: Compute threads on a CPU, of the whole process.
         device: Where the model runs, for example `cpu` or `cuda`.
         staged_load: Load new weights beside those that serve. It takes the memory of a second model
             between prepare and commit; without it, the pause holds the whole load.
@@ -51,6 +54,8 @@ class TransformersSettings:
     dtype: str = "float32"
     max_model_len: int | None = None
     max_batch: int = 64
+    max_batched_tokens: int = 2048
+    threads: int = 1
     device: str = "cpu"
     staged_load: bool = True
     seed: int = 0
@@ -121,6 +126,7 @@ class TransformersEngine(SwappingEngine):
                     return
 
     async def _launch(self, candidate: Candidate) -> WeightHost:
+        torch.set_num_threads(self._settings.threads)
         model = await asyncio.to_thread(self._load_model, candidate.directory)
         tokenizer = await asyncio.to_thread(
             transformers.AutoTokenizer.from_pretrained, candidate.directory, local_files_only=True, trust_remote_code=False
@@ -128,7 +134,8 @@ class TransformersEngine(SwappingEngine):
         config = model.config
         longest = min(self._settings.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
         ends = ModelFacts.read(candidate.directory).end_token_ids
-        decoder = Decoder(model, candidate.version, ends, self._settings.max_batch)
+        limits = self._settings.max_batch, self._settings.max_batched_tokens
+        decoder = Decoder(model, candidate.version, ends, *limits)
         staged = self._settings.staged_load
         host = TransformersHost(decoder, candidate.version, self._load_model, self._fail_all, staged=staged)
         self._running_or_none = _Running(host, tokenizer, EngineLimits(longest, config.vocab_size))
