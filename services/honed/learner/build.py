@@ -157,7 +157,7 @@ def vocabulary_of(base: Path, size: int) -> Vocabulary:
 def make_deterministic(device: torch.device, asked: bool | None) -> None:
     """Makes two runs on the same data give the same bits, on one kind of device with one build of torch (P6).
 
-    On a CPU the kernels that training uses are deterministic and this costs nothing. On a GPU the
+    On a CPU the kernels that training uses are deterministic as they are. On a GPU the
     gradient of reading rows (`index_select`, embeddings) adds in an order that varies; its
     deterministic form sorts first, and matrix products need a workspace of fixed size. An operation
     without a deterministic form raises.
@@ -171,6 +171,9 @@ def make_deterministic(device: torch.device, asked: bool | None) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(wanted)
+    # torch would then fill all new memory with NaN, to show a kernel that reads what nobody wrote: a tenth of a small model's
+    # update. The bits are the same without.
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def choose_device(name: str, *, setting: str = "learner.device") -> torch.device:
