@@ -48,11 +48,14 @@ def bench(
     from honed.recipes.bench.bench import run_bench, tasks
     from honed.recipes.bench.process import ProcessRunner, origin
     from honed.recipes.bench.results import Results
+    from honed.recipes.bench.table import around_markers
     from honed.recipes.catalogue import find_recipe, recipes
     from honed.recipes.changes import changed_tree
 
     chosen = [find_recipe(name) for name in names] if names else recipes()
     changed_tree(changes or ())  # one that cannot be is told at once
+    if table is not None:
+        around_markers(table)  # a page that cannot take the table is told of before the runs, not after
     wanted = tasks(list(dict.fromkeys(chosen)), seeds, changes=changes or ())
     results = Results(kept or directory / "results")
     if dry_run:

@@ -217,3 +217,13 @@ def test_the_page_keeps_the_rows_of_recipes_that_this_call_does_not_run(tmp_path
     assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == ["dpo-1.json", "rloo-1.json"]
     assert [name for name in ("`dpo`", "`rloo`") if name in page.read_text()] == ["`dpo`", "`rloo`"]
     assert "`dpo`" not in done.stdout
+
+
+def test_a_page_that_cannot_take_the_table_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    run = Runs()
+    monkeypatch.setattr("honed.recipes.bench.process.ProcessRunner", lambda *places: run)
+    asked = ["recipes", "bench", "rloo", "--directory", str(tmp_path), "--table", str(tmp_path / "no.md")]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 1
+    assert "no.md cannot be read: No such file" in refused.output
+    assert run.ran == []

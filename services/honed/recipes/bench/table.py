@@ -96,6 +96,18 @@ def write_between_markers(path: Path, text: str) -> None:
     """Puts a text between the markers of a page; all around it stays.
 
     Raises:
+        FailedPrecondition: See `around_markers`.
+    """
+    before, after = around_markers(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
+    partial.replace(path)
+
+
+def around_markers(path: Path) -> tuple[str, str]:
+    """What a page has before and after its table.
+
+    Raises:
         FailedPrecondition: The page is not there, or has not each marker once, in this order.
     """
     try:
@@ -106,9 +118,7 @@ def write_between_markers(path: Path, text: str) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in before + after:
         raise FailedPrecondition(f"{path} needs the lines {BEGIN} and {END}, once each: the table goes between them")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
-    partial.replace(path)
+    return before, after
 
 
 def _seconds(run: RecipeFigures) -> float:
