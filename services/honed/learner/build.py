@@ -173,7 +173,7 @@ def make_deterministic(device: torch.device, asked: bool | None) -> None:
     torch.use_deterministic_algorithms(wanted)
     # torch would then fill all new memory with NaN, to show a kernel that reads what nobody wrote: a tenth of a small model's
     # update. The bits are the same without.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # of the module's class
 
 
 def choose_device(name: str, *, setting: str = "learner.device") -> torch.device:
