@@ -144,6 +144,13 @@ def test_a_token_without_probability_is_never_drawn() -> None:
     assert set(tokens) == {1, 3}
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_told_and_not_sampled(bad: float) -> None:
+    logits = torch.tensor([[0.0, 1.0], [bad, 0.0]])
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        sample(logits, [Sampling(1)] * 2, [torch.Generator()] * 2)
+
+
 def test_spans_of_a_part_are_cut_from_the_whole() -> None:
     starts = [("1.1", 0), ("1.2", 4), ("1.3", 4), ("2.0", 9)]
     one, two, four = VersionId(1, 1), VersionId(1, 2), VersionId(2, 0)

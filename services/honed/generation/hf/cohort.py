@@ -64,7 +64,8 @@ class Cohort:
     @property
     def _plain(self) -> bool:
         """Whether the cache is one of keys and values of all tokens, and of nothing else (as a sliding window's is)."""
-        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        layers = getattr(self.cache, "layers", ())
+        return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def _stacked(first: torch.Tensor, second: torch.Tensor, width: int) -> torch.Tensor:

@@ -22,6 +22,9 @@ def sample(
     Returns:
         The tokens, and their log-probabilities in the distributions that they were drawn from (nats): after temperature,
         top-k and top-p, in this order; at temperature 0 the model's own.
+
+    Raises:
+        FloatingPointError: A row has no distribution: its logits are not finite.
     """
     device = logits.device
     greedy = torch.tensor([[sampling.temperature == 0] for sampling in samplings], device=device)
@@ -32,6 +35,8 @@ def sample(
     # In float64, or the last of a large vocabulary's tokens would be drawn too often or never.
     cumulative = logprobs.double().exp().cumsum(-1)
     total = cumulative[:, -1:]
+    if not bool(total.isfinite().all()):
+        raise FloatingPointError("the model's logits are not finite: there is nothing to sample from")
     points = total * torch.tensor([[_share(generator)] for generator in generators], dtype=torch.float64, device=device)
     # Below the total even when the product is rounded: a token without probability is never drawn.
     points = torch.minimum(points, total.nextafter(torch.zeros_like(total)))
