@@ -8,12 +8,17 @@ from collections.abc import Iterable
 from honed.generation.engine import CommitSettings, GenerationEngine, InitialVersion
 from honed.generation.gate import RequestGate
 from honed.generation.settings import GenerationSettings
+from honed.kit.errors import InvalidArgument
 
 
 def make_engine(
     section: GenerationSettings, initial: InitialVersion | Iterable[InitialVersion], gate: RequestGate
 ) -> GenerationEngine:
-    """The engine that the settings name; it reads `initial` when it starts."""
+    """The engine that the settings name; it reads `initial` when it starts.
+
+    Raises:
+        InvalidArgument: Several GPUs are asked for where vLLM is not installed.
+    """
     commit = CommitSettings(section.canary_tolerance, section.call_timeout_s, section.commit_timeout_s)
     kind = section.engine
     if kind == "auto":
@@ -38,6 +43,11 @@ def make_engine(
             commit,
             gate=gate,
             request_timeout_s=section.request_timeout_s,
+        )
+    if section.tensor_parallel > 1:
+        raise InvalidArgument(
+            "generation.tensor_parallel",
+            f"{section.tensor_parallel} GPUs share a model with vLLM alone, which is not installed",
         )
     from honed.generation.hf.engine import TransformersEngine, TransformersSettings
 

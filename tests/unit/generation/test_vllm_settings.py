@@ -12,6 +12,7 @@ from honed.artifacts.names import check_run
 from honed.artifacts.version import VersionId
 from honed.generation.engine import CommitSettings, InitialVersion
 from honed.generation.gate import RequestGate
+from honed.generation.hf.engine import TransformersEngine
 from honed.generation.make_engine import make_engine
 from honed.generation.requests import EngineRequest, Sampling
 from honed.generation.settings import GenerationSettings
@@ -94,6 +95,21 @@ def test_what_a_cpu_cannot_do_is_refused_by_its_name() -> None:
         engine_arguments(VLLMSettings(cuda_graphs=True), Path("/m"), cpu=True)
     with pytest.raises(InvalidArgument, match=r"generation\.tensor_parallel: 2 GPUs"):
         engine_arguments(VLLMSettings(tensor_parallel=2), Path("/m"), cpu=True)
+
+
+def test_several_gpus_are_refused_where_vllm_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("honed.generation.make_engine.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InvalidArgument, match=r"generation\.tensor_parallel: 2 GPUs share a model with vLLM alone"):
+        make_engine(GenerationSettings(tensor_parallel=2), FIRST, RequestGate(8, 10, application_share=0.75))
+
+
+def test_the_same_settings_reach_the_engine_on_transformers() -> None:
+    section = GenerationSettings.model_validate({**CHANGED, "engine": "transformers", "tensor_parallel": 1})
+    engine = make_engine(section, FIRST, RequestGate(8, 10, application_share=0.75))
+    assert isinstance(engine, TransformersEngine)
+    found = engine._settings
+    assert (found.dtype, found.max_model_len, found.max_batch) == ("bfloat16", 777, 11)
+    assert (found.max_batched_tokens, found.threads) == (1234, section.threads)
 
 
 def test_the_bounds_of_a_push_are_settings() -> None:
