@@ -34,6 +34,7 @@ import typer
 
 from honed.artifacts.version import VersionId
 from honed.config import RunSettings
+from honed.kit.memory import keep_freed_memory
 from honed.learner.build import build_trainer, train_settings
 from honed.learner.data.episode import Episode, TokenSpan
 from honed.learner.settings import LearnerSettings
@@ -209,6 +210,7 @@ def main(
     profile: Annotated[Path | None, typer.Option(help="Profile one more update; the raw profile goes to this path.")] = None,
 ) -> None:
     """Compares an update with bare passes of its model, and prints the ratio."""
+    keep_freed_memory()  # as a learner does, for both sides
     learner = LearnerSettings.model_validate({"threads": threads, "precision": precision, "batch": episodes})
     with scratch_directory() as directory:
         chosen = model or directory / "model"

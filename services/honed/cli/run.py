@@ -119,12 +119,15 @@ def serve(service: Annotated[Service, typer.Argument(help="Which service.")], ru
     import importlib
 
     from honed.kit.log import configure_logging
+    from honed.kit.memory import keep_freed_memory
     from honed.runtime import check_start, service_name
     from honed.settings_file import load_settings
     from honed.telemetry import traced
     from honed.topology import SERVICES
 
     _keep_private()
+    if service is Service.learner:
+        keep_freed_memory()
     settings = load_settings(run_file)
     configure_logging(service.value, settings.log_level)
     service_name.set(service.value)
@@ -147,11 +150,13 @@ def job(name: Annotated[Job, typer.Argument(help="Which job.")], run_file: RunFi
     """
     from honed.kit import tracing
     from honed.kit.log import configure_logging
+    from honed.kit.memory import keep_freed_memory
     from honed.runtime import service_name
     from honed.settings_file import load_settings
     from honed.telemetry import traced
 
     _keep_private()
+    keep_freed_memory()
     settings = load_settings(run_file)
     configure_logging(name.value, settings.log_level)
     service_name.set("learner")  # jobs are the learner's

@@ -1,0 +1,50 @@
+"""Memory that is freed stays with the process: counted in page faults of a process of its own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+_CHILD = """
+import resource, sys
+from honed.kit.memory import keep_freed_memory
+print(keep_freed_memory() if sys.argv[1] == "keep" else None)
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use(): [bytearray(16 << 20) for _ in range(4)]
+use()
+before = faults()
+for _ in range(5): use()
+print(faults() - before)
+"""
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+
+
+def run(how: str, **variables: str) -> tuple[str, int]:
+    """What `keep_freed_memory` said, and the page faults of five rounds in which 64 MiB are used and freed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", _CHILD, how], env={**environment, **variables}, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    said, faults = ran.stdout.split()
+    return said, int(faults)
+
+
+def test_what_is_freed_is_used_again_without_page_faults() -> None:
+    said, faults = run("keep")
+    _, otherwise = run("leave")
+    assert said == "True"
+    assert faults < 500
+    assert otherwise > 20 * faults
+
+
+def test_settings_of_the_environment_stand() -> None:
+    _, kept = run("keep")
+    said, faults = run("keep", MALLOC_TRIM_THRESHOLD_="131072")
+    assert said == "False"
+    assert faults > 20 * kept
