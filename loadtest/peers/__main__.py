@@ -9,8 +9,8 @@ number and length of responses, passes over a batch, optimizer, learning rate an
 The peer is one process that samples with transformers and trains, with `--threads` compute threads, by default one for each
 core. It is set up as fast as it can be; with `--as-it-comes` it keeps TRL's own settings where the task says nothing: eight
 responses in a pass, and activations that are computed again for the gradient (TRL's own precision is bfloat16). Ours is `honed
-up` as a user starts it: vLLM, scorer, learner, conductor and Redis in processes of their own, a checkpoint and a push of each
-version.
+up` as a user starts it: vLLM, scorer, learner, conductor and Redis in processes of their own, a push of each version, and a
+checkpoint at each tenth.
 
 Start-up counts on neither side: time begins with the end of a side's first update. The rate leaves out two more updates. The
 score is the mean of the batches in the last tenth of `--seconds`. `ratio` is the median of the seeds' ratios of episodes/s.

@@ -1,4 +1,4 @@
-"""honed on the task: the whole of `honed up`, with its services, Redis, checkpoints and a push of each version."""
+"""honed on the task: the whole of `honed up`, with its services, Redis, a push of each version and checkpoints."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def run_tree(root: Path, task: Task, engine: str) -> dict[str, Any]:
             "precision": task.precision,
             "reward_normalisation": "none",
             "overlap_push": True,  # nobody else waits for the generator
+            "checkpoint_every": 10,  # the peers write none
             "kl": {"controller": "fixed", "coefficient": task.kl},
             "steps": None,
         },

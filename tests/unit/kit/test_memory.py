@@ -6,8 +6,14 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from honed.cli import run as run_commands
+from honed.cli.main import app
+from honed.kit import memory
 
 _CHILD = """
 import resource, sys
@@ -24,7 +30,7 @@ print(faults() - before)
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 
 
-def run(how: str, **variables: str) -> tuple[str, int]:
+def count(how: str, **variables: str) -> tuple[str, int]:
     """What `keep_freed_memory` said, and the page faults of five rounds in which 64 MiB are used and freed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     ran = subprocess.run(
@@ -36,15 +42,36 @@ def run(how: str, **variables: str) -> tuple[str, int]:
 
 
 def test_what_is_freed_is_used_again_without_page_faults() -> None:
-    said, faults = run("keep")
-    _, otherwise = run("leave")
+    said, faults = count("keep")
+    _, otherwise = count("leave")
     assert said == "True"
     assert faults < 500
     assert otherwise > 20 * faults
 
 
 def test_settings_of_the_environment_stand() -> None:
-    _, kept = run("keep")
-    said, faults = run("keep", MALLOC_TRIM_THRESHOLD_="131072")
+    _, kept = count("keep")
+    said, faults = count("keep", MALLOC_TRIM_THRESHOLD_="131072")
     assert said == "False"
     assert faults > 20 * kept
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        (("serve", "learner"), True),
+        (("job", "pretrain"), True),
+        (("job", "reward-model"), True),
+        (("serve", "reward"), False),
+        (("serve", "generation"), False),
+    ],
+)
+def test_the_learner_and_its_jobs_ask_for_it(
+    command: tuple[str, ...], wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: asked.append(True))
+    monkeypatch.setattr(run_commands, "_keep_private", lambda: None)  # of this process, which runs other tests
+    done = CliRunner().invoke(app, [*command, "--run-file", str(tmp_path / "missing.yaml")])
+    assert done.exit_code != 0
+    assert bool(asked) is wanted
