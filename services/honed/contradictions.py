@@ -98,9 +98,23 @@ def _of_learner(settings: RunSettings) -> Iterator[str]:
             f"learner.kl.horizon: with {kl.horizon}, one update of learner.batch = {learner.batch} rollouts can turn the "
             f"coefficient to 0 or below, for ever: take more than {_KL_CLIP * learner.batch:g}, some batches at least"
         )
+    yield from _of_cores(settings)
     yield from _of_mixture(settings)
     if settings.queue.lease_s < _SHORTEST_LEASE_S:
         yield f"queue.lease_s: {settings.queue.lease_s:g} s end before a renewal arrives: take {_SHORTEST_LEASE_S:g} or more"
+
+
+def _of_cores(settings: RunSettings) -> Iterator[str]:
+    own, threads, launcher = settings.learner.own_cores, settings.learner.threads, settings.conductor.launcher
+    if own is None:
+        return
+    if settings.conductor.services_elsewhere:
+        yield (
+            f"learner.own_cores: is for processes of one machine, and conductor.launcher is {launcher}: leave it out, and give "
+            "the learner's Pod its processors by deploy's requests and limits"
+        )
+    if threads is not None and threads > own:
+        yield f"learner.own_cores: {own}, and learner.threads: {threads} would not fit on them: take more, or fewer threads"
 
 
 def _of_mixture(settings: RunSettings) -> Iterator[str]:

@@ -12,9 +12,10 @@ from honed.check.bills import BYTES, GIB, checkpoint_gib
 from honed.check.findings import Report, existing
 from honed.check.memory import check_memory, has_gpu, rounded
 from honed.check.model import BaseModel
+from honed.conductor.cores import cores_beside
 from honed.config import RunSettings
 from honed.kit.address import host_port, resolved
-from honed.kit.errors import InvalidArgument
+from honed.kit.errors import FailedPrecondition, InvalidArgument
 from honed.settings import ServerSettings
 
 _PORTS: Final = ("port", "control_port", "health_port", "metrics_port")
@@ -27,6 +28,7 @@ def check_machine(settings: RunSettings, report: Report, model: BaseModel | None
             check_memory(settings, report, model.parameters, body)
             _check_disk(settings, report, model.parameters)
         _check_devices(settings, report)
+        _check_cores(settings, report)
         _check_ports(settings, report)
     _check_files(settings, report)
     _check_reuse(settings, report)
@@ -92,6 +94,21 @@ def _check_devices(settings: RunSettings, report: Report) -> None:
         if not torch.cuda.is_available():
             for field in wanted:
                 report.error(field, f"is {asked[field]}, and this machine has no GPU that torch can use: set auto or cpu")
+
+
+def _check_cores(settings: RunSettings, report: Report) -> None:
+    try:
+        left = len(cores_beside(settings.learner.own_cores))
+    except FailedPrecondition as error:
+        report.error("learner.own_cores", str(error).removeprefix("learner.own_cores: "))
+        return
+    threads = settings.generation.threads * settings.generation.replicas
+    if left and threads > left and not has_gpu():
+        report.warning(
+            "learner.own_cores",
+            f"leaves {left} of this machine's cores, and generation computes with {threads} threads: it may be what training "
+            "waits for",
+        )
 
 
 def _check_ports(settings: RunSettings, report: Report) -> None:

@@ -23,6 +23,7 @@ class ProcessSpec:
         environment: variables over the launcher's own.
         nice: how far the process stands back when cores are short, 0 to 19.
         starting_nice: the same until it is ready; None for no other.
+        trains: it may use the cores that the launcher keeps for training.
         ready: returns once the process serves; raises nothing, may be cancelled. None: it is ready when it runs.
         alive: answers soon as long as the process is not hung, and raises anything otherwise. None: never asked.
         stop_s: how long the process may take to end after SIGTERM.
@@ -36,6 +37,7 @@ class ProcessSpec:
     alive: Callable[[], Awaitable[None]] | None = None
     stop_s: float = STOP_S
     starting_nice: int | None = None
+    trains: bool = False
 
 
 @dataclass

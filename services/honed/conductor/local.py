@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from honed.artifacts.store import PolicyStore
+from honed.conductor.cores import cores_beside
 from honed.conductor.endpoints import with_ports
 from honed.conductor.fleet import LocalFleet
 from honed.conductor.local_launcher import Limits, ProcessLauncher
@@ -50,7 +51,7 @@ async def local_run(settings: RunSettings, *, fresh: bool = False, expendable: C
 
     Raises:
         FailedPrecondition: another process runs in the same directory, the directory cannot be used, or a package is not
-            installed that the run file asks for.
+            installed that the run file asks for, or this machine has too few cores for `learner.own_cores`.
     """
     workspace = Workspace(settings.directory)
     if settings.conductor.services_elsewhere:
@@ -59,6 +60,7 @@ async def local_run(settings: RunSettings, *, fresh: bool = False, expendable: C
             "run `honed serve conductor` beside services that run elsewhere"
         )
     _check_ours(workspace)
+    shared_cores = cores_beside(settings.learner.own_cores)
     check_tracking(settings)
     with alone(workspace):
         await asyncio.to_thread(stop_leftover, workspace.redis)
@@ -69,7 +71,9 @@ async def local_run(settings: RunSettings, *, fresh: bool = False, expendable: C
             ensure_local_tokens(settings.tokens_directory)
         section = settings.conductor
         launcher = ProcessLauncher(
-            workspace.logs, Limits(section.restart_limit, section.restart_window_s, section.log_mb << 20)
+            workspace.logs,
+            Limits(section.restart_limit, section.restart_window_s, section.log_mb << 20),
+            shared_cores=shared_cores,
         )
         processes = Processes(settings, workspace.effective_settings)
         fleet = LocalFleet(settings, launcher, processes, lambda current: write_settings(current, workspace.effective_settings))

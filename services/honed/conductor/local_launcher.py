@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +52,11 @@ class Limits:
 class ProcessLauncher:
     """Runs everything as child processes of this one."""
 
-    def __init__(self, logs: Path, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
-        """Writes output under `logs`; `clock` gives seconds."""
-        self._logs, self._limits, self._clock = logs, limits, clock
+    def __init__(
+        self, logs: Path, limits: Limits, clock: Callable[[], float] = time.monotonic, shared_cores: Sequence[int] = ()
+    ) -> None:
+        """Writes output under `logs`; `clock` gives seconds; what does not train is bound to `shared_cores`, if any."""
+        self._logs, self._limits, self._clock, self._shared_cores = logs, limits, clock, shared_cores
         self._states: dict[str, ProcessState] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._ready: dict[str, asyncio.Event] = {}
@@ -201,10 +203,11 @@ class ProcessLauncher:
     async def _spawn(self, spec: ProcessSpec, state: ProcessState) -> asyncio.subprocess.Process:
         self._logs.mkdir(parents=True, exist_ok=True)
         nice = spec.nice if spec.starting_nice is None else spec.starting_nice
+        cores = "" if spec.trains else ",".join(map(str, self._shared_cores))
         with (self._logs / f"{spec.name}.log").open("ab") as log:
             # A group of its own, so that grandchildren (vLLM's engine process) end with it.
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "honed.conductor.child", str(os.getpid()), str(nice)),
+                *(sys.executable, "-m", "honed.conductor.child", str(os.getpid()), str(nice), cores),
                 *spec.command,
                 env={**os.environ, **spec.environment},
                 stdin=asyncio.subprocess.DEVNULL,

@@ -65,7 +65,7 @@ class Processes:
     def job(self, name: str, *arguments: str) -> ProcessSpec:
         """A training job."""
         command = (sys.executable, "-m", "honed.cli.main", "job", name, "--run-file", str(self._run_file), *arguments)
-        return ProcessSpec(name, command, self._environment())
+        return ProcessSpec(name, command, self._environment(), trains=True)
 
     def _spec(self, process: str, name: str, section: ServerSettings, variables: Mapping[str, str]) -> ProcessSpec:
         service = SERVICES[name]
@@ -78,6 +78,7 @@ class Processes:
             alive_probe(section),
             # Calls in flight have `drain_s`, and so does the work behind them.
             stop_s=max(STOP_S, 2 * section.drain_s + 10) if name != "learner" else self._update_s(section),
+            trains=name == "learner",
         )
 
     def _update_s(self, section: ServerSettings) -> float:

@@ -67,7 +67,7 @@ def build_trainer(settings: RunSettings, base: Path, critic: CriticStart | None 
             recompute_layers(values.language_model)
     language_model = load_language_model(base, device=device)
     if device.type == "cpu":
-        use_threads(section.threads, language_model, beside_generation(settings))
+        use_threads(section.threads or section.own_cores, language_model, beside_generation(settings))
     if section.unfrozen_layers is not None:
         freeze_lower_layers(language_model, section.unfrozen_layers)
     policy = PolicyModel(language_model, precision=section.precision, recompute=section.gradient_checkpointing, critic=values)
@@ -240,6 +240,6 @@ def config_hash(settings: RunSettings) -> str:
 NOT_LEARNED: Final = frozenset(LearnerSettings.model_fields) & (
     frozenset(ServerSettings.model_fields)
     | {"threads", "checkpoint_every", "keep_checkpoints", "push_timeout_s", "overlap_push", "on_refused", "bad_batches"}
-    | {"update_timeout_s", "journal_mb", "gradient_checkpointing"}
+    | {"own_cores", "update_timeout_s", "journal_mb", "gradient_checkpointing"}
 )
 """Settings of the section that say how the service runs, not what it learns."""

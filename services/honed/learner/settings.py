@@ -55,6 +55,11 @@ class LearnerSettings(ServerSettings):
     threads: Positive | None = Field(
         None, description="Compute threads on a CPU. Unset: the cores that generation leaves, one of two for a small model."
     )
+    own_cores: Positive | None = Field(
+        None,
+        description="Cores that `honed up` keeps its other processes off, on a machine without a GPU: nothing interrupts "
+        "training, and serving has the rest. As many threads unless threads says fewer. Unset: all share, serving goes first.",
+    )
     batch: Positive = Field(256, description="Rollouts of one update.")
     epochs: Positive | None = Field(
         None, description="Passes over a batch. Unset: 4 with a clipped ratio (ppo, grpo, rloo), else 1."

@@ -58,7 +58,7 @@ def test_a_child_of_the_first_process_of_a_container_starts(monkeypatch: pytest.
     monkeypatch.setattr(os, "nice", lambda _: 0)
     monkeypatch.setattr(os, "execvp", lambda _, command: started.append(command))
     monkeypatch.setattr(child.ctypes, "CDLL", lambda *_, **__: type("Libc", (), {"prctl": staticmethod(lambda *_: 0)}))
-    monkeypatch.setattr(sys, "argv", ["child", str(parent), "0", "honed", "serve"])
+    monkeypatch.setattr(sys, "argv", ["child", str(parent), "0", "", "honed", "serve"])
     if starts:
         child.main()
         assert started == [["honed", "serve"]]
