@@ -8,9 +8,10 @@ Method. For each seed both sides train on the same task, one after the other, ne
 number and length of responses, passes over a batch, optimizer, learning rate and price of KL, and a reward that a rule gives.
 The peer is one process that samples with transformers and trains, with `--threads` compute threads, by default one for each
 core. It is set up as fast as it can be; with `--as-it-comes` it keeps TRL's own settings where the task says nothing: eight
-responses in a pass, and activations that are computed again for the gradient (TRL's own precision is bfloat16). Ours is `honed
+responses in a pass, activations that are computed again for the gradient, and bfloat16. Ours is `honed
 up` as a user starts it: vLLM, scorer, learner, conductor and Redis in processes of their own, a push of each version, and a
-checkpoint at each tenth.
+checkpoint at each tenth. Nobody else waits for its generator, so the push overlaps with the next update, and a small learner
+has a core of its own (`--own-cores`); a larger one needs both cores of two.
 
 Start-up counts on neither side: time begins with the end of a side's first update. The rate leaves out two more updates. The
 score is the mean of the batches in the last tenth of `--seconds`. `ratio` is the median of the seeds' ratios of episodes/s.
@@ -32,6 +33,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 import loadtest
+from honed.kit.cores import granted_cores
 from loadtest import report
 from loadtest.peers import compare, ours
 from loadtest.peers.task import PEER_BATCH, Task, make_model, make_prompts
@@ -111,11 +113,18 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="Compute threads of the peer.")] = os.cpu_count() or 1,
     learning_rate: Annotated[float, typer.Option(min=0, help="AdamW's, of both.")] = 1e-3,
-    precision: Annotated[Precision, typer.Option(help="Of both trainers' passes.")] = "float32",
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Of both trainers' passes. Unset: float32; with --as-it-comes bfloat16, TRL's own."),
+    ] = None,
     as_it_comes: Annotated[
         bool, typer.Option("--as-it-comes", help="TRL with its own settings, not the fastest ones.")
     ] = False,
     engine: Annotated[str, typer.Option(help="Ours: vllm, transformers or auto.")] = "auto",
+    own_cores: Annotated[
+        int | None,
+        typer.Option(min=0, help="Ours: cores for the learner alone. Unset: one for gpt2 (of two or more), none for llama."),
+    ] = None,
     environment: Annotated[Path, typer.Option(help="What `make peers` made.")] = ROOT / "build" / "peers",
 ) -> None:
     """Compares honed with TRL's trainer and prints both sides' figures."""
@@ -138,8 +147,9 @@ def main(
             kl=0.01 if algorithm == "ppo" else 0.0,
             seconds=seconds,
             threads=threads,
+            own_cores=int(model == "gpt2" and granted_cores() > 1) if own_cores is None else own_cores,
             as_it_comes=as_it_comes,
-            precision=precision,
+            precision=precision or ("bfloat16" if as_it_comes else "float32"),
             seed=0,
         )
         pairs = []
@@ -177,6 +187,7 @@ def _finish(pairs: list[tuple[compare.Side, compare.Side]], task: Task, model: s
         "seconds": task.seconds,
         "seeds": len(pairs),
         "threads": task.threads,
+        "own_cores": task.own_cores,
         "as_it_comes": task.as_it_comes,
         "precision": task.precision,
         "missed": missed,

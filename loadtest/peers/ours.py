@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import loadtest
-from honed.kit.cores import granted_cores
 from honed.v1 import learner_pb2
 from loadtest.live_run import live_run
 from loadtest.peers.compare import Training, Update
@@ -54,7 +53,7 @@ def run_tree(root: Path, task: Task, engine: str) -> dict[str, Any]:
             "precision": task.precision,
             "reward_normalisation": "none",
             "overlap_push": True,  # nobody else waits for the generator
-            "own_cores": min(granted_cores() - 1, 4) or None,
+            "own_cores": task.own_cores or None,
             "checkpoint_every": 10,  # the peers write none
             "kl": {"controller": "fixed", "coefficient": task.kl},
             "steps": None,

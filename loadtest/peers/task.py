@@ -39,6 +39,7 @@ class Task:
         kl: Price of a nat to the reference model; 0 needs none.
         seconds: How long to train from the end of the first update on.
         threads: Compute threads of the peer's process.
+        own_cores: Cores that honed's learner has to itself; 0 for none.
         as_it_comes: Whether the peer keeps its own settings where the task says nothing.
         precision: Of both trainers' passes.
         seed: Of order and sampling.
@@ -55,6 +56,7 @@ class Task:
     kl: float
     seconds: float
     threads: int
+    own_cores: int
     as_it_comes: bool
     precision: Literal["float32", "bfloat16"]
     seed: int

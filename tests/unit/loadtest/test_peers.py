@@ -64,7 +64,7 @@ def test_the_reward_is_learnable_and_a_random_policy_has_some_of_it():
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_our_side_runs_the_task_that_the_peer_reads(algorithm: str, tmp_path: Path):
-    task = Task("model", "prompts", algorithm, 24, 64, 8, 4, 1e-3, 0.05, 30.0, 2, False, "bfloat16", 3)  # type: ignore[arg-type]
+    task = Task("model", "prompts", algorithm, 24, 64, 8, 4, 1e-3, 0.05, 30.0, 2, 1, False, "bfloat16", 3)  # type: ignore[arg-type]
     task.write(tmp_path / "task.json")
     assert Task.read(tmp_path / "task.json") == task
     settings = RunSettings.model_validate(run_tree(tmp_path, task, "auto"))
