@@ -11,10 +11,17 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 from honed.conductor.priority import stand_back
 
 PR_SET_PDEATHSIG = 1
+
+
+def tied(command: Sequence[str], nice: int = 0, cores: Sequence[int] = ()) -> list[str]:
+    """The command as a child of this process: `nice` behind it, and on the cores with these numbers, or on any."""
+    own = (str(os.getpid()), str(nice), ",".join(map(str, cores)))
+    return [sys.executable, "-m", "honed.conductor.child", *own, *command]
 
 
 def main() -> None:

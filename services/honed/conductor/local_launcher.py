@@ -10,12 +10,12 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from honed.conductor.child import tied
 from honed.conductor.launcher import ProcessSpec, ProcessState
 from honed.conductor.logs import rotate, tail
 from honed.conductor.priority import set_back
@@ -203,12 +203,10 @@ class ProcessLauncher:
     async def _spawn(self, spec: ProcessSpec, state: ProcessState) -> asyncio.subprocess.Process:
         self._logs.mkdir(parents=True, exist_ok=True)
         nice = spec.nice if spec.starting_nice is None else spec.starting_nice
-        cores = "" if spec.trains else ",".join(map(str, self._shared_cores))
         with (self._logs / f"{spec.name}.log").open("ab") as log:
             # A group of its own, so that grandchildren (vLLM's engine process) end with it.
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "honed.conductor.child", str(os.getpid()), str(nice), cores),
-                *spec.command,
+                *tied(spec.command, nice, () if spec.trains else self._shared_cores),
                 env={**os.environ, **spec.environment},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

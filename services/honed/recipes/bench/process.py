@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from honed import __version__
+from honed.conductor.child import tied
 from honed.kit.cores import available_cores
 from honed.kit.errors import DataLoss, DeadlineExceeded, FailedPrecondition
 from honed.recipes.bench.bench import Origin
@@ -51,13 +51,12 @@ class ProcessRunner:
         directory = self.runs / task.label
         log = self.runs / f"{task.label}.log"
         self.runs.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "honed.conductor.child", str(os.getpid()), "0"]  # which ends with this process
-        command += [sys.executable, "-m", "honed.cli.main", "recipes", "run", task.recipe.name, "--seed", str(task.seed)]
+        command = [sys.executable, "-m", "honed.cli.main", "recipes", "run", task.recipe.name, "--seed", str(task.seed)]
         command += ["--directory", str(directory), "--reuse", str(self.reuse), "--fresh"]
         command += [part for change in task.changes for part in ("--set", change)]
         with log.open("wb") as output:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                tied(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
             try:
                 status = child.wait(self.limit_s)
