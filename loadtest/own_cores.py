@@ -1,9 +1,9 @@
 """What `learner.own_cores` gives training, and what it takes from people who are served meanwhile.
 
 Method. One run, as `honed up` starts it, that trains without end on a small model. Windows in turns: in one, everything but the
-learner is bound to the cores that `learner.own_cores` leaves, as `honed up` would bind it; in the next, all share all cores
-again. Two applications ask for a response after another all the time. `ratio` is updates a second, bound over shared, the
-median of the pairs; `latency_ratio` the same of the median time of a response of 24 tokens.
+learner and `honed up` itself is bound to the cores that `learner.own_cores` leaves, as `honed up` would bind it; in the next,
+all share all cores again. Two applications ask for a response after another all the time. `ratio` is updates a second, bound
+over shared, the median of the pairs; `latency_ratio` the same of the median time of a response of 24 tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -51,15 +50,16 @@ def updates_per_second(ended: Sequence[float], window: Window) -> float:
     inside = [at for at in sorted(ended) if window.begin <= at <= window.end]
     if len(inside) < 2:
         raise ValueError(f"a window of {window.end - window.begin:.1f} s held {len(inside)} updates: make --seconds longer")
-    return 1 / statistics.fmean(after - before for before, after in pairwise(inside))
+    return (len(inside) - 1) / (inside[-1] - inside[0])
 
 
-def bind(pid: int, cores: Sequence[int]) -> None:
-    """Binds a process, and each thread that it has."""
-    with contextlib.suppress(OSError):  # it has ended
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(int(thread), cores)
+def bind_beside_the_learner(up: int, cores: Sequence[int]) -> None:
+    """Binds each thread of what `honed up`, a process of that id, has started, but for the learner's."""
+    for pid in set(descendants(up)) - {up}:
+        with contextlib.suppress(OSError):  # it has ended
+            if b"\0serve\0learner\0" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    os.sched_setaffinity(int(thread), cores)
 
 
 async def measure(root: Path, engine: str, own: int, rounds: int, seconds: float) -> dict[str, Any]:
@@ -74,9 +74,7 @@ async def measure(root: Path, engine: str, own: int, rounds: int, seconds: float
         with report.progress() as bar:
             for number in bar.track(range(2 * rounds), description="windows"):
                 bound = number % 4 in (1, 2)  # shared, bound, bound, shared: a drift of the machine favours neither
-                for pid in descendants(run.process.pid):
-                    if b"\0serve\0learner\0" not in await asyncio.to_thread(_command, pid):
-                        bind(pid, beside if bound else everywhere)
+                await asyncio.to_thread(bind_beside_the_learner, run.process.pid, beside if bound else everywhere)
                 await asyncio.sleep(_SETTLE_S)
                 windows.append(Window(time.time()))
                 await asyncio.sleep(seconds)
@@ -91,6 +89,8 @@ async def measure(root: Path, engine: str, own: int, rounds: int, seconds: float
         (a, b) if number % 2 == 0 else (b, a) for number, (a, b) in enumerate(zip(windows[::2], windows[1::2], strict=True))
     ]
     rates = [(updates_per_second(ended, a), updates_per_second(ended, b)) for a, b in pairs]
+    if not all(window.latencies for window in windows):
+        raise ValueError(f"a window of {seconds:g} s held no response: make --seconds longer")
     waits = [(statistics.median(a.latencies), statistics.median(b.latencies)) for a, b in pairs]
     report.show(report.figures_table(
         "training and serving, cores shared and of its own",
@@ -122,13 +122,6 @@ async def _ask(run: LiveRun, windows: Sequence[Window], seed: int) -> None:
         await run.generation.Generate(request, timeout=_CALL_TIMEOUT_S)
         if windows and windows[-1].begin <= asked and not windows[-1].end:
             windows[-1].latencies.append(time.time() - asked)
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def main(

@@ -111,7 +111,7 @@ def _of_cores(settings: RunSettings) -> Iterator[str]:
     if settings.conductor.services_elsewhere:
         yield (
             f"learner.own_cores: is for processes of one machine, and conductor.launcher is {launcher}: leave it out, and give "
-            "the learner's Pod its processors by deploy's requests and limits"
+            "the learner's Pod its processors by its requests and limits"
         )
     if threads is not None and threads > own:
         yield f"learner.own_cores: {own}, and learner.threads: {threads} would not fit on them: take more, or fewer threads"

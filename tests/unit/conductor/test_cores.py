@@ -19,6 +19,7 @@ from honed.conductor.local_launcher import Limits, ProcessLauncher
 from honed.conductor.processes import Processes
 from honed.config import RunSettings
 from honed.kit.errors import FailedPrecondition
+from honed.learner.build import build_trainer
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
 PARENT = (sys.executable, "-c", f"import subprocess; subprocess.run({list(SLEEP)!r})")
@@ -114,6 +115,35 @@ def test_settings_that_contradict_it_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"learner\.own_cores: is for processes of one machine, and conductor\.launcher is none"
     ):
         settings_of(tree)
+
+
+async def test_a_run_binds_what_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = min(os.sched_getaffinity(0))
+    monkeypatch.setattr("honed.conductor.local.cores_beside", lambda own: (one,) if own == 1 else ())
+    settings = RunSettings.model_validate({"directory": str(tmp_path / "run"), "learner": {"own_cores": 1}})
+    made: list[ProcessLauncher] = []
+
+    class Noted(ProcessLauncher):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            made.append(self)
+
+    monkeypatch.setattr("honed.conductor.local.ProcessLauncher", Noted)
+    async with local_run(settings):
+        await made[0].start(ProcessSpec("any", SLEEP, stop_s=1.0), 30)
+        await until(lambda: os.sched_getaffinity(process(made[0], "any").pid or 0) == {one}, 60, "it is bound")
+
+
+@pytest.mark.parametrize(("own", "threads", "computing"), [(3, None, 3), (3, 2, 2), (None, 2, 2)])
+def test_the_learner_has_a_thread_for_each_core_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: int | None, threads: int | None, computing: int
+) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr("honed.learner.build.use_threads", lambda threads, *_: asked.append(threads))
+    tree = run_tree(tmp_path)
+    tree["learner"] = tree.get("learner", {}) | {"own_cores": own, "threads": threads, "device": "cpu"}
+    build_trainer(settings_of(tree), Path(tree["conductor"]["start_from"]))
+    assert asked == [computing]
 
 
 async def test_too_many_are_refused_before_anything_is_touched(tmp_path: Path) -> None:
